@@ -1,0 +1,205 @@
+//! Hosts that can be lost: network namespaces joined by a bridge.
+//!
+//! Each host has one interface to the common bridge. A server host's interface is a port of a bridge of
+//! its own, [`BRIDGE`], as on a real machine that gives containers addresses of its network; the client's
+//! carries its address itself.
+
+mod capture;
+mod host;
+mod ip;
+mod loss;
+mod processes;
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use anyhow::{Context, Result, ensure};
+
+pub use capture::Capture;
+pub use host::{Host, Process};
+
+/// The bridge inside every server host.
+pub const BRIDGE: &str = "br0";
+/// Length of the network's prefix.
+pub const PREFIX: u8 = 24;
+/// Beds that this process has made.
+static BEDS: AtomicU8 = AtomicU8::new(0);
+
+/// Three hosts, the network between them, and everything that runs on them. Dropping it removes all.
+#[derive(Debug)]
+pub struct Bed {
+    /// Begins the names of the namespaces; contains this process's number.
+    name: String,
+    /// The third byte of the addresses: beds are apart even in the host's own routing.
+    subnet: u8,
+    hosts: Vec<Host>,
+}
+
+impl Bed {
+    /// Makes `primary`, `backup` and `client`, at .1, .2 and .3 of a network of their own.
+    ///
+    /// # Errors
+    /// If this is not root, or a namespace, link or bridge cannot be made; nothing stays behind then.
+    pub fn new() -> Result<Self> {
+        Self::with_hosts(&["primary", "backup"])
+    }
+
+    /// Makes the server hosts named, at .1 and following, and `client` behind them.
+    ///
+    /// # Errors
+    /// As for [`Bed::new`].
+    pub fn with_hosts(servers: &[&str]) -> Result<Self> {
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "hosts are network namespaces: only root can make them"
+        );
+        sweep();
+        let mut bed = Self::reserve()?;
+        ip::run(&[
+            "-n",
+            &bed.switch(),
+            "link",
+            "add",
+            "switch",
+            "type",
+            "bridge",
+            "stp_state",
+            "0",
+        ])?;
+        ip::run(&["-n", &bed.switch(), "link", "set", "switch", "up"])?;
+        for (index, host) in servers.iter().chain(&["client"]).enumerate() {
+            let last = u8::try_from(index + 1).context("too many hosts")?;
+            bed.add(host, last, index < servers.len())?;
+        }
+        Ok(bed)
+    }
+
+    /// Takes a name that is free, by making the namespace of the common bridge.
+    fn reserve() -> Result<Self> {
+        let serial = BEDS.fetch_add(1, Ordering::Relaxed);
+        let name = format!("us{}-{serial}", std::process::id());
+        ip::run(&["netns", "add", &format!("{name}-switch")])?;
+        Ok(Self {
+            name,
+            subnet: serial,
+            hosts: Vec::new(),
+        })
+    }
+
+    fn switch(&self) -> String {
+        format!("{}-switch", self.name)
+    }
+
+    fn add(&mut self, host: &str, last: u8, server: bool) -> Result<()> {
+        let (switch, netns) = (self.switch(), format!("{}-{host}", self.name));
+        ip::run(&["netns", "add", &netns])?;
+        let address = self.address(last);
+        self.hosts.push(Host::new(host, &netns, address));
+        for link in ["all", "default"] {
+            let off = format!("net.ipv6.conf.{link}.disable_ipv6=1");
+            ip::exec(&netns, &["sysctl", "-qw", &off])?;
+        }
+        ip::run(&["-n", &netns, "link", "set", "lo", "up"])?;
+        ip::run(&[
+            "-n",
+            &netns,
+            "link",
+            "add",
+            host::UPLINK,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            host,
+            "netns",
+            &switch,
+        ])?;
+        ip::run(&["-n", &switch, "link", "set", host, "master", "switch", "up"])?;
+        let mut holder = host::UPLINK;
+        if server {
+            holder = BRIDGE;
+            ip::run(&[
+                "-n",
+                &netns,
+                "link",
+                "add",
+                BRIDGE,
+                "type",
+                "bridge",
+                "stp_state",
+                "0",
+            ])?;
+            ip::run(&["-n", &netns, "link", "set", host::UPLINK, "master", BRIDGE])?;
+            ip::run(&["-n", &netns, "link", "set", BRIDGE, "up"])?;
+        }
+        ip::run(&[
+            "-n",
+            &netns,
+            "addr",
+            "add",
+            &format!("{address}/{PREFIX}"),
+            "dev",
+            holder,
+        ])?;
+        ip::run(&["-n", &netns, "link", "set", host::UPLINK, "up"])
+    }
+
+    /// An address of this bed's network.
+    #[must_use]
+    pub const fn address(&self, last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 79, self.subnet, last)
+    }
+
+    /// Watches what a host sends over its uplink.
+    ///
+    /// # Errors
+    /// If tcpdump cannot be started, or refuses the filter.
+    pub fn watch(&self, host: &Host, filter: &str) -> Result<Capture> {
+        Capture::start(&self.switch(), host.name(), filter)
+    }
+
+    /// Ends everything on all hosts and removes them, for those who leave without dropping the bed.
+    pub fn remove(&self) {
+        for host in &self.hosts {
+            host.kill_all();
+            let _ = ip::run(&["netns", "del", host.netns()]);
+        }
+        let _ = ip::run(&["netns", "del", &self.switch()]);
+    }
+
+    /// The host of this name.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn host(&self, name: &str) -> Result<&Host> {
+        let found = self.hosts.iter().find(|host| host.name() == name);
+        found.with_context(|| format!("the test bed has no host {name}"))
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// Removes what beds left behind whose process was killed before it could.
+fn sweep() {
+    let Ok(entries) = fs::read_dir(ip::DIR) else {
+        return;
+    };
+    for name in entries
+        .flatten()
+        .filter_map(|e| e.file_name().into_string().ok())
+    {
+        let owner = name
+            .strip_prefix("us")
+            .and_then(|rest| rest.split('-').next())
+            .unwrap_or_default();
+        if owner.parse::<u32>().is_ok() && !fs::exists(format!("/proc/{owner}")).unwrap_or(true) {
+            Host::new("left behind", &name, Ipv4Addr::UNSPECIFIED).kill_all();
+            let _ = ip::run(&["netns", "del", &name]);
+        }
+    }
+}

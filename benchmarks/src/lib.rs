@@ -1,0 +1,9 @@
+//! What measures and torments Understudy: hosts to lose, and clients that notice everything.
+//!
+//! In: a server's address, or commands to run on hosts that are network namespaces. Out: what clients saw,
+//! as numbers: lost, repeated and wrong answers, broken connections, the gap around a fault, latencies.
+
+pub mod bed;
+pub mod load;
+pub mod rng;
+pub mod service;

@@ -1,0 +1,284 @@
+//! A server on the test bed: under `understudy`, or on its own for comparison.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::bed::{BRIDGE, Bed, Host, PREFIX, Process};
+use crate::rng::Rng;
+
+/// Port of the backup.
+const BACKUP_PORT: u16 = 7400;
+/// Last byte of the container's address.
+const CONTAINER: u8 = 10;
+/// Time for a program to come up.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The uplink, and every process of the primary, in random order.
+    Host,
+    /// The server's processes.
+    Container,
+    /// `understudy run`.
+    Shim,
+}
+
+/// How a server is protected.
+#[derive(Clone, Debug)]
+pub struct Protection {
+    /// The program `understudy`.
+    pub understudy: PathBuf,
+    /// Further arguments of `understudy run`.
+    pub options: Vec<String>,
+}
+
+/// A server, for as long as this lives.
+#[derive(Debug)]
+pub struct Service {
+    /// Where clients find it.
+    pub address: SocketAddr,
+    /// What the programs say on standard error, and print, goes to files in here.
+    pub directory: PathBuf,
+    /// The name of the server's command.
+    command: String,
+    takeover: Arc<Mutex<Option<String>>>,
+    /// Ended in this order.
+    processes: Vec<Process>,
+}
+
+/// The arguments with which redis serves clients on other hosts, and keeps nothing.
+#[must_use]
+pub fn redis(port: u16) -> Vec<String> {
+    let port = port.to_string();
+    let words = [
+        "redis-server",
+        "--port",
+        &port,
+        "--bind",
+        "0.0.0.0",
+        "--protected-mode",
+        "no",
+        "--save",
+        "",
+    ];
+    words.map(str::to_owned).to_vec()
+}
+
+impl Service {
+    /// Starts `server` on the primary as it is; files go to `directory`, which is made.
+    ///
+    /// # Errors
+    /// If it does not listen on `port` in time.
+    pub fn unprotected(bed: &Bed, directory: &Path, server: &[String], port: u16) -> Result<Self> {
+        let primary = bed.host("primary")?;
+        let mut service = Self::new(
+            SocketAddr::from((primary.address(), port)),
+            directory,
+            server,
+        )?;
+        let words: Vec<&str> = server.iter().skip(1).map(String::as_str).collect();
+        let process = service.start(primary, &service.command.clone(), &words, "server")?;
+        service.listening(bed.host("client")?, service.address, process)?;
+        Ok(service)
+    }
+
+    /// Starts `server` under `understudy run` on the primary, and `understudy backup` on the backup, with
+    /// keys of their own; files go to `directory`, which is made.
+    ///
+    /// # Errors
+    /// If one of them does not come up in time.
+    pub fn protected(
+        bed: &Bed,
+        directory: &Path,
+        protection: &Protection,
+        server: &[String],
+        port: u16,
+    ) -> Result<Self> {
+        let mut service = Self::new(
+            SocketAddr::from((bed.address(CONTAINER), port)),
+            directory,
+            server,
+        )?;
+        let understudy = protection.understudy.display().to_string();
+        let keys = directory.join("keys").display().to_string();
+        let status = Command::new(&understudy).args(["keygen", &keys]).status();
+        let status = status.with_context(|| format!("{understudy} could not be started"))?;
+        ensure!(
+            status.success(),
+            "understudy keygen {keys} ended with {status}"
+        );
+
+        let (primary, backup) = (bed.host("primary")?, bed.host("backup")?);
+        let listen = SocketAddr::from((backup.address(), BACKUP_PORT));
+        let (at, state) = (
+            listen.to_string(),
+            directory.join("state").display().to_string(),
+        );
+        let words = [
+            "backup", "--listen", &at, "--bridge", BRIDGE, "--state", &state, "--tls", &keys,
+        ];
+        let mut process = service.start(backup, &understudy, &words, "backup")?;
+        service.watch_for_takeover(&mut process);
+        service.listening(primary, listen, process)?;
+
+        let ip = format!("{}/{PREFIX}", service.address.ip());
+        let mut words = vec![
+            "run", "--backup", &at, "--ip", &ip, "--bridge", BRIDGE, "--tls", &keys,
+        ];
+        words.extend(protection.options.iter().map(String::as_str));
+        words.push("--");
+        words.extend(server.iter().map(String::as_str));
+        let process = service.start(primary, &understudy, &words, "run")?;
+        service.listening(bed.host("client")?, service.address, process)?;
+        Ok(service)
+    }
+
+    /// Starts `server` under `understudy run --backup none`: the same container, unprotected.
+    ///
+    /// # Errors
+    /// If it does not come up in time.
+    pub fn contained(
+        bed: &Bed,
+        directory: &Path,
+        understudy: &Path,
+        server: &[String],
+        port: u16,
+    ) -> Result<Self> {
+        let mut service = Self::new(
+            SocketAddr::from((bed.address(CONTAINER), port)),
+            directory,
+            server,
+        )?;
+        let ip = format!("{}/{PREFIX}", service.address.ip());
+        let mut words = vec![
+            "run",
+            "--backup",
+            "none",
+            "--ip",
+            &ip,
+            "--bridge",
+            BRIDGE,
+            "--insecure",
+            "--",
+        ];
+        words.extend(server.iter().map(String::as_str));
+        let process = service.start(
+            bed.host("primary")?,
+            &understudy.display().to_string(),
+            &words,
+            "run",
+        )?;
+        service.listening(bed.host("client")?, service.address, process)?;
+        Ok(service)
+    }
+
+    fn new(address: SocketAddr, directory: &Path, server: &[String]) -> Result<Self> {
+        let command = server
+            .first()
+            .context("there is no command to run")?
+            .clone();
+        fs::create_dir_all(directory)
+            .with_context(|| format!("{} could not be made", directory.display()))?;
+        let directory = directory.to_path_buf();
+        Ok(Self {
+            address,
+            directory,
+            command,
+            takeover: Arc::default(),
+            processes: Vec::new(),
+        })
+    }
+
+    /// Starts a program; what it says goes to a file, but what the backup prints can be taken.
+    fn start(&self, host: &Host, program: &str, words: &[&str], name: &str) -> Result<Process> {
+        let path = self.directory.join(format!("{name}.log"));
+        let log =
+            File::create(&path).with_context(|| format!("{} could not be made", path.display()))?;
+        let output = if name == "backup" {
+            Stdio::piped()
+        } else {
+            log.try_clone()?.into()
+        };
+        host.spawn(host.command(program, words).stdout(output).stderr(log))
+    }
+
+    /// Keeps a process, once it listens.
+    fn listening(&mut self, seen_from: &Host, at: SocketAddr, mut process: Process) -> Result<()> {
+        let waited = seen_from.wait_for_listener(at, &mut process, PATIENCE);
+        waited.with_context(|| {
+            format!(
+                "{} did not start (see {})",
+                self.command,
+                self.directory.display()
+            )
+        })?;
+        self.processes.insert(0, process);
+        Ok(())
+    }
+
+    /// Takes down the line that the backup prints when it has taken over.
+    fn watch_for_takeover(&self, backup: &mut Process) {
+        let Some(output) = backup.child.stdout.take() else {
+            return;
+        };
+        let takeover = Arc::clone(&self.takeover);
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if line.starts_with("takeover ") {
+                    *takeover.lock().unwrap_or_else(PoisonError::into_inner) = Some(line);
+                }
+            }
+        });
+    }
+
+    /// The backup's line about its takeover, if it has printed one.
+    #[must_use]
+    pub fn takeover(&self) -> Option<String> {
+        self.takeover
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Strikes; returns when the first blow fell.
+    ///
+    /// # Errors
+    /// If there is nothing to strike, or it survives.
+    pub fn lose(&self, bed: &Bed, loss: Loss, rng: &mut Rng) -> Result<Instant> {
+        let primary = bed.host("primary")?;
+        let name: String = match loss {
+            Loss::Host => return primary.lose(rng),
+            Loss::Container => self
+                .command
+                .rsplit('/')
+                .next()
+                .unwrap_or_default()
+                .chars()
+                .take(15)
+                .collect(),
+            Loss::Shim => "understudy".to_owned(),
+        };
+        let mut all = primary.processes_named(&name);
+        ensure!(
+            !all.is_empty(),
+            "no process named {name} runs on the primary"
+        );
+        rng.shuffle(&mut all);
+        let start = Instant::now();
+        for pid in all {
+            // One that has gone by itself is lost, too.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        Ok(start)
+    }
+}

@@ -1,0 +1,207 @@
+//! Bringing stopped threads to points where a cut is allowed.
+//!
+//! A cut may not fall between the effect of a recorded call and its record. So a thread is clean when it
+//! is outside the guest, or blocked in a system call that had no effect yet (the image makes it again);
+//! any other is let run to the hook's exit, where the guest holds it.
+
+use std::mem::offset_of;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use guest::abi::{ThreadBlock, trap};
+use libc::pid_t;
+use sys::memory;
+use sys::ptrace::{self, Regs, Stop};
+
+use crate::CheckpointError;
+use crate::stop::{Stopped, gone_is_fine};
+
+/// Where the guest of a process is.
+#[derive(Clone, Copy, Debug)]
+pub struct Guest {
+    /// Address of the guest's label that makes an interrupted call of a hook again.
+    pub redo: u64,
+}
+
+/// The words of a thread block that matter here.
+struct Block {
+    hook_sp: u64,
+    hook_top: u64,
+    inside: u64,
+    why: u64,
+}
+
+impl Block {
+    /// The block that gs points to, unless it is not one.
+    fn of(pid: pid_t, regs: &Regs) -> Result<Option<Self>, CheckpointError> {
+        let at = regs.gs_base;
+        if at == 0 {
+            return Ok(None);
+        }
+        let mut bytes = [0; size_of::<ThreadBlock>()];
+        memory::read(pid, at, &mut bytes)?;
+        let word = |offset: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[offset..offset + 8]);
+            u64::from_le_bytes(word)
+        };
+        if word(offset_of!(ThreadBlock, this)) != at {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            hook_sp: word(offset_of!(ThreadBlock, hook_sp)),
+            hook_top: word(offset_of!(ThreadBlock, hook_top)),
+            inside: word(offset_of!(ThreadBlock, inside)),
+            why: word(offset_of!(ThreadBlock, why)),
+        }))
+    }
+
+    /// Whether the thread is in a hook, which has a frame of its own (lock replacements have none).
+    fn in_hook(&self) -> bool {
+        self.hook_sp != self.hook_top
+    }
+}
+
+/// Whether the stop interrupted a system call that had no effect and is made again.
+pub(crate) fn is_interrupted(regs: &Regs) -> bool {
+    let result = regs.rax as i64;
+    regs.orig_rax as i64 >= 0 && (matches!(result, -512 | -513 | -514 | -516) || result == -i64::from(libc::EINTR))
+}
+
+/// The registers that the image of a stopped thread holds.
+pub(crate) fn image_regs(pid: pid_t, regs: &Regs, guest: Option<Guest>) -> Result<Regs, CheckpointError> {
+    let mut image = *regs;
+    image.orig_rax = u64::MAX;
+    if !is_interrupted(regs) {
+        return Ok(image);
+    }
+    match (guest, Block::of(pid, regs)?) {
+        (Some(guest), Some(block)) if block.in_hook() => image.rip = guest.redo,
+        _ => {
+            image.rip -= 2;
+            image.rax = regs.orig_rax;
+        }
+    }
+    Ok(image)
+}
+
+/// Lets threads inside the guest run to where a cut is allowed, at most for `limit` in all.
+pub(crate) fn settle(stopped: &mut Stopped, limit: Duration) -> Result<(), CheckpointError> {
+    let pid = stopped.pid();
+    let mut running = Vec::new();
+    for tid in stopped.threads() {
+        let regs = ptrace::regs(tid)?;
+        if !is_clean(pid, &regs)? {
+            memory::write_u64(pid, regs.gs_base + STOP, 1)?;
+            running.push((tid, regs.gs_base));
+        }
+    }
+    if running.is_empty() {
+        return Ok(());
+    }
+    let began = Instant::now();
+    let all = running.clone();
+    let outcome = run_until_clean(stopped, running, began + limit);
+    for (tid, block) in all {
+        if stopped.threads().contains(&tid) {
+            memory::write_u64(pid, block + STOP, 0)?;
+        }
+    }
+    let waited_us = began.elapsed().as_micros() as u64;
+    outcome?.map_or(Ok(()), |tid| Err(CheckpointError::Unsettled { tid, waited_us }))
+}
+
+const STOP: u64 = offset_of!(ThreadBlock, stop) as u64;
+const WHY: u64 = offset_of!(ThreadBlock, why) as u64;
+
+/// Runs these threads until each is held, or stops them where they are at the deadline. Returns a thread
+/// that is not clean; all are stopped.
+fn run_until_clean(
+    stopped: &mut Stopped,
+    mut running: Vec<(pid_t, u64)>,
+    deadline: Instant,
+) -> Result<Option<pid_t>, CheckpointError> {
+    let pid = stopped.pid();
+    for &(tid, _) in &running {
+        gone_is_fine(ptrace::cont(tid, 0))?;
+    }
+    let mut late = None;
+    while !running.is_empty() {
+        if Instant::now() >= deadline {
+            for (tid, block) in running {
+                gone_is_fine(ptrace::interrupt(tid))?;
+                while report(stopped, tid, block, true, &mut late)? == Report::Running {}
+                if stopped.threads().contains(&tid) && !is_clean(pid, &ptrace::regs(tid)?)? {
+                    late = Some(tid);
+                }
+            }
+            break;
+        }
+        let mut left = Vec::new();
+        for (tid, block) in running {
+            if report(stopped, tid, block, false, &mut late)? == Report::Running {
+                left.push((tid, block));
+            }
+        }
+        running = left;
+        if !running.is_empty() {
+            sleep(Duration::from_micros(10));
+        }
+    }
+    Ok(late)
+}
+
+#[derive(PartialEq, Eq)]
+enum Report {
+    /// Goes on.
+    Running,
+    /// Stopped, or gone.
+    Held,
+}
+
+/// Takes one report of a running thread, if there is one (or waits for it). Signals are passed on, so that
+/// none is missing from the image; a thread created meanwhile makes this cut late.
+fn report(
+    stopped: &mut Stopped,
+    tid: pid_t,
+    block: u64,
+    wait: bool,
+    late: &mut Option<pid_t>,
+) -> Result<Report, CheckpointError> {
+    let stop = match if wait { ptrace::wait(tid).map(Some) } else { ptrace::try_wait(tid) } {
+        Ok(None) => return Ok(Report::Running),
+        Ok(Some(stop)) => stop,
+        Err(error) if error.is_gone() => Stop::Exited(0),
+        Err(error) => return Err(error.into()),
+    };
+    let signal = match stop {
+        Stop::Signal(libc::SIGTRAP) if memory::read_u64(stopped.pid(), block + WHY)? == trap::SETTLED => {
+            return Ok(Report::Held);
+        }
+        Stop::Exited(_) | Stop::Killed(_) => {
+            stopped.forget(tid);
+            return Ok(Report::Held);
+        }
+        Stop::Interrupt | Stop::Group(_) => return Ok(Report::Held),
+        Stop::Clone(child) => {
+            stopped.adopt(child)?;
+            *late = Some(child);
+            0
+        }
+        Stop::Signal(signal) => signal,
+        _ => 0,
+    };
+    gone_is_fine(ptrace::cont(tid, signal))?;
+    Ok(Report::Running)
+}
+
+fn is_clean(pid: pid_t, regs: &Regs) -> Result<bool, CheckpointError> {
+    let Some(block) = Block::of(pid, regs)? else { return Ok(true) };
+    Ok(!block.in_hook() && block.inside == 0 || is_interrupted(regs) || is_at_trap(pid, &block, regs))
+}
+
+/// Whether the thread stands behind the `int3` at the hook's exit.
+fn is_at_trap(pid: pid_t, block: &Block, regs: &Regs) -> bool {
+    let mut byte = [0];
+    block.why == trap::SETTLED && memory::read(pid, regs.rip.wrapping_sub(1), &mut byte).is_ok() && byte == [0xcc]
+}

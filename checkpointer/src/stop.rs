@@ -1,0 +1,180 @@
+//! Stopping every thread of a process and letting it go again.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use libc::pid_t;
+use sys::process::Hurried;
+use sys::ptrace::{self, Options, Regs, Stop, TraceError};
+
+use crate::CheckpointError;
+
+/// A thread of a stopped process, as the caller sees it during the pause.
+#[derive(Clone, Copy, Debug)]
+pub struct StoppedThread {
+    /// Its number as we see it.
+    pub tid: pid_t,
+    /// Its registers.
+    pub regs: Regs,
+}
+
+/// All threads of a process, traced and stopped; let go when dropped.
+#[derive(Debug)]
+pub(crate) struct Stopped {
+    pid: pid_t,
+    threads: BTreeSet<pid_t>,
+}
+
+/// The threads of a process.
+pub(crate) fn list_threads(pid: pid_t) -> Result<Vec<pid_t>, CheckpointError> {
+    let failed = |source| CheckpointError::Process { what: "listing the threads", pid, source };
+    let entries = fs::read_dir(format!("/proc/{pid}/task")).map_err(failed)?;
+    let number = |entry: fs::DirEntry| entry.file_name().to_str().and_then(|name| name.parse().ok());
+    Ok(entries.filter_map(|entry| entry.ok().and_then(number)).collect())
+}
+
+impl Stopped {
+    /// Attaches to all threads and stops them.
+    pub(crate) fn all(pid: pid_t) -> Result<Self, CheckpointError> {
+        let mut stopped = Self { pid, threads: BTreeSet::new() };
+        let mut seen: Vec<pid_t> = Vec::new();
+        let mut hurried = Vec::new();
+        loop {
+            let fresh: Vec<_> = list_threads(pid)?.into_iter().filter(|tid| !seen.contains(tid)).collect();
+            if fresh.is_empty() {
+                break;
+            }
+            let mut waiting = Vec::new();
+            for tid in fresh {
+                seen.push(tid);
+                // A stop is noticed by the thread itself: it must get a processor, however busy they are.
+                hurried.extend(Hurried::new(tid));
+                if attach(tid)? {
+                    waiting.push(tid);
+                }
+            }
+            while let Some(tid) = waiting.pop() {
+                stopped.await_stop(tid, &mut waiting, &mut seen)?;
+            }
+        }
+        if stopped.threads.is_empty() { Err(CheckpointError::Gone { pid }) } else { Ok(stopped) }
+    }
+
+    /// Attaches to one thread and stops it.
+    pub(crate) fn one(pid: pid_t, tid: pid_t) -> Result<Option<Self>, CheckpointError> {
+        let mut stopped = Self { pid, threads: BTreeSet::new() };
+        if attach(tid)? {
+            let (mut waiting, mut seen) = (vec![tid], vec![tid]);
+            while let Some(tid) = waiting.pop() {
+                stopped.await_stop(tid, &mut waiting, &mut seen)?;
+            }
+        }
+        Ok((!stopped.threads.is_empty()).then_some(stopped))
+    }
+
+    /// Waits for the stop of a thread that was interrupted. A thread it has just created is stopped, too.
+    fn await_stop(
+        &mut self,
+        tid: pid_t,
+        waiting: &mut Vec<pid_t>,
+        seen: &mut Vec<pid_t>,
+    ) -> Result<(), CheckpointError> {
+        loop {
+            let stop = match ptrace::wait(tid) {
+                Err(error) if error.is_gone() => return Ok(()),
+                other => other?,
+            };
+            let signal = match stop {
+                Stop::Interrupt | Stop::Group(_) => {
+                    self.threads.insert(tid);
+                    return Ok(());
+                }
+                Stop::Exited(_) | Stop::Killed(_) => return Ok(()),
+                Stop::Clone(child) => {
+                    if !seen.contains(&child) {
+                        seen.push(child);
+                        waiting.push(child);
+                    }
+                    0
+                }
+                Stop::Signal(signal) => signal,
+                _ => 0,
+            };
+            gone_is_fine(ptrace::cont(tid, signal))?;
+        }
+    }
+
+    /// The process.
+    pub(crate) fn pid(&self) -> pid_t {
+        self.pid
+    }
+
+    /// The threads that are stopped, the leader first.
+    pub(crate) fn threads(&self) -> Vec<pid_t> {
+        let mut all: Vec<_> = self.threads.iter().copied().collect();
+        all.sort_by_key(|&tid| (tid != self.pid, tid));
+        all
+    }
+
+    /// Notes that a thread ended while it was let run.
+    pub(crate) fn forget(&mut self, tid: pid_t) {
+        self.threads.remove(&tid);
+    }
+
+    /// Takes in a thread that was just created by a traced one, and waits for its first stop.
+    pub(crate) fn adopt(&mut self, tid: pid_t) -> Result<(), CheckpointError> {
+        self.await_stop(tid, &mut Vec::new(), &mut Vec::new())
+    }
+
+    /// Lets every thread go, the leader last.
+    pub(crate) fn release(mut self) -> Result<(), CheckpointError> {
+        self.detach_all().map_err(CheckpointError::from)
+    }
+
+    fn detach_all(&mut self) -> Result<(), TraceError> {
+        let mut outcome = Ok(());
+        for tid in self.threads().into_iter().rev() {
+            self.threads.remove(&tid);
+            let detached = gone_is_fine(ptrace::detach(tid, 0));
+            outcome = outcome.and(detached);
+        }
+        outcome
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        if let Err(error) = self.detach_all() {
+            tracing::error!(%error, "a thread could not be let go");
+        }
+    }
+}
+
+/// Attaches to a thread and asks it to stop; false when it is gone.
+fn attach(tid: pid_t) -> Result<bool, CheckpointError> {
+    match ptrace::seize(tid, Options::TRACECLONE) {
+        Ok(()) => {}
+        Err(error) if error.is_gone() => return Ok(false),
+        // Its creator was attached before it: so is it, and its first stop is on its way.
+        Err(error) if error.source.raw_os_error() == Some(libc::EPERM) && is_ours(tid) => return Ok(true),
+        Err(error) => return Err(error.into()),
+    }
+    match ptrace::interrupt(tid) {
+        Err(error) if error.is_gone() => Ok(false),
+        other => other.map(|()| true).map_err(Into::into),
+    }
+}
+
+/// Whether this process traces the thread already.
+fn is_ours(tid: pid_t) -> bool {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
+    tracer.and_then(|number| number.trim().parse().ok()) == Some(std::process::id())
+}
+
+pub(crate) fn gone_is_fine(outcome: Result<(), TraceError>) -> Result<(), TraceError> {
+    match outcome {
+        Err(error) if error.is_gone() => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,146 @@
+//! What the tests share: targets, and their end.
+#![allow(dead_code, reason = "each test uses its own part")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use checkpointer::ImageStore;
+use eventlog::image::Backing;
+
+/// A directory of this test's own, gone at its end.
+pub(crate) fn directory() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// Compiles the self-checking program.
+pub(crate) fn compile(directory: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/target.c");
+    let program = directory.join("target");
+    let mut cc = Command::new("cc");
+    cc.args(["-O2", "-mavx2", "-pthread", "-w", "-o"]).arg(&program).arg(source);
+    assert!(cc.status().unwrap().success());
+    program
+}
+
+/// A child that is killed and reaped in any case.
+pub(crate) struct Target(pub(crate) Child);
+
+impl Target {
+    pub(crate) fn pid(&self) -> i32 {
+        self.0.id() as i32
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits for a condition by looking again and again.
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < Duration::from_secs(20), "waited in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// The counters that the self-checking program shows.
+pub(crate) fn rounds(board: &Path) -> [u64; 4] {
+    let bytes = std::fs::read(board).unwrap_or_default();
+    let word = |index: usize| {
+        bytes.get(index * 8..index * 8 + 8).map_or(0, |word| u64::from_le_bytes(word.try_into().unwrap()))
+    };
+    std::array::from_fn(word)
+}
+
+/// Compares all that a store holds with the memory of a process that is stopped. Returns the number of
+/// pages compared and the addresses that differ.
+pub(crate) fn compare(pid: i32, store: &ImageStore) -> (u64, Vec<u64>) {
+    let mem = sys::memory::Mem::open(pid).unwrap();
+    let mut compared = 0;
+    let mut wrong = Vec::new();
+    for mapping in store.mappings() {
+        // What a file holds is not the image's; what shared memory holds is kept at its writable mapping.
+        let foreign = mapping.shared && (mapping.backing == Backing::File || mapping.protection & 2 == 0);
+        if mapping.is_kernels() || foreign {
+            continue;
+        }
+        let file = (mapping.backing == Backing::File).then(|| std::fs::read(&mapping.path).unwrap());
+        for address in (mapping.start..mapping.end).step_by(4096) {
+            let mut there = [0; 4096];
+            if mem.read(address, &mut there).is_err() {
+                continue;
+            }
+            compared += 1;
+            let mut expected = [0; 4096];
+            if let Some((_, page)) = store.pages(address, address + 4096).next() {
+                expected.copy_from_slice(page);
+            } else if let Some(file) = &file {
+                let at = (address - mapping.start + mapping.offset) as usize;
+                let rest = file.get(at..).unwrap_or_default();
+                let len = rest.len().min(4096);
+                expected[..len].copy_from_slice(&rest[..len]);
+            }
+            if expected != there {
+                wrong.push(address);
+            }
+        }
+    }
+    (compared, wrong)
+}
+
+/// Sends a signal.
+pub(crate) fn signal(pid: i32, signal: nix::sys::signal::Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+}
+
+/// Waits until every thread of a process stands still after SIGSTOP.
+pub(crate) fn wait_stopped(pid: i32) {
+    wait_until("the process stands still", || {
+        std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(|task| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+        })
+    });
+}
+
+/// Runs one of the tests below that are marked "inside", as the first process of a new PID namespace.
+pub(crate) fn inside(test: &str, image: &Path, board: &Path) -> bool {
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--mount-proc", "--kill-child"]).arg(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"]);
+    command.env("TEST_IMAGE", image).env("TEST_BOARD", board);
+    command.status().unwrap().success()
+}
+
+/// A path that the outer test gave.
+pub(crate) fn path_of(variable: &str) -> PathBuf {
+    PathBuf::from(std::env::var_os(variable).unwrap())
+}
+
+/// A restored process is our child; it is killed and reaped in any case.
+pub(crate) struct Copy(pub(crate) i32);
+
+impl Copy {
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&self) -> bool {
+        use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+        let status = waitpid(nix::unistd::Pid::from_raw(self.0), Some(WaitPidFlag::WNOHANG)).unwrap();
+        if status != WaitStatus::StillAlive {
+            eprintln!("the copy: {status:?}");
+        }
+        status != WaitStatus::StillAlive
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.0);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
+        let _ = nix::sys::wait::waitpid(pid, None);
+    }
+}

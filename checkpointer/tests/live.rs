@@ -1,0 +1,46 @@
+//! Checkpoints of programs that run and write meanwhile, compared page by page with the stopped process.
+
+mod common;
+
+use std::process::Command;
+
+use checkpointer::{Checkpointer, ImageStore, Settings};
+use common::{Target, compare, compile, directory, rounds, signal, wait_stopped, wait_until};
+use eventlog::image::{decode, encode};
+use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
+
+#[test]
+fn every_checkpoint_equals_the_stopped_process() {
+    let directory = directory();
+    let board = directory.path().join("board");
+    let program = compile(directory.path());
+    let mut target = Target(Command::new(program).arg(&board).spawn().unwrap());
+    wait_until("the target starts", || rounds(&board).iter().all(|&rounds| rounds > 0));
+    let pid = target.pid();
+    let mut checkpointer = Checkpointer::attach(pid, Settings::default()).unwrap();
+    let mut store = ImageStore::new();
+    let mut pages = 0;
+    for round in 0..40 {
+        if round == 20 {
+            checkpointer.make_full();
+        }
+        let before = rounds(&board);
+        // The signal is pending when the pause ends: nothing runs before it takes effect.
+        let taken = checkpointer.checkpoint(&mut |_| signal(pid, SIGSTOP));
+        let (capture, _) = taken.unwrap_or_else(|error| panic!("{error}; the target: {:?}", target.0.wait()));
+        wait_stopped(pid);
+        let bytes = encode(&capture.image());
+        store.apply(&decode(&bytes).unwrap()).unwrap();
+        checkpointer.recycle(capture);
+        let (compared, wrong) = compare(pid, &store);
+        assert!(wrong.is_empty(), "checkpoint {round}: {} pages differ, first at {:#x}", wrong.len(), wrong[0]);
+        pages += compared;
+        signal(pid, SIGCONT);
+        wait_until("the target goes on", || {
+            assert!(target.0.try_wait().unwrap().is_none(), "the target found a fault");
+            rounds(&board).iter().zip(before).all(|(now, before)| *now > before + 3)
+        });
+    }
+    assert_eq!(store.sequence(), 40);
+    assert!(pages > 40_000);
+}

@@ -1,0 +1,84 @@
+//! A process is checkpointed while it runs, killed, and made again in a fresh PID namespace under the
+//! same numbers; its own checks go on there.
+
+mod common;
+
+use std::process::{Command, Stdio};
+
+use checkpointer::{Checkpointer, ImageStore, Plan, Settings, restore};
+use common::{Copy, Target, compile, directory, inside, path_of, rounds, wait_until};
+use eventlog::image::{decode, encode};
+
+/// Checkpoints a running process some times and returns what a backup would hold at the end.
+fn checkpoints(pid: i32, count: u32, mut between: impl FnMut()) -> ImageStore {
+    let mut checkpointer = Checkpointer::attach(pid, Settings::default()).unwrap();
+    let mut store = ImageStore::new();
+    for _ in 0..count {
+        let (capture, _) = checkpointer.checkpoint(&mut |_| {}).unwrap();
+        store.apply(&decode(&encode(&capture.image())).unwrap()).unwrap();
+        checkpointer.recycle(capture);
+        between();
+    }
+    store
+}
+
+fn held() -> ImageStore {
+    let bytes = std::fs::read(path_of("TEST_IMAGE")).unwrap();
+    let mut store = ImageStore::new();
+    store.apply(&decode(&bytes).unwrap()).unwrap();
+    store
+}
+
+#[test]
+fn a_copy_goes_on_where_the_process_was_cut() {
+    let directory = directory();
+    let (board, image) = (directory.path().join("board"), directory.path().join("image"));
+    let program = compile(directory.path());
+    let mut target = Target(Command::new(program).arg(&board).stdin(Stdio::null()).spawn().unwrap());
+    wait_until("the target starts", || rounds(&board).iter().all(|&rounds| rounds > 0));
+    for generation in 0..3 {
+        let mut last = rounds(&board);
+        let store = checkpoints(target.pid(), 4, || {
+            wait_until("the target goes on", || {
+                assert!(target.0.try_wait().unwrap().is_none(), "the target found a fault");
+                rounds(&board).iter().zip(last).all(|(now, before)| *now > before + 5)
+            });
+            last = rounds(&board);
+        });
+        std::fs::write(&image, encode(&store.full_image())).unwrap();
+        if generation == 2 {
+            drop(target);
+            assert!(inside("inside_the_copy_runs", &image, &board));
+            return;
+        }
+    }
+}
+
+#[test]
+#[ignore = "runs inside a namespace that another test makes"]
+fn inside_the_copy_runs() {
+    let board = path_of("TEST_BOARD");
+    let store = held();
+    for _ in 0..3 {
+        let began = std::time::Instant::now();
+        let restored = restore(&store, Plan { keep: vec![0, 1, 2], ..Plan::default() }).unwrap();
+        eprintln!("restored {} pages in {:?}", store.page_count(), began.elapsed());
+        let numbers: Vec<_> = restored.threads().iter().map(|thread| thread.tid as u32).collect();
+        let wanted: Vec<_> = store.threads().iter().map(|thread| thread.tid).collect();
+        assert_eq!(numbers, wanted);
+        let (compared, wrong) = common::compare(restored.pid(), &store);
+        assert!(compared > 1000 && wrong.len() < 8, "{} of {compared} pages differ: {wrong:x?}", wrong.len());
+        let copy = Copy(restored.pid());
+        let before = rounds(&board);
+        restored.finish(&[]).unwrap();
+        wait_until("the copy runs", || {
+            assert!(!copy.has_ended(), "the copy found a fault");
+            rounds(&board).iter().zip(before).all(|(now, before)| *now != before)
+        });
+        let started = rounds(&board);
+        wait_until("the copy goes on", || {
+            assert!(!copy.has_ended(), "the copy found a fault");
+            rounds(&board).iter().zip(started).all(|(now, before)| *now > before + 600)
+        });
+    }
+}

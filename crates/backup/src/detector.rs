@@ -1,0 +1,190 @@
+//! Is the primary silent? A pure state machine over the moments at which its heartbeats came.
+
+use core::time::Duration;
+
+use stream::Nanos;
+
+/// Watches one primary's heartbeats. Every moment is of the backup's boot-time clock.
+#[derive(Clone, Debug)]
+pub struct Detector {
+    timeout: Duration,
+    last: Option<Nanos>,
+    suspected: Option<Suspicion>,
+    false_alarms: u64,
+    longest_silence: Duration,
+}
+
+/// Why and since when the primary is taken for dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Suspicion {
+    /// When it was noticed.
+    pub at: Nanos,
+    /// The last heartbeat before it.
+    pub last: Nanos,
+    /// What was noticed.
+    pub cause: Cause,
+}
+
+/// What a suspicion rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// No heartbeat in time.
+    Silence,
+    /// The heartbeats' connection ended.
+    Lost,
+    /// The primary itself gave up.
+    Yielded,
+}
+
+/// What the backup knows at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// No heartbeat came yet: nothing to miss.
+    Waiting,
+    /// The primary is alive; unless it is heard, it is suspected at that moment.
+    Alive {
+        /// The moment.
+        deadline: Nanos,
+    },
+    /// It is suspected.
+    Suspected(Suspicion),
+}
+
+impl Detector {
+    /// A detector that suspects after this silence.
+    #[must_use]
+    pub fn new(timeout: Duration) -> Self {
+        Self { timeout, last: None, suspected: None, false_alarms: 0, longest_silence: Duration::ZERO }
+    }
+
+    /// A heartbeat came. Answers true if it proves a suspicion wrong; only silence can be proved wrong.
+    pub fn heard(&mut self, now: Nanos) -> bool {
+        if let Some(last) = self.last {
+            self.longest_silence = self.longest_silence.max(now.since(last));
+        }
+        self.last = Some(self.last.map_or(now, |last| last.max(now)));
+        let wrong = self.suspected.is_some_and(|s| s.cause != Cause::Yielded);
+        if wrong {
+            self.suspected = None;
+            self.false_alarms += 1;
+        }
+        wrong
+    }
+
+    /// The connection that brought the heartbeats has ended.
+    pub fn lost(&mut self, now: Nanos) -> Status {
+        self.suspect(now, Cause::Lost)
+    }
+
+    /// The primary said that it will not speak.
+    pub fn yielded(&mut self, now: Nanos) -> Status {
+        self.suspect(now, Cause::Yielded)
+    }
+
+    /// What is known at `now`; notices the silence.
+    pub fn check(&mut self, now: Nanos) -> Status {
+        match (self.last, self.suspected) {
+            (_, Some(suspicion)) => Status::Suspected(suspicion),
+            (None, None) => Status::Waiting,
+            (Some(last), None) if now >= last + self.timeout => self.suspect(now, Cause::Silence),
+            (Some(last), None) => Status::Alive { deadline: last + self.timeout },
+        }
+    }
+
+    /// A takeover was called off: waits anew, a whole time-out from `now`, before it suspects again.
+    pub fn rearm(&mut self, now: Nanos) {
+        self.suspected = None;
+        self.last = self.last.map(|last| last.max(now));
+    }
+
+    /// Suspicions that a later heartbeat proved wrong.
+    #[must_use]
+    pub fn false_alarms(&self) -> u64 {
+        self.false_alarms
+    }
+
+    /// The longest time between two heartbeats.
+    #[must_use]
+    pub fn longest_silence(&self) -> Duration {
+        self.longest_silence
+    }
+
+    fn suspect(&mut self, now: Nanos, cause: Cause) -> Status {
+        let Some(last) = self.last else { return Status::Waiting };
+        Status::Suspected(*self.suspected.get_or_insert(Suspicion { at: now, last, cause }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn detector() -> Detector {
+        Detector::new(Duration::from_millis(50))
+    }
+
+    #[test]
+    fn silence_is_suspected_at_the_deadline_and_not_before() {
+        let mut d = detector();
+        assert_eq!(d.check(Nanos(999 * MS)), Status::Waiting);
+        d.heard(Nanos(10 * MS));
+        assert_eq!(d.check(Nanos(60 * MS - 1)), Status::Alive { deadline: Nanos(60 * MS) });
+        let s = Suspicion { at: Nanos(60 * MS), last: Nanos(10 * MS), cause: Cause::Silence };
+        assert_eq!(d.check(Nanos(60 * MS)), Status::Suspected(s));
+        assert_eq!(d.check(Nanos(90 * MS)), Status::Suspected(s), "the first notice stands");
+        assert_eq!(d.false_alarms(), 0);
+    }
+
+    #[test]
+    fn a_late_heartbeat_is_a_false_alarm() {
+        let mut d = detector();
+        d.heard(Nanos(0));
+        d.check(Nanos(70 * MS));
+        assert!(d.heard(Nanos(80 * MS)));
+        assert_eq!((d.false_alarms(), d.longest_silence()), (1, Duration::from_millis(80)));
+        assert_eq!(d.check(Nanos(81 * MS)), Status::Alive { deadline: Nanos(130 * MS) });
+    }
+
+    #[test]
+    fn what_the_primary_said_itself_is_no_false_alarm() {
+        let mut d = detector();
+        d.heard(Nanos(0));
+        assert!(matches!(d.yielded(Nanos(1)), Status::Suspected(s) if s.cause == Cause::Yielded));
+        assert!(!d.heard(Nanos(2)));
+        assert!(matches!(d.check(Nanos(3)), Status::Suspected(_)));
+        d.rearm(Nanos(4));
+        assert_eq!(d.check(Nanos(5)), Status::Alive { deadline: Nanos(4) + Duration::from_millis(50) });
+    }
+
+    #[test]
+    fn a_lost_connection_is_noticed_at_once() {
+        let mut d = detector();
+        assert_eq!(d.lost(Nanos(1)), Status::Waiting, "it never spoke");
+        d.heard(Nanos(1));
+        assert!(matches!(d.lost(Nanos(2)), Status::Suspected(s) if s.cause == Cause::Lost));
+    }
+
+    proptest! {
+        /// Whatever the arrivals: suspected exactly when the silence reaches the time-out, counted once.
+        #[test]
+        fn every_silence_is_found(gaps in proptest::collection::vec(1u64..120, 1..60)) {
+            let mut d = detector();
+            let (mut now, mut alarms) = (Nanos(0), 0);
+            d.heard(now);
+            for gap in gaps {
+                for step in 1..=gap {
+                    let at = now + Duration::from_millis(step);
+                    let suspected = matches!(d.check(at), Status::Suspected(_));
+                    prop_assert_eq!(suspected, step >= 50);
+                }
+                now = now + Duration::from_millis(gap);
+                alarms += u64::from(gap >= 50);
+                prop_assert_eq!(d.heard(now), gap >= 50);
+            }
+            prop_assert_eq!(d.false_alarms(), alarms);
+        }
+    }
+}

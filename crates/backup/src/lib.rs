@@ -1,0 +1,23 @@
+//! The backup: keeps log and checkpoint of each protected container, notices when its primary falls
+//! silent, and decides who may speak.
+//!
+//! In: the primary's connections ([`stream`]). Out: acknowledgements and leases, which open the primary's
+//! gate; [`Event`]s, on which a takeover acts through [`Guard::take_over`].
+//!
+//! * [`detector`] and [`arbiter`]: pure state machines; who is suspected, who may speak.
+//! * [`store`]: the log since the committed checkpoint, and that checkpoint, as opaque bytes.
+//! * [`guard`]: one container, joining the above under locks.
+//! * [`server`]: listens, and serves each connection on a thread of its own.
+//! * [`generation`]: what went live is remembered across a restart.
+#![forbid(unsafe_code)]
+
+pub mod arbiter;
+pub mod detector;
+pub mod generation;
+pub mod guard;
+mod serve;
+pub mod server;
+pub mod store;
+
+pub use guard::{Attempt, Event, Guard};
+pub use server::{Options, Server};

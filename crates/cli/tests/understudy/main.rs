@@ -1,0 +1,6 @@
+//! The command line from outside: what is refused and how, and a bare container from start to end.
+//! Needs root and `ip`; makes network namespaces `us-…-PID-N` and removes them.
+
+mod bare;
+mod bed;
+mod refused;

@@ -1,0 +1,123 @@
+//! Numbers of the calls that change what the fold knows.
+
+macro_rules! numbers {
+    ($($name:ident = $nr:literal,)*) => {
+        $(pub(super) const $name: u16 = $nr;)*
+        /// Every constant of this module with its name.
+        #[cfg(test)]
+        const ALL: &[(&str, u16)] = &[$((stringify!($name), $nr)),*];
+    };
+}
+
+numbers! {
+    READ = 0,
+    WRITE = 1,
+    OPEN = 2,
+    CLOSE = 3,
+    LSEEK = 8,
+    RT_SIGACTION = 13,
+    IOCTL = 16,
+    READV = 19,
+    WRITEV = 20,
+    PIPE = 22,
+    DUP = 32,
+    DUP2 = 33,
+    ALARM = 37,
+    SETITIMER = 38,
+    SENDFILE = 40,
+    SOCKET = 41,
+    CONNECT = 42,
+    ACCEPT = 43,
+    SENDTO = 44,
+    RECVFROM = 45,
+    SENDMSG = 46,
+    RECVMSG = 47,
+    SHUTDOWN = 48,
+    BIND = 49,
+    LISTEN = 50,
+    GETSOCKNAME = 51,
+    GETPEERNAME = 52,
+    SOCKETPAIR = 53,
+    SETSOCKOPT = 54,
+    CLONE = 56,
+    FORK = 57,
+    VFORK = 58,
+    EXECVE = 59,
+    WAIT4 = 61,
+    FCNTL = 72,
+    FLOCK = 73,
+    FTRUNCATE = 77,
+    GETDENTS = 78,
+    GETCWD = 79,
+    CHDIR = 80,
+    FCHDIR = 81,
+    RENAME = 82,
+    RMDIR = 84,
+    CREAT = 85,
+    UNLINK = 87,
+    UMASK = 95,
+    SETUID = 105,
+    SETGID = 106,
+    SETPGID = 109,
+    SETSID = 112,
+    SETREUID = 113,
+    SETREGID = 114,
+    SETGROUPS = 116,
+    SETRESUID = 117,
+    SETRESGID = 119,
+    CAPSET = 126,
+    PRCTL = 157,
+    SETRLIMIT = 160,
+    CHROOT = 161,
+    EPOLL_CREATE = 213,
+    GETDENTS64 = 217,
+    TIMER_CREATE = 222,
+    TIMER_SETTIME = 223,
+    TIMER_DELETE = 226,
+    EXIT_GROUP = 231,
+    EPOLL_WAIT = 232,
+    EPOLL_CTL = 233,
+    WAITID = 247,
+    INOTIFY_INIT = 253,
+    INOTIFY_ADD_WATCH = 254,
+    INOTIFY_RM_WATCH = 255,
+    OPENAT = 257,
+    UNLINKAT = 263,
+    RENAMEAT = 264,
+    SPLICE = 275,
+    TEE = 276,
+    VMSPLICE = 278,
+    EPOLL_PWAIT = 281,
+    SIGNALFD = 282,
+    TIMERFD_CREATE = 283,
+    EVENTFD = 284,
+    FALLOCATE = 285,
+    TIMERFD_SETTIME = 286,
+    ACCEPT4 = 288,
+    SIGNALFD4 = 289,
+    EVENTFD2 = 290,
+    EPOLL_CREATE1 = 291,
+    DUP3 = 292,
+    PIPE2 = 293,
+    INOTIFY_INIT1 = 294,
+    PRLIMIT64 = 302,
+    RENAMEAT2 = 316,
+    MEMFD_CREATE = 319,
+    EXECVEAT = 322,
+    COPY_FILE_RANGE = 326,
+    PIDFD_OPEN = 434,
+    CLONE3 = 435,
+    CLOSE_RANGE = 436,
+    OPENAT2 = 437,
+    EPOLL_PWAIT2 = 441,
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn names_are_those_of_the_table() {
+        for (name, nr) in super::ALL {
+            assert_eq!(sysabi::TABLE[usize::from(*nr)].name, name.to_lowercase());
+        }
+    }
+}

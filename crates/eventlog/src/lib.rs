@@ -1,0 +1,27 @@
+//! The only definition of bytes: what the guest writes, what crosses to the backup, what lies on disk.
+//!
+//! In: nothing but byte slices and values. Out: records, frames, the image index and the *fold*, the
+//! kernel state that a sequence of records implies. This room does no I/O and has no unsafe code.
+//!
+//! * [`record`]: one event of one thread, as the guest writes it into its ring.
+//! * [`payload`]: what lies behind the header of a record of a system call.
+//! * [`fold`]: descriptors, sockets, epoll sets and the rest of the kernel's state, from records alone.
+//! * [`frame`]: a run of records of one stream, with position, length and checksum: the unit on the
+//!   wire and on disk.
+//! * [`codec`]: metadata and control messages (serde and bincode, behind this module alone).
+#![cfg_attr(not(feature = "std"), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod payload;
+pub mod record;
+
+#[cfg(feature = "std")]
+pub mod codec;
+#[cfg(feature = "std")]
+pub mod fold;
+#[cfg(feature = "std")]
+pub mod frame;
+#[cfg(feature = "std")]
+pub mod image;
+#[cfg(feature = "std")]
+pub mod recording;

@@ -1,0 +1,34 @@
+//! The gate between a container and the world: what leaves, when, and what is kept until the peer has it.
+//!
+//! * [`Gate`] is the kernel half, a tc eBPF program on the host's end of the container's veth. It holds the
+//!   lease, cuts acknowledgements back to what the log holds, lets payload, FIN and RST leave only when
+//!   released, and notes what takeover needs to know.
+//! * [`Sender`] owns output from the application's write to the peer's acknowledgement.
+//! * [`Injector`] and [`SlowReaders`] keep the way in moving.
+//! * [`rebuild`] and [`Tap`] continue connections on another host.
+//!
+//! In: log positions that the backup has acknowledged, descriptors, buffers. Out: packets. The gate fails
+//! closed: when nobody renews the lease, nothing of any kind leaves.
+
+mod buffer;
+mod error;
+mod facts;
+mod kernel;
+mod layout;
+mod output;
+mod receive;
+pub mod rebuild;
+pub mod segment;
+mod sender;
+mod tap;
+mod tuple;
+
+pub use buffer::OutputBuffer;
+pub use error::GateError;
+pub use facts::{Handshake, Progress, Scale, distance, position_of};
+pub use kernel::{Config, Counters, Entry, Gate};
+pub use output::{Action, End, OutputError, OutputState};
+pub use receive::{Injector, SlowReaders, late_acknowledgement};
+pub use sender::{Adopted, Outcome, Sender};
+pub use tap::{HeldFrame, Tap};
+pub use tuple::Tuple;

@@ -1,0 +1,166 @@
+//! Asking every peer where it stands, and keeping what peers send meanwhile.
+
+use std::collections::BTreeMap;
+
+use sys::packet::PacketSocket;
+use sys::tcp::RawIp;
+
+use super::probe::probe;
+use super::ConnectionState;
+use crate::error::GateError;
+use crate::facts::distance;
+use crate::kernel::Gate;
+use crate::segment::{Parsed, flag, resendable};
+use crate::tap::{HeldFrame, Tap};
+use crate::tuple::Tuple;
+
+/// A peer's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The connection.
+    pub tuple: Tuple,
+    /// What the peer has, as on the wire.
+    pub ack: u32,
+    /// Its clock, if the connection uses timestamps.
+    pub tsval: Option<u32>,
+}
+
+/// What is known of a connection that was probed.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    /// Sequence number of the probe's byte.
+    seq: u32,
+    /// The peer's acknowledgements name what came twice.
+    sack: bool,
+    /// Everything before this is in the log already.
+    received: u32,
+    answered: bool,
+}
+
+/// Probes connections through a gate that holds ([`crate::Config::hold`]) and has adopted them.
+#[derive(Debug)]
+pub struct Prober {
+    raw: RawIp,
+    tap: Tap,
+    asked: BTreeMap<Tuple, Asked>,
+    frames: Vec<HeldFrame>,
+    ready: Vec<Answer>,
+}
+
+/// Payload of the pieces in which large frames are delivered: every interface takes them.
+const PIECE: usize = 1400;
+
+impl Prober {
+    /// Call it in the container's network namespace; the prober can be used anywhere afterwards. `tap`
+    /// says from where on frames count: [`Tap::oldest`] with a standby that was flooded all the time.
+    ///
+    /// # Errors
+    /// [`GateError::System`] without CAP_NET_RAW.
+    pub fn open(tap: Tap) -> Result<Self, GateError> {
+        let raw = RawIp::open().map_err(|source| GateError::System { step: "opening a raw IP socket", source })?;
+        Ok(Self { raw, tap, asked: BTreeMap::new(), frames: Vec::new(), ready: Vec::new() })
+    }
+
+    /// Asks one peer. Asking again is allowed and harmless. What the peer sent before is read first, so
+    /// that it is not taken for the answer.
+    ///
+    /// # Errors
+    /// [`GateError::Socket`] if the packet cannot be sent.
+    pub fn ask(&mut self, gate: &Gate, state: &ConnectionState) -> Result<(), GateError> {
+        self.listen(gate);
+        let segment = probe(state);
+        let tuple = state.handshake.tuple;
+        let asked = Asked { seq: segment.seq, sack: state.handshake.sack, received: segment.ack, answered: false };
+        self.asked.entry(tuple).or_insert(asked);
+        self.raw.send(&segment.packet(), *tuple.peer.ip()).map_err(|source| GateError::Socket {
+            tuple,
+            step: "sending a probe",
+            source,
+        })
+    }
+
+    /// Answers that came since the last call, each connection's once. Does not wait.
+    pub fn answers(&mut self, gate: &Gate) -> Vec<Answer> {
+        self.listen(gate);
+        std::mem::take(&mut self.ready)
+    }
+
+    fn listen(&mut self, gate: &Gate) {
+        let new = self.tap.read(gate);
+        for segment in new.iter().filter_map(HeldFrame::segment) {
+            let tuple = segment.tuple_of_receiver();
+            if let Some(asked) = self.asked.get_mut(&tuple)
+                && !asked.answered
+                && asked.is_answer(&segment)
+            {
+                asked.answered = true;
+                let tsval = segment.timestamps.map(|(value, _)| value);
+                self.ready.push(Answer { tuple, ack: segment.ack, tsval });
+            }
+        }
+        self.frames.extend(new);
+    }
+
+    /// How many have not answered yet.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.asked.values().filter(|a| !a.answered).count()
+    }
+
+    /// Stops holding and delivers through `link` (the host's end of the veth) what was held and the log
+    /// does not have. Call it when all sockets are live. Returns how many frames were delivered.
+    ///
+    /// # Errors
+    /// [`GateError::System`] if a frame cannot be sent.
+    pub fn deliver(mut self, gate: &Gate, link: &PacketSocket) -> Result<usize, GateError> {
+        gate.set_hold(false);
+        self.frames.extend(self.tap.read(gate));
+        let mut delivered = 0;
+        for frame in &self.frames {
+            if frame.segment().is_some_and(|s| self.is_known(&s)) {
+                continue;
+            }
+            for piece in resendable(&frame.bytes, PIECE) {
+                link.send(&piece).map_err(|source| GateError::System { step: "delivering a held frame", source })?;
+            }
+            delivered += 1;
+        }
+        Ok(delivered)
+    }
+
+    /// True for a segment that tells the new host nothing: all its bytes are in the log.
+    fn is_known(&self, segment: &Parsed) -> bool {
+        let Some(asked) = self.asked.get(&segment.tuple_of_receiver()) else { return false };
+        segment.flags & (flag::SYN | flag::RST) == 0 && distance(segment.end(), asked.received) <= 0
+    }
+}
+
+impl Asked {
+    /// Any acknowledgement could have been on its way before the probe: the answer is the one that names
+    /// the probe's byte as received twice. Peers without selective acknowledgements cannot say so.
+    fn is_answer(&self, segment: &Parsed) -> bool {
+        let plain = segment.flags & (flag::SYN | flag::RST | flag::ACK) == flag::ACK;
+        plain && if self.sack { segment.sack.is_some_and(|(from, _)| from == self.seq) } else { segment.payload == 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, SocketAddrV4};
+
+    fn segment(sack: Option<(u32, u32)>, flags: u8) -> Parsed {
+        let end = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1);
+        Parsed { from: end, to: end, seq: 9, ack: 5, flags, window: 1, payload: 0, sack, timestamps: None }
+    }
+
+    #[test]
+    fn only_the_echo_of_the_probe_is_an_answer() {
+        let asked = Asked { seq: 77, sack: true, received: 0, answered: false };
+        assert!(asked.is_answer(&segment(Some((77, 78)), flag::ACK)));
+        assert!(!asked.is_answer(&segment(Some((78, 79)), flag::ACK)));
+        assert!(!asked.is_answer(&segment(None, flag::ACK)));
+        assert!(!asked.is_answer(&segment(Some((77, 78)), flag::ACK | flag::RST)));
+        assert!(Asked { sack: false, ..asked }.is_answer(&segment(None, flag::ACK)));
+    }
+}

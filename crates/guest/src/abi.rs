@@ -1,0 +1,356 @@
+//! What the injected blob and the host's side agree on: addresses, shared memory, thread blocks.
+//!
+//! Everything the guest will ever need is reserved when it is injected and lies at the same address in
+//! every process, on the primary and in replay:
+//!
+//! ```text
+//! BLOB_BASE      the blob: text, constants, data          private, travels in the image
+//! VDSO_COPY      the patched copy of the vDSO             private
+//! THREADS_BASE   thread blocks and their hook stacks      private
+//! ARENA_BASE     control page, rings, output buffers      one shared memfd, new on each host
+//! ```
+//!
+//! The arena's file has the same layout as its mapping: see [`Control`], [`Slot`], [`Conn`] and the
+//! `*_AT` offsets. Every field that both sides touch is atomic.
+
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+/// Where the blob is linked and mapped.
+pub const BLOB_BASE: u64 = 0x3000_0000_0000;
+/// Address space kept for the blob.
+pub const BLOB_MAX: u64 = 0x0100_0000;
+/// Where the patched copy of the vDSO lies.
+pub const VDSO_COPY: u64 = 0x3000_0100_0000;
+/// Where thread blocks begin.
+pub const THREADS_BASE: u64 = 0x3000_1000_0000;
+/// Address space of one thread block and its hook stack.
+pub const THREAD_LEN: u64 = 64 << 10;
+/// Threads of one process.
+pub const MAX_THREADS: usize = 512;
+/// Where the arena is mapped.
+pub const ARENA_BASE: u64 = 0x3100_0000_0000;
+/// The descriptor under which a process keeps the arena, so that its next image can map it.
+pub const ARENA_FD: i32 = 1022;
+/// Where replay keeps the descriptor that stands for the program's standard output.
+pub const REPLAY_STDOUT_FD: i32 = 1020;
+/// Where replay keeps the descriptor that stands for the program's standard error.
+pub const REPLAY_STDERR_FD: i32 = 1021;
+
+/// Rings in the arena: threads of all processes that can live at once.
+pub const MAX_SLOTS: usize = 256;
+/// Bytes of one ring (a power of two).
+pub const RING_LEN: u64 = 1 << 20;
+/// Connections whose output is owned at once.
+pub const MAX_CONNS: usize = 2048;
+/// Bytes of one connection's output buffer (a power of two).
+pub const OUTPUT_LEN: u64 = 256 << 10;
+
+/// Offset of the first [`Slot`] in the arena.
+pub const SLOTS_AT: u64 = 0x1000;
+/// Offset of the first [`Conn`].
+pub const CONNS_AT: u64 = SLOTS_AT + MAX_SLOTS as u64 * size_of::<Slot>() as u64;
+/// Offset of the tables that processes hand to their next image, one for each slot.
+pub const INHERIT_AT: u64 = CONNS_AT + MAX_CONNS as u64 * size_of::<Conn>() as u64;
+/// Descriptors that a process can hand to its next image.
+pub const INHERIT_FDS: usize = 1024;
+/// Offset of the first ring.
+pub const RINGS_AT: u64 = (INHERIT_AT + MAX_SLOTS as u64 * INHERIT_FDS as u64 * 4).next_multiple_of(1 << 20);
+/// Offset of the first output buffer.
+pub const OUTPUTS_AT: u64 = RINGS_AT + MAX_SLOTS as u64 * RING_LEN;
+/// Bytes of the whole arena.
+pub const ARENA_LEN: u64 = OUTPUTS_AT + MAX_CONNS as u64 * OUTPUT_LEN;
+
+/// First word of the control page.
+pub const ARENA_MAGIC: u64 = 0x3130_4152_4154_5355;
+
+/// What the guest does with a call.
+pub mod mode {
+    /// Record.
+    pub const RECORD: u32 = 1;
+    /// Replay from the rings.
+    pub const REPLAY: u32 = 2;
+    /// Neither: calls go straight to the kernel.
+    pub const LIVE: u32 = 3;
+}
+
+/// The arena's first page.
+#[repr(C)]
+pub struct Control {
+    /// [`ARENA_MAGIC`].
+    pub magic: AtomicU64,
+    /// One of [`mode`]; the one word whose change takes every thread live.
+    pub mode: AtomicU32,
+    /// The number of the next stream; every thread's log is one stream for its whole life.
+    pub next_stream: AtomicU32,
+    /// Futex: 1 while the host's drainer sleeps. Whoever turns it to 0 wakes it.
+    pub drainer_asleep: AtomicU32,
+    /// Switches of [`flag`].
+    pub flags: AtomicU32,
+    /// Order of container-wide objects: process numbering, then standard output.
+    pub pids: Order,
+    /// Order of writes to standard output and error.
+    pub stdio: Order,
+    /// Why the guest gave up, for the host's message: a `mismatch` code, then its operands.
+    pub failure: Failure,
+    /// Numbers of refused calls, one bit each (the host names each once).
+    pub refused: [AtomicU64; 8],
+}
+
+/// Bits of [`Control::flags`].
+pub mod flag {
+    /// Output to TCP connections goes through [`super::Conn`] buffers; without it, straight to the socket.
+    pub const OWN_OUTPUT: u32 = 1;
+    /// Replay ends at the log's end by waiting there (takeover), not by ending the process (offline).
+    pub const HOLD_AT_END: u32 = 2;
+}
+
+/// A lock with a version, for an object that processes share.
+#[repr(C)]
+pub struct Order {
+    /// Thread number of the owner, 0 when free.
+    pub owner: AtomicU32,
+    /// Keeps `version` aligned.
+    pub pad: AtomicU32,
+    /// How many ordered calls were made.
+    pub version: AtomicU64,
+}
+
+/// The first divergence that the guest met.
+#[repr(C)]
+pub struct Failure {
+    /// 0 while there is none; set last. One of [`failure`].
+    pub code: AtomicU32,
+    /// Stream that met it.
+    pub stream: AtomicU32,
+    /// Position of the record in that stream.
+    pub position: AtomicU64,
+    /// What the log holds.
+    pub expected: AtomicU64,
+    /// What the program did.
+    pub actual: AtomicU64,
+}
+
+/// Values of [`Failure::code`].
+pub mod failure {
+    /// Another kind of record: `expected` and `actual` are kinds.
+    pub const CALL: u32 = 1;
+    /// Another argument hash; the operands are kind in the upper half and hash in the lower.
+    pub const ARGUMENTS: u32 = 2;
+    /// Other output: hashes of the bytes.
+    pub const OUTPUT: u32 = 3;
+    /// A call that replay executes gave another result.
+    pub const RESULT: u32 = 4;
+    /// The stream ended where the program went on (offline).
+    pub const END: u32 = 5;
+    /// More threads or connections than the arena holds.
+    pub const CAPACITY: u32 = 6;
+    /// Somebody is filling in the other fields.
+    pub const CLAIMED: u32 = u32::MAX;
+}
+
+/// A ring's header. Recording: the guest produces, the host consumes; replay: the other way round.
+#[repr(C, align(256))]
+pub struct Slot {
+    /// One of [`slot`].
+    pub state: AtomicU32,
+    /// The stream in this ring.
+    pub stream: AtomicU32,
+    /// Thread number inside the container.
+    pub tid: AtomicU32,
+    /// Process number inside the container.
+    pub pid: AtomicU32,
+    /// Request from the guest to the host: see [`request`]. Futex.
+    pub request: AtomicU32,
+    /// Replay: 1 when no more bytes will come.
+    pub end: AtomicU32,
+    /// Where in the memory of the process the thread's block lies.
+    pub block: AtomicU64,
+    pad0: [u64; 4],
+    /// Bytes produced since the stream's start.
+    pub head: AtomicU64,
+    /// Futex: 1 while the consumer sleeps (replay: the guest).
+    pub consumer_asleep: AtomicU32,
+    pad1: [u32; 13],
+    /// Bytes consumed since the stream's start.
+    pub tail: AtomicU64,
+    /// Futex: 1 while the producer waits for room (recording: the guest).
+    pub producer_asleep: AtomicU32,
+    pad2: [u32; 13],
+}
+
+/// Values of [`Slot::state`].
+pub mod slot {
+    /// Nobody's.
+    pub const FREE: u32 = 0;
+    /// A thread logs to it, or is about to.
+    pub const LIVE: u32 = 1;
+    /// Its thread is gone; free again when the host has drained it.
+    pub const DONE: u32 = 2;
+    /// Replay: its thread waits at the stream's end.
+    pub const PARKED: u32 = 3;
+    /// Taken for a thread that is being made: not to be drained or fed yet.
+    pub const CLAIMED: u32 = 4;
+    /// Replay: its thread waits for its turn on a shared object.
+    pub const WAITING: u32 = 5;
+}
+
+/// Values of [`Slot::request`].
+pub mod request {
+    /// Nothing asked.
+    pub const NONE: u32 = 0;
+    /// The process is about to execve: attach and inject the next image. The host answers with `GRANTED`.
+    pub const EXEC: u32 = 1;
+    /// Go on.
+    pub const GRANTED: u32 = 2;
+    /// The execve failed: let go again. The host answers with `NONE`.
+    pub const EXEC_FAILED: u32 = 3;
+}
+
+/// The output of one connection, from the application's write to the client's acknowledgement.
+///
+/// Bytes `trimmed..written` of the stream lie in the buffer, byte `n` at `n % OUTPUT_LEN`.
+#[repr(C, align(128))]
+pub struct Conn {
+    /// One of [`conn`].
+    pub state: AtomicU32,
+    /// Descriptors that refer to it, over all processes.
+    pub refs: AtomicU32,
+    /// Host: 1 once it holds its own duplicate of the socket. Futex.
+    pub adopted: AtomicU32,
+    /// Guest: 1 when a writer met a full buffer; the host clears it when there is room, and wakes. Futex.
+    pub full: AtomicU32,
+    /// Bytes the application has written.
+    pub written: AtomicU64,
+    /// Bytes the client has acknowledged: their room is free.
+    pub trimmed: AtomicU64,
+    /// Guest: 1 after shutdown of the sending side or the last close.
+    pub shut: AtomicU32,
+    /// The descriptor and process it came with.
+    pub fd: AtomicU32,
+    /// Process number inside the container.
+    pub pid: AtomicU32,
+    /// Guest: how often this entry has been taken; tells two connections in one entry apart.
+    pub generation: AtomicU32,
+    /// Bytes the application has read.
+    pub read: AtomicU64,
+    pad: [u64; 7],
+}
+
+/// Values of [`Conn::state`].
+pub mod conn {
+    /// Nobody's.
+    pub const FREE: u32 = 0;
+    /// Open in the application.
+    pub const OPEN: u32 = 1;
+    /// Closed in the application; the host frees it when the client has everything.
+    pub const CLOSED: u32 = 2;
+}
+
+/// The start of a thread block; gs points to it. The hook stack takes the rest of [`THREAD_LEN`].
+///
+/// The fields up to `hook_top` are used by the entry code at fixed offsets (8 bytes each).
+#[repr(C)]
+pub struct ThreadBlock {
+    /// Its own address (`gs:[0]`).
+    pub this: AtomicU64,
+    /// Top of the free part of the hook stack (`gs:[8]`); equal to `hook_top` outside the guest.
+    pub hook_sp: AtomicU64,
+    /// Scratch for the entry code (`gs:[16]`).
+    pub scratch: AtomicU64,
+    /// Top of the hook stack (`gs:[24]`).
+    pub hook_top: AtomicU64,
+    /// The mask that is set on the way out, so that a signal is delivered there (`gs:[32]`).
+    pub exit_mask: AtomicU64,
+    /// The application's signal mask.
+    pub mask: AtomicU64,
+    /// Not 0 inside a vDSO or lock replacement, which run on the application's stack.
+    pub inside: AtomicU64,
+    /// Host: hold this thread at the hook's exit.
+    pub stop: AtomicU64,
+    /// Why the thread trapped: one of [`trap`].
+    pub why: AtomicU64,
+    /// Bytes of its stream that it has committed (recording) or consumed (replay).
+    pub position: AtomicU64,
+    /// Time-stamp counter at the last record.
+    pub tsc: AtomicU64,
+    /// Index of its ring.
+    pub slot: AtomicU32,
+    /// Number of its stream.
+    pub stream: AtomicU32,
+    /// Thread number inside the container.
+    pub tid: AtomicU32,
+    /// Process number inside the container.
+    pub pid: AtomicU32,
+    /// Index of the tables ([`TABLES`]) that its process uses.
+    pub tables: AtomicU32,
+    /// Not 0 once a signal waits for the next hook point; then `signal` holds it.
+    pub pending: AtomicU32,
+    /// The signal being handed to the application's handler, 0 otherwise.
+    pub delivering: AtomicU32,
+    /// Not 0: the record of the call under way says that a signal is delivered at its end.
+    pub follows: AtomicU32,
+    /// Calls since the last record that left none.
+    pub unlogged: AtomicU64,
+    /// Ring of the child that this thread is making, and its stream.
+    pub child_slot: AtomicU32,
+    /// See `child_slot`.
+    pub child_stream: AtomicU32,
+    /// `siginfo_t` of the waiting signal.
+    pub signal: [AtomicU64; 16],
+    /// The application's registers at the clone that made this thread; the child starts with them.
+    pub birth: [AtomicU64; 16],
+}
+
+/// Sets of per-process tables in one address space: the process' own, and one for each child that
+/// vfork or `posix_spawn` made and that has not called execve yet.
+pub const TABLES: usize = 4;
+
+/// Values of [`ThreadBlock::why`].
+pub mod trap {
+    /// Held at the hook's exit because `stop` was set.
+    pub const SETTLED: u64 = 1;
+    /// Replay: at the log's end.
+    pub const LOG_END: u64 = 2;
+    /// Replay: diverged; see [`super::Control::failure`].
+    pub const DIVERGED: u64 = 3;
+    /// Initialisation is done.
+    pub const READY: u64 = 4;
+}
+
+const _: () = assert!(size_of::<Control>() <= 0x1000);
+const _: () = assert!(size_of::<Slot>() == 256);
+const _: () = assert!(size_of::<Conn>() == 128);
+const _: () = assert!(RING_LEN.is_power_of_two() && OUTPUT_LEN.is_power_of_two());
+
+/// Kinds of descriptors that the host hands to the first image in the inherited table.
+pub mod inherited {
+    /// The standard input the container was started with.
+    pub const STDIN: u32 = 5;
+    /// Its standard output.
+    pub const STDOUT: u32 = 6;
+    /// Its standard error.
+    pub const STDERR: u32 = 7;
+}
+
+/// What the injector tells a fresh image; it writes this over the blob's symbol `BOOT` and then calls
+/// `guest_init`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Boot {
+    /// Ring of the image's first thread (that of the thread which called execve).
+    pub slot: u32,
+    /// Keeps what follows aligned.
+    pub pad: u32,
+    /// Where AT_RANDOM points to.
+    pub at_random: u64,
+    /// The signal mask the image starts with.
+    pub mask: u64,
+    /// Bytes of the blob's range, which is exempt from dispatch.
+    pub blob_len: u64,
+    /// The kernel's vDSO: start and end, 0 without one.
+    pub vdso: [u64; 2],
+    /// Its own entry points: clock_gettime, gettimeofday, time, getcpu; 0 where missing.
+    pub vdso_entries: [u64; 4],
+    /// Executable mappings of files that exist already: start and end.
+    pub text: [[u64; 2]; 4],
+}

@@ -1,0 +1,43 @@
+//! Calls that need code of their own.
+
+pub(crate) mod files;
+pub(crate) mod memory;
+pub(crate) mod output;
+pub(crate) mod process;
+
+use guest::abi::ThreadBlock;
+use sysabi::Syscall;
+
+use crate::entry::Regs;
+use crate::{dispatch, raw, signals};
+
+/// Runs the call if the guest has code for it.
+#[inline(always)]
+pub(crate) fn special(t: &ThreadBlock, regs: &mut Regs, row: &'static Syscall) -> Option<i64> {
+    Some(match row.nr {
+        // open, creat, openat, openat2, memfd_create
+        2 | 85 | 257 | 319 | 437 => files::open(t, regs, row),
+        3 => files::close(t, regs, row),
+        // dup, dup2, fcntl, dup3
+        32 | 33 | 72 | 292 => files::duplicate(t, regs, row),
+        436 => files::close_range(t, regs, row),
+        13 => signals::sigaction(t, &regs.args()),
+        14 => signals::sigprocmask(t, &regs.args()),
+        15 => signals::sigreturn(t, regs),
+        // clone, fork, vfork, clone3
+        56 | 57 | 58 | 435 => process::clone(t, regs, row),
+        // execve, execveat
+        59 | 322 => process::exec(t, regs, row),
+        60 => process::exit(t, regs.rdi),
+        231 => process::exit_group(t, regs.rdi),
+        // wait4, waitid
+        61 | 247 => process::wait(t, regs, row),
+        // prctl, arch_prctl: they change this process alone, in replay too
+        157 | 158 => dispatch::executed(t, regs, row),
+        // recvmmsg, sendmmsg: their callers fall back to single messages
+        299 | 307 => dispatch::refuse(row),
+        // rseq is refused without a word: every C library tries it and does without
+        334 => -raw::ENOSYS,
+        _ => return None,
+    })
+}

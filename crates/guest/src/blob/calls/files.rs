@@ -1,0 +1,215 @@
+//! Opening, closing and duplicating descriptors.
+//!
+//! In replay a descriptor is real only where its file can be mapped: regular files and memory files are
+//! opened for real, at the logged numbers. All others exist in the log alone.
+
+use guest::abi::{ARENA_FD, REPLAY_STDERR_FD, REPLAY_STDOUT_FD, ThreadBlock};
+use sysabi::Syscall;
+
+use crate::dispatch::{self, fed, record};
+use crate::entry::Regs;
+use crate::log::{self, Mode};
+use crate::order::{self, DESCRIPTORS};
+use crate::raw::{self, nr};
+use crate::shapes::Shape;
+use crate::tables::{self, Kind};
+
+const O_CREAT: u64 = 0o100;
+const O_EXCL: u64 = 0o200;
+const O_TRUNC: u64 = 0o1000;
+const O_CLOEXEC: u64 = 0o2_000_000;
+const S_IFMT: u32 = 0o170_000;
+const S_IFREG: u32 = 0o100_000;
+
+const OPEN: u64 = 2;
+const CREAT: u64 = 85;
+const MEMFD_CREATE: u64 = 319;
+
+/// `open` and its kin, `memfd_create`.
+pub(crate) fn open(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
+    let args = regs.args();
+    let Some(shape) = Shape::of(row, args) else { return -raw::EINVAL };
+    if log::now() == Mode::Replay
+        && let Some(taken) = log::take(t, row.nr)
+    {
+        taken.check_hash(shape.hash());
+        let result = taken.header.result;
+        taken.finish();
+        if result >= 0 {
+            let kind = if reopen(regs.rax, &args, result.cast_unsigned()) { Kind::File } else { Kind::Other };
+            tables::of(t).set_kind(result.cast_unsigned(), kind);
+        }
+        return result;
+    }
+    let (result, version) = dispatch::changing_descriptors(t, regs, &args);
+    if result >= 0 {
+        let kind = if is_regular(result.cast_unsigned()) { Kind::File } else { Kind::Other };
+        tables::of(t).set_kind(result.cast_unsigned(), kind);
+    }
+    if log::now() == Mode::Record {
+        record(t, &shape, result, version);
+    }
+    result
+}
+
+/// Opens a file again in replay, without making or emptying it, and moves it to its logged number.
+fn reopen(call: u64, args: &[u64; 6], number: u64) -> bool {
+    const MAKES: u64 = O_CREAT | O_EXCL | O_TRUNC;
+    let mut again = *args;
+    let mut call = call;
+    let how: [u64; 3];
+    match call {
+        OPEN => again[1] &= !MAKES,
+        CREAT => (call, again[1]) = (OPEN, 1),
+        nr::OPENAT => again[2] &= !MAKES,
+        MEMFD_CREATE => {}
+        _ => {
+            let Ok(asked) = crate::user::read::<[u64; 3]>(args[2]) else { return false };
+            how = [asked[0] & !MAKES, 0, asked[2]];
+            again[2] = how.as_ptr() as u64;
+            again[3] = 24;
+        }
+    }
+    let got = raw::call(call, again);
+    if got < 0 {
+        return false;
+    }
+    let got = got.cast_unsigned();
+    let regular = is_regular(got);
+    if got == number {
+        if !regular {
+            close_raw(got);
+        }
+        return regular;
+    }
+    if regular {
+        raw::call(nr::DUP3, [got, number, O_CLOEXEC, 0, 0, 0]);
+    }
+    close_raw(got);
+    regular
+}
+
+fn is_regular(fd: u64) -> bool {
+    let mut stat = [0_u32; 36];
+    raw::call(nr::FSTAT, [fd, stat.as_mut_ptr() as u64, 0, 0, 0, 0]) == 0 && stat[6] & S_IFMT == S_IFREG
+}
+
+fn close_raw(fd: u64) {
+    raw::call(nr::CLOSE, [fd, 0, 0, 0, 0, 0]);
+}
+
+/// Descriptors that are the guest's: the application does not know them.
+fn is_own(fd: u64) -> bool {
+    let fd = fd as u32 as i32;
+    fd == ARENA_FD || (log::now() == Mode::Replay && (fd == REPLAY_STDOUT_FD || fd == REPLAY_STDERR_FD))
+}
+
+/// `close`.
+pub(crate) fn close(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
+    let fd = regs.rdi;
+    if is_own(fd) {
+        return -raw::EBADF;
+    }
+    let before = tables::of(t).kind(fd);
+    let result = fed(t, regs, row);
+    if before == Kind::File && log::now() == Mode::Replay {
+        close_raw(fd);
+    }
+    // The kernel frees the number even when close reports an error (close(2)); EBADF alone says it did not.
+    if result != -raw::EBADF {
+        tables::of(t).set_kind(fd, Kind::Closed);
+    }
+    result
+}
+
+/// `dup`, `dup2`, `dup3`, `fcntl`.
+pub(crate) fn duplicate(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
+    const F_DUPFD: u64 = 0;
+    const F_DUPFD_CLOEXEC: u64 = 1030;
+    let (fd, second) = (regs.rdi, regs.rsi);
+    let copies = u64::from(row.nr) != nr::FCNTL || matches!(second as u32 as u64, F_DUPFD | F_DUPFD_CLOEXEC);
+    if is_own(fd) {
+        return -raw::EBADF;
+    }
+    if copies && matches!(row.nr, 33 | 292) && is_own(second) {
+        return -raw::EBUSY;
+    }
+    let kind = tables::of(t).kind(fd);
+    let result = fed(t, regs, row);
+    if result < 0 || !copies {
+        return result;
+    }
+    let made = result.cast_unsigned();
+    if log::now() == Mode::Replay && made != fd {
+        let real = tables::of(t).kind(made) == Kind::File;
+        if kind == Kind::File {
+            raw::call(nr::DUP3, [fd, made, O_CLOEXEC, 0, 0, 0]);
+        } else if real {
+            close_raw(made);
+        }
+    }
+    tables::of(t).set_kind(made, kind);
+    result
+}
+
+/// `close_range`: the guest's own descriptor stays.
+pub(crate) fn close_range(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
+    const CLOSE_RANGE_CLOEXEC: u64 = 4;
+    let args = regs.args();
+    let [first, last, flags, ..] = args;
+    let Some(shape) = Shape::of(row, args) else { return -raw::EINVAL };
+    let (first, last) = (u64::from(first as u32), u64::from(last as u32));
+    let result = if log::now() == Mode::Replay
+        && let Some(taken) = log::take(t, row.nr)
+    {
+        taken.check_hash(shape.hash());
+        let result = taken.header.result;
+        taken.finish();
+        if result == 0 && flags & CLOSE_RANGE_CLOEXEC == 0 {
+            close_files(t, first, last);
+        }
+        result
+    } else {
+        let held = order::lock(t, &DESCRIPTORS);
+        let result = close_around(first, last, flags);
+        let version = if result < 0 { 0 } else { held.stamp() };
+        drop(held);
+        if log::now() == Mode::Record {
+            record(t, &shape, result, version);
+        }
+        result
+    };
+    if result == 0 && flags & CLOSE_RANGE_CLOEXEC == 0 {
+        let set = tables::of(t);
+        for fd in first..=last.min(set.end()) {
+            set.set_kind(fd, Kind::Closed);
+        }
+    }
+    result
+}
+
+fn close_around(first: u64, last: u64, flags: u64) -> i64 {
+    let own = ARENA_FD as u64;
+    let part = |a: u64, b: u64| raw::call(nr::CLOSE_RANGE, [a, b, flags, 0, 0, 0]);
+    if first > own || last < own || first > last {
+        return part(first, last);
+    }
+    let mut result = 0;
+    if first < own {
+        result = part(first, own - 1);
+    }
+    if result == 0 && last > own {
+        result = part(own + 1, last);
+    }
+    result
+}
+
+fn close_files(t: &ThreadBlock, first: u64, last: u64) {
+    let set = tables::of(t);
+    for fd in first..=last.min(set.end()) {
+        if set.kind(fd) == Kind::File {
+            close_raw(fd);
+        }
+    }
+}
+

@@ -1,0 +1,169 @@
+//! Calls that write: what they wrote is hashed, and in replay compared instead of written again.
+
+use core::sync::atomic::Ordering::Release;
+
+use eventlog::record::{Header, MAX_PAYLOAD, kind};
+use guest::abi::{REPLAY_STDERR_FD, REPLAY_STDOUT_FD, ThreadBlock, failure};
+use sysabi::{Arg, Len, Syscall};
+
+use crate::dispatch::{fed, perform};
+use crate::entry::Regs;
+use crate::log::{self, Mode};
+use crate::order;
+use crate::raw::{self, nr};
+use crate::shapes::{Run, Shape};
+use crate::tables::{self, Kind};
+use crate::thread::control;
+
+/// Class `Suppressed`.
+pub(crate) fn suppressed(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
+    let mut args = regs.args();
+    let Some(data) = data_of(row, &args) else { return fed(t, regs, row) };
+    let target = tables::of(t).kind(regs.rdi);
+    let keeps_data = matches!(target, Kind::File | Kind::Internal);
+    let data = if keeps_data { shorten(row, &mut args, data) } else { data };
+    let Some(shape) = Shape::of(row, args) else { return -raw::EINVAL };
+    if log::now() == Mode::Replay
+        && let Some(result) = replay(t, row, &shape, data, target)
+    {
+        return result;
+    }
+    let record = log::now() == Mode::Record;
+    if record && target == Kind::Internal {
+        intent(t, &shape, data);
+    }
+    let (result, stamp) = if matches!(target, Kind::Stdout | Kind::Stderr) {
+        let held = order::lock(t, &control().stdio);
+        let result = perform(t, regs, &args);
+        (result, held.stamp())
+    } else {
+        (perform(t, regs, &args), 0)
+    };
+    if record {
+        log_output(t, &shape, result, written(data, result), target, stamp);
+    }
+    result
+}
+
+/// The bytes a call writes, if the row says where they are.
+fn data_of(row: &Syscall, args: &[u64; 6]) -> Option<Run> {
+    for i in 0..6 {
+        match row.args[i] {
+            Arg::In(Len::Arg(n)) => return Some(Run::Flat(args[i], args[usize::from(n) % 6])),
+            Arg::InVec => {
+                let count = args[(i + 1) % 6];
+                return Some(Run::Vector(args[i], count, Run::vector_len(args[i], count).unwrap_or(0)));
+            }
+            Arg::InMsg => {
+                const VECTOR: u64 = 16;
+                let [vector, count] = crate::user::read::<[u64; 2]>(args[i] + VECTOR).unwrap_or([0, 0]);
+                return Some(Run::Vector(vector, count, Run::vector_len(vector, count).unwrap_or(0)));
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Keeps what one record has to hold below its limit: a plain write may always write less.
+fn shorten(row: &Syscall, args: &mut [u64; 6], data: Run) -> Run {
+    const MOST: u64 = (MAX_PAYLOAD - 4096) as u64;
+    match (row.nr, data) {
+        // write, pwrite64
+        (1 | 18, Run::Flat(at, n)) => {
+            args[2] = n.min(MOST);
+            Run::Flat(at, args[2])
+        }
+        _ => data,
+    }
+}
+
+fn written(data: Run, result: i64) -> Run {
+    let n = u64::try_from(result).unwrap_or(0).min(data.len());
+    match data {
+        Run::Flat(at, _) => Run::Flat(at, n),
+        Run::Vector(at, count, _) => Run::Vector(at, count, n),
+    }
+}
+
+/// Committed before the bytes can be seen by a reader inside the container.
+fn intent(t: &ThreadBlock, shape: &Shape, data: Run) {
+    let len = data.len().min(MAX_PAYLOAD as u64);
+    let header = Header {
+        kind: kind::INTENT,
+        hash: shape.hash(),
+        result: i64::from(shape.row.nr),
+        arg0: shape.args[0] as u32,
+        payload_len: len as u32,
+        ..Header::default()
+    };
+    let mut w = log::begin(t, header);
+    data.each(|at, n| w.bytes(at, n));
+    w.commit(false);
+}
+
+fn log_output(t: &ThreadBlock, shape: &Shape, result: i64, data: Run, target: Kind, stamp: u64) {
+    let payload = match target {
+        Kind::Stdout | Kind::Stderr => 8,
+        Kind::File => data.len().min(MAX_PAYLOAD as u64),
+        _ => 0,
+    };
+    let header = Header {
+        kind: shape.row.nr,
+        hash: shape.hash(),
+        result,
+        arg0: shape.args[0] as u32,
+        version: if result > 0 { data.hash() } else { 0 },
+        payload_len: payload as u32,
+        ..Header::default()
+    };
+    let mut w = log::begin(t, header);
+    match target {
+        Kind::Stdout | Kind::Stderr => w.value(stamp),
+        Kind::File => data.each(|at, n| w.bytes(at, n)),
+        _ => {}
+    }
+    w.commit(true);
+}
+
+fn replay(t: &ThreadBlock, row: &Syscall, shape: &Shape, data: Run, target: Kind) -> Option<i64> {
+    if target == Kind::Internal {
+        let intent = log::take(t, kind::INTENT)?;
+        intent.check_hash(shape.hash());
+        intent.finish();
+    }
+    let taken = log::take(t, row.nr)?;
+    taken.check_hash(shape.hash());
+    let (result, logged) = (taken.header.result, taken.header.version);
+    let data = written(data, result);
+    if result > 0 && data.hash() != logged {
+        log::diverge(t, failure::OUTPUT, logged, data.hash());
+    }
+    let stamp = taken.value::<u64>(0);
+    taken.finish();
+    match target {
+        Kind::Stdout => print(t, REPLAY_STDOUT_FD, data, stamp),
+        Kind::Stderr => print(t, REPLAY_STDERR_FD, data, stamp),
+        _ => {}
+    }
+    Some(result)
+}
+
+/// Writes what the program printed, in the recorded order of all its processes.
+fn print(t: &ThreadBlock, fd: i32, data: Run, stamp: u64) {
+    let order = &control().stdio;
+    if !order::await_turn(t, order, stamp) {
+        return;
+    }
+    data.each(|mut at, mut n| {
+        while n > 0 {
+            let done = raw::call(nr::WRITE, [fd as u64, at, n, 0, 0, 0]);
+            if done <= 0 {
+                break;
+            }
+            at += done.cast_unsigned();
+            n -= done.cast_unsigned();
+        }
+    });
+    order.version.store(stamp, Release);
+}

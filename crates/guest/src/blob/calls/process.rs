@@ -1,0 +1,360 @@
+//! Threads and processes: made on both sides with the same numbers, ended on both sides.
+
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+
+use eventlog::record::{Header, kind};
+use guest::abi::{MAX_SLOTS, ThreadBlock, request, slot};
+use sysabi::Syscall;
+
+use crate::dispatch::{self, wrong_result};
+use crate::entry::{self, Regs};
+use crate::log::{self, Mode};
+use crate::raw::{self, nr};
+use crate::shapes::Shape;
+use crate::thread::{self, control, slot_of};
+use crate::{init, order, ring, signals, tables, user};
+
+const CLONE_VM: u64 = 0x100;
+const CLONE_FILES: u64 = 0x400;
+const CLONE_PIDFD: u64 = 0x1000;
+const CLONE_VFORK: u64 = 0x4000;
+const CLONE_THREAD: u64 = 0x1_0000;
+/// New namespaces of any kind, and cgroup placement.
+const CLONE_REFUSED: u64 = 0x7e02_0080 | 0x2_0000_0000 | CLONE_PIDFD;
+const SIGCHLD: u64 = 17;
+
+/// `struct clone_args`, as words.
+const CLONE_ARGS_WORDS: usize = 11;
+const CLONE_ARGS_LEN: u64 = CLONE_ARGS_WORDS as u64 * 8;
+const SET_TID: usize = 8;
+const SET_TID_SIZE: usize = 9;
+
+/// What is to be made, whichever call asked for it.
+struct Wanted {
+    /// As `clone3` takes it.
+    args: [u64; CLONE_ARGS_WORDS],
+    /// Where the child's stack pointer starts; 0 to go on with the parent's.
+    stack_top: u64,
+}
+
+impl Wanted {
+    fn of(regs: &Regs) -> Result<Self, i64> {
+        let mut args = [0_u64; CLONE_ARGS_WORDS];
+        match regs.rax {
+            nr::FORK => args[4] = SIGCHLD,
+            nr::VFORK => (args[0], args[4]) = (CLONE_VM | CLONE_VFORK, SIGCHLD),
+            nr::CLONE => {
+                args[0] = regs.rdi & 0xffff_ff00;
+                (args[2], args[3], args[4]) = (regs.r10, regs.rdx, regs.rdi & 0xff);
+                if regs.rsi != 0 {
+                    (args[5], args[6]) = (regs.rsi - 16, 16);
+                }
+                args[7] = regs.r8;
+            }
+            _ => {
+                let len = regs.rsi.min(CLONE_ARGS_LEN);
+                if regs.rsi < 64 || regs.rsi > CLONE_ARGS_LEN {
+                    return Err(-raw::EINVAL);
+                }
+                user::copy(args.as_mut_ptr() as u64, regs.rdi, len).map_err(|_| -raw::EFAULT)?;
+            }
+        }
+        if args[0] & CLONE_REFUSED != 0 || args[SET_TID_SIZE] != 0 {
+            return Err(-raw::EPERM);
+        }
+        let stack_top = if args[5] == 0 { 0 } else { args[5] + args[6] };
+        Ok(Self { args, stack_top })
+    }
+
+    const fn has(&self, flag: u64) -> bool {
+        self.args[0] & flag != 0
+    }
+}
+
+/// `clone`, `fork`, `vfork`, `clone3`. All are made as `clone3`.
+pub(crate) fn clone(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
+    let wanted = match Wanted::of(regs) {
+        Ok(wanted) => wanted,
+        Err(errno) => return errno,
+    };
+    if log::now() == Mode::Replay
+        && let Some(taken) = log::take(t, row.nr)
+    {
+        let (result, stream) = (taken.header.result, taken.value::<u32>(0));
+        taken.finish();
+        if result >= 0 {
+            let got = spawn(t, regs, wanted, Some((stream, result.cast_unsigned())));
+            if got != result {
+                wrong_result(t, result, got);
+            }
+        }
+        return result;
+    }
+    spawn_recorded(t, regs, row, wanted)
+}
+
+fn spawn_recorded(t: &ThreadBlock, regs: &Regs, row: &Syscall, wanted: Wanted) -> i64 {
+    let result = spawn(t, regs, wanted, None);
+    if log::now() == Mode::Record {
+        let header = Header {
+            kind: row.nr,
+            result,
+            payload_len: if result >= 0 { 4 } else { 0 },
+            ..Header::default()
+        };
+        let mut w = log::begin(t, header);
+        if result >= 0 {
+            w.value(t.child_stream.load(Relaxed));
+        }
+        w.commit(false);
+    }
+    result
+}
+
+/// Makes the child. In replay: with this stream and this number.
+fn spawn(t: &ThreadBlock, regs: &Regs, mut wanted: Wanted, replayed: Option<(u32, u64)>) -> i64 {
+    let Some(index) = thread::claim_slot() else { return -raw::EAGAIN };
+    let ring = slot_of(index);
+    let stream = replayed.map_or_else(|| control().next_stream.fetch_add(1, AcqRel), |(stream, _)| stream);
+    ring.stream.store(stream, Relaxed);
+    let Some((block, own_tables)) = prepare_block(t, regs, &wanted) else {
+        ring.state.store(slot::FREE, Release);
+        return -raw::EAGAIN;
+    };
+    for b in [t, block] {
+        b.child_slot.store(index, Relaxed);
+        b.child_stream.store(stream, Relaxed);
+    }
+    thread::prefault(index);
+    signals::block_all();
+    let forks = !wanted.has(CLONE_VM);
+    let locks = forks.then(|| (order::lock(t, &order::MEMORY), order::lock(t, &order::DESCRIPTORS)));
+    ring.state.store(slot::LIVE, Release);
+    let result = make(&mut wanted, block, replayed.map(|(_, tid)| tid));
+    drop(locks);
+    if result < 0 {
+        ring.state.store(slot::FREE, Release);
+    }
+    if !forks && (result < 0 || wanted.has(CLONE_VFORK)) {
+        // A vfork child has called execve or ended by now: its block and tables are free again.
+        thread::release_block(block);
+        if let Some(set) = own_tables {
+            tables::release_set(set);
+        }
+    }
+    signals::unblock(t);
+    result
+}
+
+/// The block the child starts on, and the set of tables that is its own.
+fn prepare_block<'a>(t: &'a ThreadBlock, regs: &Regs, wanted: &Wanted) -> Option<(&'a ThreadBlock, Option<u32>)> {
+    let shares = wanted.has(CLONE_VM);
+    let block = if shares { thread::claim_block()? } else { t };
+    let mut own_tables = None;
+    if shares {
+        block.mask.store(t.mask.load(Relaxed), Relaxed);
+        block.pid.store(if wanted.has(CLONE_THREAD) { t.pid.load(Relaxed) } else { 0 }, Relaxed);
+        let set = if wanted.has(CLONE_FILES) {
+            t.tables.load(Relaxed)
+        } else {
+            let Some(set) = tables::fork_set(t) else {
+                thread::release_block(block);
+                return None;
+            };
+            own_tables = Some(set);
+            set
+        };
+        block.tables.store(set, Relaxed);
+    }
+    let mut birth = *regs;
+    if wanted.stack_top != 0 {
+        birth.rsp = wanted.stack_top;
+    }
+    let _ = user::copy(block.birth.as_ptr() as u64, (&raw const birth) as u64, size_of::<Regs>() as u64);
+    Some((block, own_tables))
+}
+
+fn make(wanted: &mut Wanted, block: &ThreadBlock, tid: Option<u64>) -> i64 {
+    let number = tid.unwrap_or(0) as u32;
+    if tid.is_some() {
+        wanted.args[SET_TID] = (&raw const number) as u64;
+        wanted.args[SET_TID_SIZE] = 1;
+    }
+    let call = |args: &[u64; CLONE_ARGS_WORDS]| {
+        let a = [args.as_ptr() as u64, CLONE_ARGS_LEN, 0, 0, 0, 0];
+        entry::clone_into(nr::CLONE3, &a, block)
+    };
+    let result = call(&wanted.args);
+    if tid.is_some() && result == -raw::EPERM {
+        // Privileges were dropped: the number comes right if replay makes children in the recorded order.
+        wanted.args[SET_TID_SIZE] = 0;
+        return call(&wanted.args);
+    }
+    result
+}
+
+/// The child's first code, on its own hook stack.
+pub(crate) extern "C" fn child_started(block: &ThreadBlock) {
+    let index = block.child_slot.load(Relaxed);
+    let tid = raw::call(nr::GETTID, [0; 6]) as u32;
+    let pid = raw::call(nr::GETPID, [0; 6]) as u32;
+    let forked = block.pid.load(Relaxed) != pid && block.tid.load(Relaxed) != 0;
+    block.slot.store(index, Relaxed);
+    block.stream.store(block.child_stream.load(Relaxed), Relaxed);
+    block.position.store(0, Relaxed);
+    block.tid.store(tid, Relaxed);
+    block.pid.store(pid, Relaxed);
+    for word in [&block.pending, &block.delivering, &block.follows] {
+        word.store(0, Relaxed);
+    }
+    block.hook_sp.store(block.hook_top.load(Relaxed), Relaxed);
+    block.tsc.store(raw::cycles(), Relaxed);
+    if forked {
+        thread::keep_only(block);
+        order::reset_owners();
+    }
+    let ring = slot_of(index);
+    ring.tid.store(tid, Relaxed);
+    ring.pid.store(pid, Relaxed);
+    ring.block.store(block.this.load(Relaxed), Release);
+    init::dispatch_on();
+    match log::now() {
+        Mode::Record => log::emit(block, Header { kind: kind::BIRTH, result: i64::from(tid), ..Header::default() }),
+        Mode::Replay => {
+            if let Some(taken) = log::take(block, kind::BIRTH) {
+                taken.finish();
+            }
+        }
+        Mode::Live => {}
+    }
+    signals::unblock(block);
+}
+
+/// `execve`, `execveat`: the host attaches first, so that it can inject the guest into the next image.
+pub(crate) fn exec(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
+    let Some(shape) = Shape::of(row, regs.args()) else { return -raw::EINVAL };
+    if log::now() == Mode::Replay {
+        let failed = match log::peek(t) {
+            Some(next) => next.header.kind != kind::EXEC,
+            None => true,
+        };
+        if failed && let Some(taken) = log::take(t, row.nr) {
+            taken.check_hash(shape.hash());
+            let result = taken.header.result;
+            taken.finish();
+            return result;
+        }
+    }
+    signals::block_all();
+    init::hand_over(t);
+    let ring = slot_of(t.slot.load(Relaxed));
+    ask(&ring.request, request::EXEC, request::GRANTED);
+    // The next image inherits the application's mask.
+    signals::unblock(t);
+    let result = raw::call(regs.rax, regs.args());
+    ask(&ring.request, request::EXEC_FAILED, request::NONE);
+    signals::unblock(t);
+    match log::now() {
+        Mode::Record => dispatch::record(t, &shape, result, 0),
+        Mode::Replay => wrong_result(t, 0, result),
+        Mode::Live => {}
+    }
+    result
+}
+
+/// Asks the host for something and waits for the answer.
+fn ask(word: &core::sync::atomic::AtomicU32, question: u32, answer: u32) {
+    const LOOK_AGAIN_NS: u64 = 2_000_000;
+    word.store(question, SeqCst);
+    ring::wake_drainer();
+    while word.load(Acquire) != answer {
+        raw::futex_wait_for(word, question, LOOK_AGAIN_NS);
+    }
+}
+
+/// `exit`: one thread leaves.
+pub(crate) fn exit(t: &ThreadBlock, status: u64) -> i64 {
+    signals::block_all();
+    leave(t, status, 0);
+    thread::exit_thread(status)
+}
+
+/// `exit_group`: the process leaves.
+pub(crate) fn exit_group(t: &ThreadBlock, status: u64) -> i64 {
+    signals::block_all();
+    leave(t, status, 1);
+    raw::abort(status)
+}
+
+fn leave(t: &ThreadBlock, status: u64, group: u32) {
+    match log::now() {
+        Mode::Record => {
+            let header = Header { kind: kind::EXIT, result: status.cast_signed(), arg0: group, ..Header::default() };
+            log::begin(t, header).commit(true);
+        }
+        Mode::Replay => {
+            if let Some(taken) = log::take(t, kind::EXIT) {
+                taken.finish();
+                if group != 0 {
+                    await_others(t, |other| other == t.pid.load(Relaxed));
+                }
+            }
+        }
+        Mode::Live => {}
+    }
+    slot_of(t.slot.load(Relaxed)).state.store(slot::DONE, Release);
+    ring::wake_drainer();
+}
+
+/// Waits in replay until the other threads of some processes have come to the ends of their logs.
+fn await_others(t: &ThreadBlock, of_process: impl Fn(u32) -> bool) {
+    let mine = t.slot.load(Relaxed);
+    let mut spins = 0;
+    for index in (0..MAX_SLOTS as u32).filter(|i| *i != mine) {
+        let s = slot_of(index);
+        while matches!(s.state.load(Acquire), slot::LIVE | slot::WAITING)
+            && of_process(s.pid.load(Relaxed))
+            && !(s.end.load(Acquire) != 0 && s.tail.load(Acquire) == s.head.load(Acquire))
+            && log::now() == Mode::Replay
+        {
+            order::pause(&mut spins);
+        }
+    }
+}
+
+/// `wait4`, `waitid`: answered from the log; a child that the log says is gone is reaped for real.
+pub(crate) fn wait(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
+    const WNOWAIT: u64 = 0x0100_0000;
+    const WAIT4: u16 = 61;
+    let replaying = log::now() == Mode::Replay;
+    let result = dispatch::fed(t, regs, row);
+    if !replaying || log::now() != Mode::Replay {
+        return result;
+    }
+    let (child, ended, killed) = if row.nr == WAIT4 {
+        let status = if regs.rsi == 0 { 0 } else { user::read::<i32>(regs.rsi).unwrap_or(0) };
+        let stopped = status & 0xff == 0x7f || status == 0xffff;
+        (result, result > 0 && !stopped, status & 0x7f != 0)
+    } else {
+        const SI_PID: u64 = 12;
+        const SI_CODE: u64 = 8;
+        let word = |at| if regs.rdx == 0 { 0 } else { user::read::<i32>(regs.rdx + at).unwrap_or(0) };
+        let code = word(SI_CODE);
+        let ended = result == 0 && word(SI_PID) > 0 && (1..=3).contains(&code) && regs.r10 & WNOWAIT == 0;
+        (i64::from(word(SI_PID)), ended, code != 1)
+    };
+    if ended {
+        reap(t, child.cast_unsigned(), killed);
+    }
+    result
+}
+
+fn reap(t: &ThreadBlock, child: u64, killed: bool) {
+    const SIGKILL: u64 = 9;
+    const WALL: u64 = 0x4000_0000;
+    if killed {
+        await_others(t, |pid| u64::from(pid) == child);
+        raw::call(nr::KILL, [child, SIGKILL, 0, 0, 0, 0]);
+    }
+    while raw::call(nr::WAIT4, [child, 0, WALL, 0, 0, 0]) == -raw::EINTR {}
+}

@@ -1,0 +1,63 @@
+//! Kinds of descriptors, kept up to date behind each call that makes, copies or drops one.
+
+use guest::abi::ThreadBlock;
+use sysabi::Syscall;
+
+use crate::tables::{self, Kind};
+use crate::user;
+
+const AF_UNIX: u64 = 1;
+const SOCK_STREAM: u64 = 1;
+const SOCK_TYPE: u64 = 15;
+const EINPROGRESS: i64 = 115;
+
+/// Notes what a call of class `Fed` did to the descriptor table.
+#[inline]
+pub(crate) fn note(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64) {
+    // connect is the one call here whose failure can still change something.
+    if result < 0 && !(row.nr == 42 && result == -EINPROGRESS) {
+        return;
+    }
+    let set = tables::of(t);
+    let made = result.cast_unsigned();
+    match row.nr {
+        // socket
+        41 => set.set_kind(made, socket_kind(args[0], args[1])),
+        // connect
+        42 => {
+            if set.kind(args[0]) == Kind::Tcp {
+                set.set_kind(args[0], Kind::Connection(0));
+            }
+        }
+        // accept, accept4: of the listener's family
+        43 | 288 => {
+            let kind = if set.kind(args[0]) == Kind::Tcp { Kind::Connection(0) } else { Kind::Internal };
+            set.set_kind(made, kind);
+        }
+        // pipe, pipe2; socketpair
+        22 | 293 => pair(t, args[0]),
+        53 => pair(t, args[3]),
+        // eventfd, eventfd2
+        284 | 290 => set.set_kind(made, Kind::Internal),
+        // epoll_create, inotify_init, signalfd, timerfd_create, signalfd4, epoll_create1, inotify_init1, pidfd_open
+        213 | 253 | 282 | 283 | 289 | 291 | 294 | 434 => set.set_kind(made, Kind::Other),
+        _ => {}
+    }
+}
+
+fn pair(t: &ThreadBlock, at: u64) {
+    if let Ok([a, b]) = user::read::<[u32; 2]>(at) {
+        tables::of(t).set_kind(u64::from(a), Kind::Internal);
+        tables::of(t).set_kind(u64::from(b), Kind::Internal);
+    }
+}
+
+fn socket_kind(family: u64, kind: u64) -> Kind {
+    const AF_INET: u64 = 2;
+    const AF_INET6: u64 = 10;
+    match family {
+        AF_UNIX => Kind::Internal,
+        AF_INET | AF_INET6 if kind & SOCK_TYPE == SOCK_STREAM => Kind::Tcp,
+        _ => Kind::Other,
+    }
+}

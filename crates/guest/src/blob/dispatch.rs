@@ -1,0 +1,215 @@
+//! From the hook to the code of a call, as its row in the table says.
+
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+
+use eventlog::record::Header;
+use guest::abi::{ThreadBlock, failure, trap};
+use sysabi::{Class, Object, Syscall};
+
+use crate::calls::{self, memory, output};
+use crate::descriptors;
+use crate::entry::Regs;
+use crate::log::{self, Mode};
+use crate::order::{self, DESCRIPTORS};
+use crate::raw::{self, nr};
+use crate::shapes::Shape;
+use crate::signals::{self, Interrupted};
+use crate::thread::{self, control};
+
+/// The entry code calls this with the saved registers; what it returns goes to rax.
+pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
+    let t = thread::current();
+    let result = match sysabi::lookup(regs.rax) {
+        Some(row) => {
+            let unlogged = matches!(row.class, Class::Unlogged);
+            signals::at_entry(t, regs, unlogged);
+            route(t, regs, row)
+        }
+        None => -raw::ENOSYS,
+    };
+    hold_if_asked(t);
+    regs.rax = result.cast_unsigned();
+    signals::at_exit(t, regs);
+    result
+}
+
+/// The host holds a thread here to take a checkpoint: its call is done and recorded.
+#[inline(always)]
+pub(crate) fn hold_if_asked(t: &ThreadBlock) {
+    if t.stop.load(Relaxed) != 0 {
+        hold(t, trap::SETTLED);
+    }
+}
+
+/// Traps to the host, which lets the thread go on when it is done.
+#[cold]
+pub(crate) fn hold(t: &ThreadBlock, why: u64) {
+    t.why.store(why, Relaxed);
+    // SAFETY: a breakpoint; the host that set `stop` traces this thread and continues it.
+    unsafe { core::arch::asm!("int3") };
+    t.why.store(0, Relaxed);
+}
+
+fn route(t: &ThreadBlock, regs: &mut Regs, row: &'static Syscall) -> i64 {
+    if let Some(result) = calls::special(t, regs, row) {
+        return result;
+    }
+    match row.class {
+        Class::Fed => fed(t, regs, row),
+        Class::Suppressed => output::suppressed(t, regs, row),
+        Class::Ordered(Object::Memory) => memory::ordered(t, regs, row),
+        Class::Executed | Class::Ordered(_) => executed(t, regs, row),
+        Class::Unlogged => unlogged(t, regs),
+        Class::Filtered => fed(t, regs, row),
+        Class::Refused => refuse(row),
+    }
+}
+
+/// Answers ENOSYS and notes the call, so that the host names it once.
+pub(crate) fn refuse(row: &Syscall) -> i64 {
+    let word = usize::from(row.nr / 64);
+    let bit = 1_u64 << (row.nr % 64);
+    if let Some(refused) = control().refused.get(word)
+        && refused.fetch_or(bit, AcqRel) & bit == 0
+    {
+        crate::ring::wake_drainer();
+    }
+    -raw::ENOSYS
+}
+
+/// A command that the table does not know: ENOTTY for an ioctl, EINVAL for the others.
+fn unknown_command(row: &Syscall) -> i64 {
+    const ENOTTY: i64 = 25;
+    if row.nr == 16 { -ENOTTY } else { -raw::EINVAL }
+}
+
+/// Makes a call that may block. Our own stops are not seen; a signal that restarts it leaves the hook.
+pub(crate) fn perform(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]) -> i64 {
+    loop {
+        let result = raw::call_blocking(regs.rax, args, &t.pending);
+        if result != -raw::EINTR {
+            return result;
+        }
+        match signals::interrupted(t, regs.rax) {
+            Interrupted::Retry => {}
+            Interrupted::Restart => signals::deliver_before(t, regs),
+            Interrupted::Report => return result,
+        }
+    }
+}
+
+/// Class `Fed`: executed and logged, or answered from the log.
+pub(crate) fn fed(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
+    let mut args = regs.args();
+    clamp(row.nr, &mut args);
+    let Some(shape) = Shape::of(row, args) else { return unknown_command(row) };
+    if log::now() == Mode::Replay
+        && let Some(taken) = log::take(t, row.nr)
+    {
+        taken.check_hash(shape.hash());
+        shape.fill(&taken);
+        let result = taken.header.result;
+        taken.finish();
+        descriptors::note(t, row, &args, result);
+        return result;
+    }
+    let (result, version) = if row.object() == Some(Object::Descriptors) {
+        changing_descriptors(t, regs, &args)
+    } else {
+        (perform(t, regs, &args), 0)
+    };
+    if log::now() == Mode::Record {
+        record(t, &shape, result, version);
+    }
+    descriptors::note(t, row, &args, result);
+    result
+}
+
+/// Makes a call that changes the descriptor table and stamps its place in the table's order. A call that
+/// may block stamps on return; whoever frees a number holds the lock while it does.
+pub(crate) fn changing_descriptors(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]) -> (i64, u64) {
+    const CLOSE: u64 = 3;
+    const DUP2: u64 = 33;
+    let frees = matches!(regs.rax, CLOSE | DUP2 | nr::DUP3 | nr::CLOSE_RANGE);
+    if frees {
+        let held = order::lock(t, &DESCRIPTORS);
+        let result = raw::call(regs.rax, *args);
+        let version = if result < 0 { 0 } else { held.stamp() };
+        return (result, version);
+    }
+    let result = perform(t, regs, args);
+    let version = if result < 0 { 0 } else { order::lock(t, &DESCRIPTORS).stamp() };
+    (result, version)
+}
+
+/// Logs a call with its result and buffers.
+#[inline(always)]
+pub(crate) fn record(t: &ThreadBlock, shape: &Shape, result: i64, version: u64) {
+    let header = Header {
+        kind: shape.row.nr,
+        hash: shape.hash(),
+        result,
+        arg0: shape.args[0] as u32,
+        version,
+        payload_len: shape.payload_len(result) as u32,
+        ..Header::default()
+    };
+    let mut w = log::begin(t, header);
+    shape.write(result, &mut w);
+    w.commit(false);
+}
+
+/// Keeps a call's payload below the most that one record holds: a shorter transfer is always allowed.
+fn clamp(call: u16, args: &mut [u64; 6]) {
+    const MOST: u64 = (eventlog::record::MAX_PAYLOAD - 4096) as u64;
+    // read, pread64, recvfrom, getdents, getdents64, getrandom carry their length in a known place.
+    match call {
+        0 | 17 | 45 | 78 | 217 => args[2] = args[2].min(MOST),
+        318 => args[1] = args[1].min(MOST),
+        _ => {}
+    }
+}
+
+/// Class `Executed`: made on both sides; the application gets the logged result.
+pub(crate) fn executed(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
+    let args = regs.args();
+    let Some(shape) = Shape::of(row, args) else { return unknown_command(row) };
+    if log::now() == Mode::Replay
+        && let Some(taken) = log::take(t, row.nr)
+    {
+        taken.check_hash(shape.hash());
+        let result = taken.header.result;
+        if result >= 0 {
+            raw::call(regs.rax, args);
+        }
+        shape.fill(&taken);
+        taken.finish();
+        return result;
+    }
+    let result = perform(t, regs, &args);
+    if log::now() == Mode::Record {
+        record(t, &shape, result, 0);
+    }
+    result
+}
+
+/// Class `Unlogged`: made on both sides.
+fn unlogged(t: &ThreadBlock, regs: &Regs) -> i64 {
+    t.unlogged.fetch_add(1, Acquire);
+    let args = regs.args();
+    loop {
+        let result = raw::call_blocking(regs.rax, &args, &t.pending);
+        if result != -raw::EINTR {
+            return result;
+        }
+        if t.pending.load(Relaxed) != 0 {
+            t.unlogged.fetch_sub(1, Acquire);
+            signals::deliver_before(t, regs);
+        }
+    }
+}
+
+/// Stops replay: a call it executes came out differently.
+pub(crate) fn wrong_result(t: &ThreadBlock, expected: i64, actual: i64) -> ! {
+    log::diverge(t, failure::RESULT, expected.cast_unsigned(), actual.cast_unsigned())
+}

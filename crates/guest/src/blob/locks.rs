@@ -1,0 +1,484 @@
+//! Mutexes, condition variables and semaphores of the C library, replaced so that their order is recorded.
+//!
+//! Each lock carries a version in bytes of its own that glibc leaves unused: an acquisition logs it, a release
+//! counts it up, and replay lets a thread have the lock when the version is the logged one. Nothing here
+//! sleeps in replay: a wait on a condition variable is its release and its re-acquisition.
+//!
+//! Layout of `pthread_mutex_t` (glibc x86-64): lock word at 0, count 4, owner 8, kind 16, version 24 (the
+//! list link of robust mutexes, which are handled as plain ones). `pthread_cond_t`: sequence at 0, clock bit
+//! at 36. `sem_t`: value at 0, guard 4 (glibc's count of waiters), sharing 8, version 16.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::{AcqRel, Acquire, Relaxed, Release}};
+
+use eventlog::record::{Header, fold_hash, kind, mix};
+use guest::abi::ThreadBlock;
+
+use crate::dispatch::hold_if_asked;
+use crate::log::{self, Mode};
+use crate::raw::{self, nr};
+use crate::{order, thread};
+
+/// A function of the C library that is replaced.
+pub(crate) struct Replacement {
+    pub(crate) name: &'static [u8],
+    function: *const (),
+}
+
+// SAFETY: the pointer is a function's address.
+unsafe impl Sync for Replacement {}
+
+impl Replacement {
+    /// Address of the guest's function.
+    pub(crate) fn address(&self) -> u64 {
+        self.function as u64
+    }
+}
+
+/// The functions that are replaced.
+pub(crate) static FUNCTIONS: &[Replacement] = &[
+    Replacement { name: b"pthread_mutex_lock", function: mutex_lock as *const () },
+    Replacement { name: b"pthread_mutex_trylock", function: mutex_trylock as *const () },
+    Replacement { name: b"pthread_mutex_timedlock", function: mutex_timedlock as *const () },
+    Replacement { name: b"pthread_mutex_clocklock", function: mutex_clocklock as *const () },
+    Replacement { name: b"pthread_mutex_unlock", function: mutex_unlock as *const () },
+    Replacement { name: b"pthread_cond_wait", function: cond_wait as *const () },
+    Replacement { name: b"pthread_cond_timedwait", function: cond_timedwait as *const () },
+    Replacement { name: b"pthread_cond_clockwait", function: cond_clockwait as *const () },
+    Replacement { name: b"pthread_cond_signal", function: cond_signal as *const () },
+    Replacement { name: b"pthread_cond_broadcast", function: cond_broadcast as *const () },
+    Replacement { name: b"sem_init", function: sem_init as *const () },
+    Replacement { name: b"sem_wait", function: sem_wait as *const () },
+    Replacement { name: b"sem_trywait", function: sem_trywait as *const () },
+    Replacement { name: b"sem_timedwait", function: sem_timedwait as *const () },
+    Replacement { name: b"sem_clockwait", function: sem_clockwait as *const () },
+    Replacement { name: b"sem_post", function: sem_post as *const () },
+];
+
+const RECURSIVE: u32 = 1;
+const ERRORCHECK: u32 = 2;
+const KIND: u32 = 3;
+const CLOCK_REALTIME: u64 = 0;
+const CLOCK_MONOTONIC: u64 = 1;
+
+/// A time-out: the clock and the address of an absolute timespec, 0 for none.
+#[derive(Clone, Copy)]
+struct Until {
+    clock: u64,
+    at: u64,
+}
+
+const FOR_EVER: Until = Until { clock: CLOCK_REALTIME, at: 0 };
+
+/// Runs a replacement: it is on the application's stack, and the host must not stop it half-way.
+#[inline(always)]
+fn inside<T>(body: impl FnOnce(&ThreadBlock) -> T) -> T {
+    let t = thread::current();
+    t.inside.store(1, Relaxed);
+    let value = body(t);
+    t.inside.store(0, Relaxed);
+    hold_if_asked(t);
+    value
+}
+
+/// Sleeps on a word of the application; false when the time is up.
+fn sleep(word: &AtomicU32, value: u32, until: Until) -> bool {
+    const WAIT_BITSET: u64 = 9;
+    const REALTIME: u64 = 256;
+    const ANY: u64 = u32::MAX as u64;
+    let op = if until.clock == CLOCK_REALTIME { WAIT_BITSET | REALTIME } else { WAIT_BITSET };
+    let args = [word.as_ptr() as u64, op, u64::from(value), until.at, 0, ANY];
+    raw::call_waiting(nr::FUTEX, &args) != -raw::ETIMEDOUT
+}
+
+/// A word inside an object of the application.
+fn word<'a>(object: u64, offset: u64) -> &'a AtomicU32 {
+    // SAFETY: the application called a lock function with this object, which the C library would access in
+    // the same way; all accesses are atomic.
+    unsafe { &*((object + offset) as *const AtomicU32) }
+}
+
+/// A version inside an object of the application.
+fn version_word<'a>(object: u64, offset: u64) -> &'a AtomicU64 {
+    // SAFETY: as for `word`; the offset is a multiple of eight in an object aligned to eight.
+    unsafe { &*((object + offset) as *const AtomicU64) }
+}
+
+fn hash_of(object: u64) -> u16 {
+    fold_hash(mix(0, object))
+}
+
+fn emit(t: &ThreadBlock, kind: u16, object: u64, result: i64) {
+    if log::now() == Mode::Record {
+        log::emit(t, Header { kind, hash: hash_of(object), result, ..Header::default() });
+    }
+}
+
+/// Takes the record of a lock event in replay. `None` when it has to happen live.
+fn take(t: &ThreadBlock, kind: u16, object: u64) -> Option<i64> {
+    let taken = log::take(t, kind)?;
+    taken.check_hash(hash_of(object));
+    let result = taken.header.result;
+    taken.finish();
+    Some(result)
+}
+
+struct Mutex {
+    at: u64,
+}
+
+impl Mutex {
+    fn lock_word(&self) -> &AtomicU32 {
+        word(self.at, 0)
+    }
+
+    fn count(&self) -> &AtomicU32 {
+        word(self.at, 4)
+    }
+
+    fn owner(&self) -> &AtomicU32 {
+        word(self.at, 8)
+    }
+
+    fn kind(&self) -> u32 {
+        word(self.at, 16).load(Relaxed) & KIND
+    }
+
+    fn version(&self) -> &AtomicU64 {
+        version_word(self.at, 24)
+    }
+
+    /// What a thread that owns the mutex already gets; `None` if it does not.
+    fn owned_already(&self, t: &ThreadBlock, trying: bool) -> Option<i64> {
+        if !matches!(self.kind(), RECURSIVE | ERRORCHECK) || self.owner().load(Relaxed) != t.tid.load(Relaxed) {
+            return None;
+        }
+        if self.kind() == RECURSIVE {
+            self.count().fetch_add(1, Relaxed);
+            return Some(0);
+        }
+        Some(if trying { raw::EBUSY } else { raw::EDEADLK })
+    }
+
+    fn try_acquire(&self) -> bool {
+        self.lock_word().compare_exchange(0, 1, Acquire, Relaxed).is_ok()
+    }
+
+    fn own(&self, t: &ThreadBlock) {
+        self.owner().store(t.tid.load(Relaxed), Relaxed);
+        self.count().store(1, Relaxed);
+    }
+
+    fn lock(&self, t: &ThreadBlock, until: Until) -> i64 {
+        if let Some(result) = self.owned_already(t, false) {
+            return result;
+        }
+        let mut contended = false;
+        loop {
+            if log::now() == Mode::Replay {
+                if let Some(result) = self.replay_lock(t) {
+                    return result;
+                }
+                continue;
+            }
+            let free = if contended { self.lock_word().swap(2, Acquire) == 0 } else { self.try_acquire() };
+            if free {
+                break;
+            }
+            contended = true;
+            if self.lock_word().swap(2, Acquire) == 0 {
+                break;
+            }
+            if !sleep(self.lock_word(), 2, until) {
+                emit(t, kind::LOCK, self.at, -raw::ETIMEDOUT);
+                return raw::ETIMEDOUT;
+            }
+        }
+        self.own(t);
+        emit(t, kind::LOCK, self.at, self.version().load(Relaxed).cast_signed());
+        0
+    }
+
+    /// Takes the lock at its logged turn. `None` if replay ended meanwhile.
+    fn replay_lock(&self, t: &ThreadBlock) -> Option<i64> {
+        let result = take(t, kind::LOCK, self.at)?;
+        if result < 0 {
+            return Some(-result);
+        }
+        order::await_value(t, self.version(), result.cast_unsigned()).then_some(())?;
+        let mut spins = 0;
+        while !self.try_acquire() {
+            order::pause(&mut spins);
+        }
+        self.own(t);
+        Some(0)
+    }
+
+    fn try_lock(&self, t: &ThreadBlock) -> i64 {
+        if let Some(result) = self.owned_already(t, true) {
+            return result;
+        }
+        if log::now() == Mode::Replay
+            && let Some(result) = take(t, kind::TRYLOCK, self.at)
+        {
+            if result < 0 {
+                return -result;
+            }
+            if order::await_value(t, self.version(), result.cast_unsigned()) {
+                let mut spins = 0;
+                while !self.try_acquire() {
+                    order::pause(&mut spins);
+                }
+                self.own(t);
+                return 0;
+            }
+        }
+        if !self.try_acquire() {
+            emit(t, kind::TRYLOCK, self.at, -raw::EBUSY);
+            return raw::EBUSY;
+        }
+        self.own(t);
+        emit(t, kind::TRYLOCK, self.at, self.version().load(Relaxed).cast_signed());
+        0
+    }
+
+    fn unlock(&self, t: &ThreadBlock) -> i64 {
+        if matches!(self.kind(), RECURSIVE | ERRORCHECK) {
+            if self.owner().load(Relaxed) != t.tid.load(Relaxed) {
+                return raw::EPERM;
+            }
+            if self.kind() == RECURSIVE && self.count().fetch_sub(1, Relaxed) > 1 {
+                return 0;
+            }
+        }
+        self.release();
+        0
+    }
+
+    fn release(&self) {
+        self.owner().store(0, Relaxed);
+        self.count().store(0, Relaxed);
+        self.version().fetch_add(1, Release);
+        if self.lock_word().swap(0, Release) == 2 {
+            raw::futex_wake(self.lock_word(), 1);
+        }
+    }
+}
+
+extern "C" fn mutex_lock(at: u64) -> i64 {
+    inside(|t| Mutex { at }.lock(t, FOR_EVER))
+}
+
+extern "C" fn mutex_trylock(at: u64) -> i64 {
+    inside(|t| Mutex { at }.try_lock(t))
+}
+
+extern "C" fn mutex_timedlock(at: u64, until: u64) -> i64 {
+    inside(|t| Mutex { at }.lock(t, Until { clock: CLOCK_REALTIME, at: until }))
+}
+
+extern "C" fn mutex_clocklock(at: u64, clock: u64, until: u64) -> i64 {
+    inside(|t| Mutex { at }.lock(t, Until { clock, at: until }))
+}
+
+extern "C" fn mutex_unlock(at: u64) -> i64 {
+    inside(|t| Mutex { at }.unlock(t))
+}
+
+fn wait_on(cond: u64, mutex: u64, until: Until) -> i64 {
+    inside(|t| {
+        let mutex = Mutex { at: mutex };
+        let sequence = word(cond, 0).load(Acquire);
+        let count = mutex.count().load(Relaxed);
+        mutex.release();
+        let result = pause_on(t, cond, sequence, until);
+        let _ = mutex.lock(t, FOR_EVER);
+        mutex.count().store(count, Relaxed);
+        result
+    })
+}
+
+fn pause_on(t: &ThreadBlock, cond: u64, sequence: u32, until: Until) -> i64 {
+    let mut result = 0;
+    loop {
+        if log::now() == Mode::Replay {
+            if let Some(result) = take(t, kind::CONDWAIT, cond) {
+                return result;
+            }
+            // Replay ended in this wait: as if it had been woken for nothing, which POSIX allows.
+            break;
+        }
+        if word(cond, 0).load(Acquire) != sequence {
+            break;
+        }
+        if !sleep(word(cond, 0), sequence, until) {
+            result = raw::ETIMEDOUT;
+            break;
+        }
+    }
+    emit(t, kind::CONDWAIT, cond, result);
+    result
+}
+
+extern "C" fn cond_wait(cond: u64, mutex: u64) -> i64 {
+    wait_on(cond, mutex, FOR_EVER)
+}
+
+extern "C" fn cond_timedwait(cond: u64, mutex: u64, until: u64) -> i64 {
+    const MONOTONIC_BIT: u32 = 2;
+    let monotonic = word(cond, 36).load(Relaxed) & MONOTONIC_BIT != 0;
+    let clock = if monotonic { CLOCK_MONOTONIC } else { CLOCK_REALTIME };
+    wait_on(cond, mutex, Until { clock, at: until })
+}
+
+extern "C" fn cond_clockwait(cond: u64, mutex: u64, clock: u64, until: u64) -> i64 {
+    wait_on(cond, mutex, Until { clock, at: until })
+}
+
+fn wake(cond: u64, n: u32) -> i64 {
+    let sequence = word(cond, 0);
+    sequence.fetch_add(1, AcqRel);
+    if log::now() != Mode::Replay {
+        raw::futex_wake(sequence, n);
+    }
+    0
+}
+
+extern "C" fn cond_signal(cond: u64) -> i64 {
+    inside(|_| wake(cond, 1))
+}
+
+extern "C" fn cond_broadcast(cond: u64) -> i64 {
+    inside(|_| wake(cond, i32::MAX as u32))
+}
+
+struct Semaphore {
+    at: u64,
+}
+
+impl Semaphore {
+    fn value(&self) -> &AtomicU32 {
+        word(self.at, 0)
+    }
+
+    fn guard(&self) -> &AtomicU32 {
+        word(self.at, 4)
+    }
+
+    fn version(&self) -> &AtomicU64 {
+        version_word(self.at, 16)
+    }
+
+    /// Changes value and version together; the version before the change, or `None` if `step` did not want to.
+    fn change(&self, step: impl FnOnce(u32) -> Option<u32>) -> Option<u64> {
+        let mut spins = 0;
+        while self.guard().compare_exchange(0, 1, Acquire, Relaxed).is_err() {
+            order::pause(&mut spins);
+        }
+        let changed = step(self.value().load(Relaxed)).map(|value| {
+            self.value().store(value, Relaxed);
+            self.version().fetch_add(1, Release)
+        });
+        self.guard().store(0, Release);
+        changed
+    }
+
+    fn down(&self) -> Option<u64> {
+        self.change(|value| value.checked_sub(1))
+    }
+
+    /// Waits for the logged turn. `Some(result)` when the log answers.
+    fn replayed(&self, t: &ThreadBlock, kind: u16, step: i64) -> Option<i64> {
+        let result = take(t, kind, self.at)?;
+        if result < 0 {
+            return Some(result);
+        }
+        order::await_value(t, self.version(), result.cast_unsigned()).then_some(())?;
+        self.change(|value| Some(value.wrapping_add_signed(step as i32)));
+        Some(0)
+    }
+
+    fn wait(&self, t: &ThreadBlock, until: Until) -> i64 {
+        loop {
+            if log::now() == Mode::Replay {
+                if let Some(result) = self.replayed(t, kind::LOCK, -1) {
+                    return result;
+                }
+                continue;
+            }
+            if let Some(version) = self.down() {
+                emit(t, kind::LOCK, self.at, version.cast_signed());
+                return 0;
+            }
+            if !sleep(self.value(), 0, until) {
+                emit(t, kind::LOCK, self.at, -raw::ETIMEDOUT);
+                return -raw::ETIMEDOUT;
+            }
+        }
+    }
+
+    fn try_wait(&self, t: &ThreadBlock) -> i64 {
+        if log::now() == Mode::Replay
+            && let Some(result) = self.replayed(t, kind::TRYLOCK, -1)
+        {
+            return result;
+        }
+        let result = self.down().map_or(-raw::EAGAIN, u64::cast_signed);
+        emit(t, kind::TRYLOCK, self.at, result);
+        result.min(0)
+    }
+
+    fn post(&self, t: &ThreadBlock) -> i64 {
+        if log::now() == Mode::Replay
+            && let Some(result) = self.replayed(t, kind::LOCK, 1)
+        {
+            return result;
+        }
+        if let Some(version) = self.change(|value| Some(value.wrapping_add(1))) {
+            emit(t, kind::LOCK, self.at, version.cast_signed());
+        }
+        raw::futex_wake(self.value(), 1);
+        0
+    }
+}
+
+/// A semaphore function reports errors through errno, which lies where the C library says.
+fn with_errno(result: i64) -> i64 {
+    if result >= 0 {
+        return 0;
+    }
+    crate::symbols::set_errno((-result) as i32);
+    -1
+}
+
+/// The version starts at 0 in every run, whatever the memory held before.
+extern "C" fn sem_init(at: u64, shared: u32, value: u32) -> i64 {
+    if value > i32::MAX as u32 {
+        return with_errno(-raw::EINVAL);
+    }
+    let semaphore = Semaphore { at };
+    semaphore.version().store(0, Relaxed);
+    semaphore.guard().store(0, Relaxed);
+    word(at, 8).store(if shared == 0 { 0 } else { 128 }, Relaxed);
+    semaphore.value().store(value, Release);
+    0
+}
+
+extern "C" fn sem_wait(at: u64) -> i64 {
+    with_errno(inside(|t| Semaphore { at }.wait(t, FOR_EVER)))
+}
+
+extern "C" fn sem_trywait(at: u64) -> i64 {
+    with_errno(inside(|t| Semaphore { at }.try_wait(t)))
+}
+
+extern "C" fn sem_timedwait(at: u64, until: u64) -> i64 {
+    with_errno(inside(|t| Semaphore { at }.wait(t, Until { clock: CLOCK_REALTIME, at: until })))
+}
+
+extern "C" fn sem_clockwait(at: u64, clock: u64, until: u64) -> i64 {
+    with_errno(inside(|t| Semaphore { at }.wait(t, Until { clock, at: until })))
+}
+
+extern "C" fn sem_post(at: u64) -> i64 {
+    with_errno(inside(|t| Semaphore { at }.post(t)))
+}

@@ -1,0 +1,89 @@
+//! Locks with versions: they give calls on shared objects one order, which replay repeats.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::{Acquire, Relaxed, Release, SeqCst}};
+
+use guest::abi::{Order, ThreadBlock, mode, slot};
+
+use crate::thread::{control, slot_of};
+use crate::raw::{self, nr};
+
+const fn free() -> Order {
+    Order { owner: AtomicU32::new(0), pad: AtomicU32::new(0), version: AtomicU64::new(0) }
+}
+
+/// Order of changes of this process' memory map.
+pub(crate) static MEMORY: Order = free();
+/// Order of changes of this process' descriptor table.
+pub(crate) static DESCRIPTORS: Order = free();
+
+/// Looks before the processor is given to somebody else.
+const SPINS: u32 = 200;
+
+/// Holds an order's lock until dropped.
+pub(crate) struct Held<'a>(&'a Order);
+
+impl Held<'_> {
+    /// Counts one more change; the number it got, from 1.
+    pub(crate) fn stamp(&self) -> u64 {
+        self.0.version.fetch_add(1, Relaxed) + 1
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.owner.store(0, Release);
+    }
+}
+
+/// Takes the lock.
+pub(crate) fn lock<'a>(t: &ThreadBlock, order: &'a Order) -> Held<'a> {
+    let me = t.tid.load(Relaxed);
+    let mut spins = 0;
+    while order.owner.compare_exchange_weak(0, me, Acquire, Relaxed).is_err() {
+        pause(&mut spins);
+    }
+    Held(order)
+}
+
+/// Waits in replay until it is the turn of change number `version`. False when replay ended meanwhile:
+/// then the log's order does not count any more.
+pub(crate) fn await_turn(t: &ThreadBlock, order: &Order, version: u64) -> bool {
+    await_value(t, &order.version, version.wrapping_sub(1))
+}
+
+/// Waits in replay until a version word has a value; see [`await_turn`].
+pub(crate) fn await_value(t: &ThreadBlock, word: &AtomicU64, value: u64) -> bool {
+    if word.load(Acquire) == value {
+        return true;
+    }
+    let state = &slot_of(t.slot.load(Relaxed)).state;
+    state.store(slot::WAITING, SeqCst);
+    let mut spins = 0;
+    let reached = loop {
+        if word.load(Acquire) == value {
+            break true;
+        }
+        if control().mode.load(Acquire) != mode::REPLAY {
+            break false;
+        }
+        pause(&mut spins);
+    };
+    state.store(slot::LIVE, SeqCst);
+    reached
+}
+
+/// One step of waiting: spin first, then let others run.
+pub(crate) fn pause(spins: &mut u32) {
+    *spins += 1;
+    if *spins < SPINS {
+        core::hint::spin_loop();
+    } else {
+        raw::call(nr::SCHED_YIELD, [0; 6]);
+    }
+}
+
+/// After a fork: a lock that another thread held has no owner in the child.
+pub(crate) fn reset_owners() {
+    MEMORY.owner.store(0, Relaxed);
+    DESCRIPTORS.owner.store(0, Relaxed);
+}

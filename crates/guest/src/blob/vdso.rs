@@ -1,0 +1,125 @@
+//! Clock reads: the vDSO's entry points in the guest's copy lead here; the kernel's own vDSO still answers.
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use eventlog::record::{Header, kind};
+use guest::abi::Boot;
+
+use crate::dispatch::hold_if_asked;
+use crate::log::{self, Mode};
+use crate::raw::{self, nr};
+use crate::thread;
+use crate::user;
+
+const NANOS: i64 = 1_000_000_000;
+const CLOCK_REALTIME: u64 = 0;
+
+/// Start and end of the kernel's vDSO, then its entry points: clock_gettime, gettimeofday, time, getcpu.
+static KERNEL: [AtomicU64; 6] = [const { AtomicU64::new(0) }; 6];
+
+/// Learns where the kernel's vDSO is.
+pub(crate) fn init(boot: &Boot) {
+    for (to, from) in KERNEL.iter().zip(boot.vdso.iter().chain(&boot.vdso_entries)) {
+        to.store(*from, Relaxed);
+    }
+}
+
+/// Whether an address lies in the kernel's vDSO: its fallback calls are part of a clock read.
+pub(crate) fn contains(rip: u64) -> bool {
+    (KERNEL[0].load(Relaxed)..KERNEL[1].load(Relaxed)).contains(&rip)
+}
+
+/// Reads a clock in nanoseconds, or −errno.
+fn clock(id: u64) -> i64 {
+    let mut time = [0_i64; 2];
+    let entry = KERNEL[2].load(Relaxed);
+    let result = if entry == 0 {
+        raw::call(nr::CLOCK_GETTIME, [id, (&raw mut time) as u64, 0, 0, 0, 0])
+    } else {
+        // SAFETY: the address of `__vdso_clock_gettime` in the kernel's own vDSO, as the injector found it;
+        // it writes one timespec.
+        let entry: extern "C" fn(u64, *mut [i64; 2]) -> i64 = unsafe { core::mem::transmute(entry) };
+        entry(id, &raw mut time)
+    };
+    if result < 0 { result } else { time[0] * NANOS + time[1] }
+}
+
+/// The recorded value of a clock.
+fn read(id: u64) -> i64 {
+    let t = thread::current();
+    t.inside.store(1, Relaxed);
+    let value = recorded(t, id);
+    t.inside.store(0, Relaxed);
+    hold_if_asked(t);
+    value
+}
+
+#[inline(always)]
+fn recorded(t: &guest::abi::ThreadBlock, id: u64) -> i64 {
+    if log::now() == Mode::Replay
+        && let Some(taken) = log::take(t, kind::CLOCK)
+    {
+        taken.check_hash(id as u16);
+        let value = taken.header.result;
+        taken.finish();
+        return value;
+    }
+    let value = clock(id);
+    if log::now() == Mode::Record {
+        log::emit(t, Header { kind: kind::CLOCK, hash: id as u16, result: value, ..Header::default() });
+    }
+    value
+}
+
+/// `clock_gettime(2)`.
+#[unsafe(no_mangle)]
+extern "C" fn vdso_clock_gettime(id: u64, to: u64) -> i64 {
+    let value = read(id);
+    if (-4095..0).contains(&value) {
+        return value;
+    }
+    match user::write(to, &[value.div_euclid(NANOS), value.rem_euclid(NANOS)]) {
+        Ok(()) => 0,
+        Err(user::Fault) => -raw::EFAULT,
+    }
+}
+
+/// `gettimeofday(2)`.
+#[unsafe(no_mangle)]
+extern "C" fn vdso_gettimeofday(to: u64, zone: u64) -> i64 {
+    let value = read(CLOCK_REALTIME);
+    if to != 0 && user::write(to, &[value / NANOS, value % NANOS / 1000]).is_err() {
+        return -raw::EFAULT;
+    }
+    if zone != 0 && user::write(zone, &0_u64).is_err() {
+        return -raw::EFAULT;
+    }
+    0
+}
+
+/// `time(2)`.
+#[unsafe(no_mangle)]
+extern "C" fn vdso_time(to: u64) -> i64 {
+    let value = read(CLOCK_REALTIME) / NANOS;
+    if to != 0 && user::write(to, &value).is_err() {
+        return -raw::EFAULT;
+    }
+    value
+}
+
+/// `getcpu(2)`: always the first processor, which is as true as any other answer a moment later.
+#[unsafe(no_mangle)]
+extern "C" fn vdso_getcpu(cpu: u64, node: u64) -> i64 {
+    for at in [cpu, node] {
+        if at != 0 && user::write(at, &0_u32).is_err() {
+            return -raw::EFAULT;
+        }
+    }
+    0
+}
+
+/// Entry points that are not supported, so that the C library falls back to the system call.
+#[unsafe(no_mangle)]
+extern "C" fn vdso_refused() -> i64 {
+    -raw::ENOSYS
+}

@@ -1,0 +1,80 @@
+//! The control connection: one request, one answer, in turn.
+
+use core::time::Duration;
+
+use eventlog::codec;
+use eventlog::frame::{Header, Kind};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::StreamError;
+use crate::transport::{Receiver, Sender};
+
+/// What a primary asks of its backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// The container has ended in order, with this status: stop protecting it.
+    Ended {
+        /// The command's exit status.
+        status: i32,
+    },
+    /// The operator wants the container to move: its gate is closed, the last heartbeat said so.
+    Switchover,
+    /// What does the backup hold?
+    Status,
+}
+
+/// What a backup answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    /// It is done, or has begun.
+    Done,
+    /// It cannot be done.
+    Failed {
+        /// One sentence.
+        reason: String,
+    },
+    /// What the backup holds.
+    Status(Held),
+}
+
+/// What a backup holds of one container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The generation.
+    pub generation: u64,
+    /// The committed checkpoint, if there is one.
+    pub checkpoint: Option<u64>,
+    /// Bytes of log behind it.
+    pub log_bytes: u64,
+    /// Records of log behind it that a takeover would replay, in bytes of the longest stream.
+    pub longest_stream: u64,
+    /// How often the primary was suspected and then answered.
+    pub false_alarms: u64,
+}
+
+/// Sends one message.
+///
+/// # Errors
+/// As sending.
+pub fn send<T: Serialize>(sender: &Sender, generation: u64, message: &T) -> Result<(), StreamError> {
+    let body = codec::encode(message).map_err(|source| StreamError::Message { peer: sender.peer(), source })?;
+    sender.send(&Header { kind: Kind::Control, generation, stream: 0, position: 0 }, &body)
+}
+
+/// Receives one message, waiting as [`Receiver::recv`] does.
+///
+/// # Errors
+/// As receiving; [`StreamError::Message`] if it is another one.
+pub fn recv<T: DeserializeOwned>(
+    receiver: &mut Receiver,
+    within: Option<Duration>,
+) -> Result<Option<T>, StreamError> {
+    let peer = receiver.peer();
+    let Some(frame) = receiver.recv(within)? else { return Ok(None) };
+    if frame.header.kind != Kind::Control {
+        let doing = "waiting for a control message";
+        return Err(StreamError::Unexpected { doing, peer, found: frame.header.kind });
+    }
+    codec::decode(frame.body).map(Some).map_err(|source| StreamError::Message { peer, source })
+}

@@ -1,0 +1,249 @@
+//! Following the processes of a container through execve: the guest asks before it calls execve, and its
+//! next image gets the guest before it runs an instruction of its own. Nobody is traced in between.
+
+use std::fs;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use guest::Blob;
+use guest::abi::{MAX_SLOTS, inherited, request, slot};
+use libc::pid_t;
+
+use crate::arena::{Arena, futex_wait, futex_wake};
+use crate::inject::{self, InjectError};
+use crate::ptrace::{self, Options, Stop, TraceError};
+
+/// Why a process could not be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    /// The guest could not be injected.
+    #[error(transparent)]
+    Inject(#[from] InjectError),
+    /// A tracing request failed.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    /// The process behind a number inside the container was not found.
+    #[error("no thread {number} inside the container of process {init}")]
+    NoThread {
+        /// Number inside the container.
+        number: u32,
+        /// The container's first process.
+        init: pid_t,
+    },
+    /// The thread that follows could not be started.
+    #[error("starting a thread failed: {0}")]
+    Thread(#[from] io::Error),
+    /// The program ended before its first image was complete.
+    #[error("the program ended before it was started")]
+    Ended,
+}
+
+enum Job {
+    /// Look for requests in the rings.
+    Look,
+    /// End.
+    Stop,
+}
+
+/// A thread that follows one container.
+#[derive(Debug)]
+pub struct Follower {
+    jobs: Sender<Job>,
+    thread: Option<JoinHandle<()>>,
+    first: Receiver<Result<(), FollowError>>,
+    errors: Receiver<FollowError>,
+}
+
+/// How often a request for attention is looked at while an execve is under way.
+const STEP: Duration = Duration::from_micros(50);
+
+impl Follower {
+    /// Attaches to a program that waits before its first execve. It may be let go when this returns; it
+    /// then runs into the execve and gets the guest (see [`Self::started`]).
+    ///
+    /// `init` and `program` are host numbers.
+    ///
+    /// # Errors
+    /// When the program cannot be traced.
+    pub fn attach(arena: Arc<Arena>, init: pid_t, program: pid_t) -> Result<Self, FollowError> {
+        prepare_first_ring(&arena);
+        let (jobs, queue) = channel();
+        let (seized, is_seized) = channel();
+        let (tell_first, first) = channel();
+        let (tell_error, errors) = channel();
+        let thread = thread::Builder::new().name("follow".into()).spawn(move || {
+            let blob = Blob::embedded();
+            let attached = ptrace::seize(program, OPTIONS);
+            let failed = attached.is_err();
+            let _ = seized.send(attached);
+            if failed {
+                return;
+            }
+            let _ = tell_first.send(await_exec(&arena, &blob, 0, program, program).and_then(|done| {
+                if done { Ok(()) } else { Err(FollowError::Ended) }
+            }));
+            while let Ok(Job::Look) = queue.recv() {
+                if let Err(e) = serve(&arena, &blob, init) {
+                    let _ = tell_error.send(e);
+                }
+            }
+        })?;
+        is_seized.recv().map_err(|_| FollowError::Ended)??;
+        Ok(Self { jobs, thread: Some(thread), first, errors })
+    }
+
+    /// Waits until the program's first image has the guest and runs.
+    ///
+    /// # Errors
+    /// When it could not be injected, or ended before.
+    pub fn started(&self) -> Result<(), FollowError> {
+        self.first.recv().unwrap_or(Err(FollowError::Ended))
+    }
+
+    /// Called when a ring may hold a request.
+    pub fn look(&self) {
+        // The thread ends only when this value does.
+        let _ = self.jobs.send(Job::Look);
+    }
+
+    /// A handle for whoever sees requests first.
+    #[must_use]
+    pub fn caller(&self) -> Caller {
+        Caller(self.jobs.clone())
+    }
+
+    /// The first error since the start, if one came.
+    #[must_use]
+    pub fn error(&self) -> Option<FollowError> {
+        self.errors.try_recv().ok()
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let _ = self.jobs.send(Job::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Calls a [`Follower`]'s attention.
+#[derive(Clone, Debug)]
+pub struct Caller(Sender<Job>);
+
+impl Caller {
+    /// See [`Follower::look`].
+    pub fn look(&self) {
+        let _ = self.0.send(Job::Look);
+    }
+}
+
+const OPTIONS: Options = Options(Options::SYSGOOD.0 | Options::TRACEEXEC.0 | Options::EXITKILL.0);
+
+fn prepare_first_ring(arena: &Arena) {
+    let first = arena.slot(0);
+    let table = arena.inherited(0);
+    for (fd, kind) in [inherited::STDIN, inherited::STDOUT, inherited::STDERR].into_iter().enumerate() {
+        table[fd].store(kind, Release);
+    }
+    first.stream.store(arena.control().next_stream.fetch_add(1, Release), Release);
+    first.state.store(slot::LIVE, Release);
+}
+
+/// Serves every request that is there.
+fn serve(arena: &Arena, blob: &Blob, init: pid_t) -> Result<(), FollowError> {
+    for index in 0..MAX_SLOTS {
+        let ring = arena.slot(index);
+        if ring.state.load(Acquire) != slot::LIVE || ring.request.load(Acquire) != request::EXEC {
+            continue;
+        }
+        let number = ring.tid.load(Acquire);
+        let (process, thread) = find_thread(init, number).ok_or(FollowError::NoThread { number, init })?;
+        ptrace::seize(thread, OPTIONS)?;
+        ring.request.store(request::GRANTED, Release);
+        futex_wake(&ring.request);
+        await_exec(arena, blob, index, process, thread)?;
+    }
+    Ok(())
+}
+
+/// Waits for the execve of an attached thread and injects its new image; false if the process ended instead
+/// or the execve failed. The process is not traced any more afterwards.
+fn await_exec(arena: &Arena, blob: &Blob, index: usize, process: pid_t, thread: pid_t) -> Result<bool, FollowError> {
+    let ring = arena.slot(index);
+    loop {
+        let mut stop = ptrace::try_wait(thread)?.map(|s| (thread, s));
+        if stop.is_none() && process != thread {
+            stop = ptrace::try_wait(process).ok().flatten().map(|s| (process, s));
+        }
+        match stop {
+            Some((tid, Stop::Exec(_))) => {
+                if let Err(e) = inject::inject(tid, blob, index as u32) {
+                    return Err(give_up(tid, e));
+                }
+                ring.request.store(request::NONE, Release);
+                ptrace::detach(tid, 0)?;
+                return Ok(true);
+            }
+            Some((_, Stop::Exited(_) | Stop::Killed(_))) => return Ok(false),
+            Some((tid, Stop::Signal(signal))) => ptrace::cont(tid, signal)?,
+            Some((tid, Stop::Group(_))) => ptrace::listen(tid)?,
+            Some((tid, _)) => ptrace::cont(tid, 0)?,
+            None if ring.request.load(Acquire) == request::EXEC_FAILED => {
+                let_go(thread)?;
+                ring.request.store(request::NONE, Release);
+                futex_wake(&ring.request);
+                return Ok(false);
+            }
+            None => futex_wait(&ring.request, request::GRANTED, STEP),
+        }
+    }
+}
+
+/// A process that cannot be injected must not run unrecorded.
+fn give_up(tid: pid_t, error: InjectError) -> FollowError {
+    // SAFETY: sends a signal to a process that we trace, so its number cannot have been reused.
+    unsafe { libc::kill(tid, libc::SIGKILL) };
+    error.into()
+}
+
+fn let_go(thread: pid_t) -> Result<(), FollowError> {
+    ptrace::interrupt(thread)?;
+    loop {
+        match ptrace::wait(thread)? {
+            Stop::Signal(signal) => ptrace::cont(thread, signal)?,
+            Stop::Exited(_) | Stop::Killed(_) => return Ok(()),
+            _ => return Ok(ptrace::detach(thread, 0)?),
+        }
+    }
+}
+
+/// Host numbers (process, thread) of a thread, found among the descendants of the container's init.
+#[must_use]
+pub fn find_thread(init: pid_t, number: u32) -> Option<(pid_t, pid_t)> {
+    let mut waiting = vec![init];
+    while let Some(process) = waiting.pop() {
+        let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { continue };
+        for task in tasks.flatten() {
+            let Some(tid) = task.file_name().to_str().and_then(|s| s.parse::<pid_t>().ok()) else { continue };
+            if inside_number(tid) == Some(number) {
+                return Some((process, tid));
+            }
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            waiting.extend(children.split_ascii_whitespace().filter_map(|s| s.parse::<pid_t>().ok()));
+        }
+    }
+    None
+}
+
+/// The number of a thread in its innermost PID namespace.
+fn inside_number(tid: pid_t) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
+    line.split_ascii_whitespace().next_back()?.parse().ok()
+}

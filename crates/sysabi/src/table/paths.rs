@@ -1,0 +1,91 @@
+//! Names and attributes of files.
+
+use super::{PATH, captured, refused, row};
+use crate::Arg::{Fd, In, Int, Out};
+use crate::Class::{Executed, Fed};
+use crate::Len::{Arg, Fixed, Result, ResultUpTo};
+use crate::Syscall;
+
+/// `struct stat`.
+const STAT: crate::Arg = Out(Fixed(144));
+/// `struct statfs`.
+const STATFS: crate::Arg = Out(Fixed(120));
+
+pub(super) const ROWS: &[Syscall] = &[
+    row(4, "stat", Fed, &[PATH, STAT]),
+    row(5, "fstat", Fed, &[Fd, STAT]),
+    row(6, "lstat", Fed, &[PATH, STAT]),
+    row(21, "access", Fed, &[PATH, Int]),
+    captured(76, "truncate", Fed, &[PATH, Int]),
+    row(79, "getcwd", Fed, &[Out(Result), Int]),
+    captured(80, "chdir", Executed, &[PATH]),
+    row(81, "fchdir", Executed, &[Fd]),
+    captured(82, "rename", Fed, &[PATH, PATH]),
+    captured(83, "mkdir", Fed, &[PATH, Int]),
+    captured(84, "rmdir", Fed, &[PATH]),
+    captured(86, "link", Fed, &[PATH, PATH]),
+    captured(87, "unlink", Fed, &[PATH]),
+    captured(88, "symlink", Fed, &[PATH, PATH]),
+    row(89, "readlink", Fed, &[PATH, Out(Result), Int]),
+    captured(90, "chmod", Fed, &[PATH, Int]),
+    captured(91, "fchmod", Fed, &[Fd, Int]),
+    captured(92, "chown", Fed, &[PATH, Int, Int]),
+    captured(93, "fchown", Fed, &[Fd, Int, Int]),
+    captured(94, "lchown", Fed, &[PATH, Int, Int]),
+    row(95, "umask", Executed, &[Int]),
+    captured(132, "utime", Fed, &[PATH, In(Fixed(16))]),
+    captured(133, "mknod", Fed, &[PATH, Int, Int]),
+    row(136, "ustat", Fed, &[Int, Out(Fixed(32))]),
+    row(137, "statfs", Fed, &[PATH, STATFS]),
+    row(138, "fstatfs", Fed, &[Fd, STATFS]),
+    captured(161, "chroot", Executed, &[PATH]),
+    row(162, "sync", Fed, &[]),
+    captured(188, "setxattr", Fed, &[PATH, PATH, In(Arg(3)), Int, Int]),
+    captured(189, "lsetxattr", Fed, &[PATH, PATH, In(Arg(3)), Int, Int]),
+    captured(190, "fsetxattr", Fed, &[Fd, PATH, In(Arg(3)), Int, Int]),
+    row(191, "getxattr", Fed, &[PATH, PATH, Out(ResultUpTo(3)), Int]),
+    row(
+        192,
+        "lgetxattr",
+        Fed,
+        &[PATH, PATH, Out(ResultUpTo(3)), Int],
+    ),
+    row(193, "fgetxattr", Fed, &[Fd, PATH, Out(ResultUpTo(3)), Int]),
+    row(194, "listxattr", Fed, &[PATH, Out(ResultUpTo(2)), Int]),
+    row(195, "llistxattr", Fed, &[PATH, Out(ResultUpTo(2)), Int]),
+    row(196, "flistxattr", Fed, &[Fd, Out(ResultUpTo(2)), Int]),
+    captured(197, "removexattr", Fed, &[PATH, PATH]),
+    captured(198, "lremovexattr", Fed, &[PATH, PATH]),
+    captured(199, "fremovexattr", Fed, &[Fd, PATH]),
+    captured(235, "utimes", Fed, &[PATH, In(Fixed(32))]),
+    captured(258, "mkdirat", Fed, &[Fd, PATH, Int]),
+    captured(259, "mknodat", Fed, &[Fd, PATH, Int, Int]),
+    captured(260, "fchownat", Fed, &[Fd, PATH, Int, Int, Int]),
+    captured(261, "futimesat", Fed, &[Fd, PATH, In(Fixed(32))]),
+    row(262, "newfstatat", Fed, &[Fd, PATH, STAT, Int]),
+    captured(263, "unlinkat", Fed, &[Fd, PATH, Int]),
+    captured(264, "renameat", Fed, &[Fd, PATH, Fd, PATH]),
+    captured(265, "linkat", Fed, &[Fd, PATH, Fd, PATH, Int]),
+    captured(266, "symlinkat", Fed, &[PATH, Fd, PATH]),
+    row(267, "readlinkat", Fed, &[Fd, PATH, Out(Result), Int]),
+    captured(268, "fchmodat", Fed, &[Fd, PATH, Int]),
+    row(269, "faccessat", Fed, &[Fd, PATH, Int]),
+    captured(280, "utimensat", Fed, &[Fd, PATH, In(Fixed(32)), Int]),
+    refused(303, "name_to_handle_at"),
+    refused(304, "open_by_handle_at"),
+    captured(316, "renameat2", Fed, &[Fd, PATH, Fd, PATH, Int]),
+    row(332, "statx", Fed, &[Fd, PATH, Int, Int, Out(Fixed(256))]),
+    row(439, "faccessat2", Fed, &[Fd, PATH, Int, Int]),
+    captured(452, "fchmodat2", Fed, &[Fd, PATH, Int, Int]),
+    refused(463, "setxattrat"),
+    refused(464, "getxattrat"),
+    row(
+        465,
+        "listxattrat",
+        Fed,
+        &[Fd, PATH, Int, Out(ResultUpTo(4)), Int],
+    ),
+    captured(466, "removexattrat", Fed, &[Fd, PATH, Int, PATH]),
+    row(468, "file_getattr", Fed, &[Fd, PATH, Out(Arg(3)), Int, Int]),
+    captured(469, "file_setattr", Fed, &[Fd, PATH, In(Arg(3)), Int, Int]),
+];

@@ -1,0 +1,138 @@
+//! Draining the rings: one thread, which sleeps when there is nothing to drain.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::{Acquire, Release, SeqCst}};
+use std::time::Duration;
+
+use guest::abi::{MAX_SLOTS, Slot, request, slot};
+use sys::arena::{Arena, futex_wait, futex_wake};
+use sys::follow::Caller;
+
+/// Where drained bytes go.
+pub trait Sink {
+    /// Why bytes could not be taken. The drainer stops then, and the container with it, since its rings fill.
+    type Error;
+
+    /// Takes bytes of a stream, whole records, without gaps.
+    ///
+    /// # Errors
+    /// When the bytes cannot be kept or sent.
+    fn records(&mut self, stream: u32, position: u64, bytes: &[u8]) -> Result<(), Self::Error>;
+
+    /// All rings were looked at once since the last call.
+    ///
+    /// # Errors
+    /// As [`Self::records`].
+    fn round(&mut self) -> Result<(), Self::Error>;
+
+    /// A system call was refused for the first time.
+    fn refused(&mut self, number: u16);
+}
+
+/// Longest sleep: a lost wake-up costs no more than this.
+const NAP: Duration = Duration::from_millis(1);
+
+/// Drains the rings of one container.
+#[derive(Debug)]
+pub struct Drainer<S> {
+    arena: Arc<Arena>,
+    sink: S,
+    requests: Caller,
+    bytes: Vec<u8>,
+    named: [u64; 8],
+    asked: Vec<bool>,
+}
+
+impl<S: Sink> Drainer<S> {
+    /// A drainer that gives what it finds to `sink` and tells `requests` when a process asks for something.
+    pub fn new(arena: Arc<Arena>, sink: S, requests: Caller) -> Self {
+        Self { arena, sink, requests, bytes: Vec::new(), named: [0; 8], asked: vec![false; MAX_SLOTS] }
+    }
+
+    /// Drains until `stop` is set and the rings are empty; gives the sink back.
+    ///
+    /// # Errors
+    /// What the sink returned.
+    pub fn run(mut self, stop: &AtomicBool) -> Result<S, S::Error> {
+        loop {
+            let stopping = stop.load(Acquire);
+            let moved = self.round()?;
+            if moved {
+                continue;
+            }
+            if stopping {
+                return Ok(self.sink);
+            }
+            self.sleep();
+        }
+    }
+
+    /// Looks at every ring once; true if there was something.
+    fn round(&mut self) -> Result<bool, S::Error> {
+        let arena = Arc::clone(&self.arena);
+        let mut moved = false;
+        for index in 0..MAX_SLOTS {
+            let ring = arena.slot(index);
+            let state = ring.state.load(Acquire);
+            if state != slot::LIVE && state != slot::DONE {
+                continue;
+            }
+            moved |= self.drain(index, ring)?;
+            self.notice_request(index, ring);
+            if state == slot::DONE && ring.head.load(Acquire) == ring.tail.load(Acquire) {
+                ring.state.store(slot::FREE, Release);
+            }
+        }
+        self.name_refused();
+        self.sink.round()?;
+        Ok(moved)
+    }
+
+    fn drain(&mut self, index: usize, ring: &Slot) -> Result<bool, S::Error> {
+        let (tail, head) = (ring.tail.load(Acquire), ring.head.load(Acquire));
+        if head == tail {
+            return Ok(false);
+        }
+        self.bytes.clear();
+        self.arena.read_ring(index, tail, head, &mut self.bytes);
+        self.sink.records(ring.stream.load(Acquire), tail, &self.bytes)?;
+        ring.tail.store(head, SeqCst);
+        if ring.producer_asleep.swap(0, SeqCst) != 0 {
+            futex_wake(&ring.producer_asleep);
+        }
+        Ok(true)
+    }
+
+    fn notice_request(&mut self, index: usize, ring: &Slot) {
+        let asks = ring.request.load(Acquire) == request::EXEC;
+        if asks && !self.asked[index] {
+            self.requests.look();
+        }
+        self.asked[index] = asks;
+    }
+
+    fn name_refused(&mut self) {
+        for (word, named) in self.named.iter_mut().enumerate() {
+            let refused = self.arena.control().refused[word].load(Acquire);
+            let new = refused & !*named;
+            for bit in (0..64).filter(|bit| new & (1 << bit) != 0) {
+                self.sink.refused((word * 64 + bit) as u16);
+            }
+            *named = refused;
+        }
+    }
+
+    fn sleep(&self) {
+        let asleep = &self.arena.control().drainer_asleep;
+        asleep.store(1, SeqCst);
+        let waiting = (0..MAX_SLOTS).any(|i| {
+            let ring = self.arena.slot(i);
+            matches!(ring.state.load(Acquire), slot::LIVE | slot::DONE)
+                && ring.head.load(SeqCst) != ring.tail.load(Acquire)
+        });
+        if !waiting {
+            futex_wait(asleep, 1, NAP);
+        }
+        asleep.store(0, SeqCst);
+    }
+}

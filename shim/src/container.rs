@@ -1,0 +1,453 @@
+//! The container: namespaces and a control group of its own around one program, and its network link.
+//!
+//! ```text
+//! the caller ── forks ──> init, PID 1 inside: reaps, forwards signals, ends with the caller
+//!                           └── forks ──> the program, PID 2: waits at the gate, then execve
+//! ```
+//!
+//! Three uses. A protected or plain run: [`Container::prepare`] with [`Isolation::FULL`] and a
+//! [`Link`]; the program waits at its gate, so that a recorder can attach before it runs its first
+//! instruction. An offline recording: the same with [`Isolation::PIDS`]. A backup's standby:
+//! [`Container::stand_by`] makes everything in advance, link included but not attached;
+//! [`Container::spawn`] then makes empty processes with given numbers for a restore to fill, and
+//! [`Container::attach`] puts the container on the bridge.
+//!
+//! All of it goes when the [`Container`] is dropped or its process dies: the processes with init, the
+//! link with its namespace, the control group by [`sys::cgroup`].
+
+mod arp;
+mod command;
+mod error;
+mod init;
+mod link;
+mod protocol;
+mod teardown;
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::unistd::pipe2;
+use sys::cgroup::{Cgroup, Hierarchy};
+use sys::descriptors;
+use sys::namespaces::{Child, fork_pid_one, pidfd_number, pidfd_open, pidfd_signal};
+
+pub use error::{Error, Step};
+pub use link::{Link, check_bridge, mac_of};
+use protocol::{Reply, Request};
+
+/// What the container does not share with its caller. It always has a PID namespace of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isolation {
+    /// A network of its own, with nothing but `lo` and, if asked for, the link `eth0`.
+    pub network: bool,
+    /// Mounts of its own (a copy of the caller's, detached), with `/proc` and `/dev/shm` made anew;
+    /// host name and IPC objects of its own.
+    pub rest: bool,
+}
+
+impl Isolation {
+    /// Everything of its own: what `run` and the backup use.
+    pub const FULL: Self = Self { network: true, rest: true };
+    /// Process numbers alone: what `record` uses. `/proc` still shows the caller's numbers.
+    pub const PIDS: Self = Self { network: false, rest: false };
+    /// Process numbers with a matching `/proc`, and the caller's network.
+    pub const PIDS_AND_MOUNTS: Self = Self { network: false, rest: true };
+}
+
+/// What a container is made of, beside its program.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Its name: host name inside, part of the names of link and control group. Letters, digits,
+    /// `.`, `_` and `-`.
+    pub name: String,
+    /// What it does not share.
+    pub isolation: Isolation,
+    /// Its link to a bridge; only with [`Isolation::network`].
+    pub link: Option<Link>,
+}
+
+/// What runs in it.
+#[derive(Debug)]
+pub struct Program {
+    /// The command and its arguments; searched for in PATH if it has no slash.
+    pub command: Vec<OsString>,
+    /// Its whole environment; the caller's own without.
+    pub environment: Option<Vec<(OsString, OsString)>>,
+    /// Descriptors it starts with and their numbers. Standard input, output and error are the
+    /// caller's where this does not name them; nothing else is inherited.
+    pub descriptors: Vec<(OwnedFd, RawFd)>,
+    /// Whether its addresses are the same in every run.
+    pub fixed_addresses: bool,
+}
+
+impl Program {
+    /// The command with the caller's environment and standard descriptors, at fixed addresses.
+    #[must_use]
+    pub fn new(command: Vec<OsString>) -> Self {
+        Self { command, environment: None, descriptors: Vec::new(), fixed_addresses: true }
+    }
+}
+
+/// How a container's program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It exited with this code.
+    Exited(i32),
+    /// This signal ended it.
+    Signaled(i32),
+    /// The whole container was killed from outside, init included.
+    Lost,
+}
+
+impl Ended {
+    /// The code a shell would show: 128 and the signal's number where a signal ended it.
+    #[must_use]
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Exited(code) => code,
+            Self::Signaled(signal) => 128 + signal,
+            Self::Lost => 128 + libc::SIGKILL,
+        }
+    }
+}
+
+/// A container whose program waits at its gate.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Init, in the caller's numbering.
+    pub init_pid: i32,
+    /// The program, in the caller's numbering. It sits in a blocking `read` in a copy of the caller's
+    /// image; attach to it now to catch its execve.
+    pub program_pid: i32,
+    container: Container,
+    gate: OwnedFd,
+}
+
+impl Prepared {
+    /// Lets the program go on to its execve, without waiting for it. See [`Container::started`].
+    pub fn open_gate(self) -> Result<Container, Error> {
+        nix::unistd::write(&self.gate, &[1])
+            .map_err(|source| Error::Init { action: "open the gate of", source: source.into() })?;
+        Ok(self.container)
+    }
+
+    /// Lets the program go and waits for its execve. Not for a caller that traces it with a stop at
+    /// execve: that one opens the gate and handles the stop.
+    pub fn start(self) -> Result<Container, Error> {
+        let mut container = self.open_gate()?;
+        container.started()?;
+        Ok(container)
+    }
+
+    /// The container, for its group, link and namespaces.
+    #[must_use]
+    pub fn container(&self) -> &Container {
+        &self.container
+    }
+}
+
+/// An empty process in a container: a copy of init that sleeps and waits to be filled.
+#[derive(Debug)]
+pub struct Empty {
+    /// In the caller's numbering.
+    pub pid: i32,
+    /// In the container's.
+    pub number: i32,
+    /// Stands for it.
+    pub pidfd: OwnedFd,
+}
+
+/// Sends signals to the program of a container, from any thread, for as long as it lives.
+#[derive(Debug)]
+pub struct Signaller(OwnedFd);
+
+impl Signaller {
+    /// Sends one. A program that is gone is no error.
+    pub fn send(&self, signal: i32) -> Result<(), Error> {
+        match pidfd_signal(self.0.as_fd(), signal) {
+            Err(source) if source.raw_os_error() != Some(libc::ESRCH) => {
+                Err(Error::Init { action: "signal the program of", source })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A container. Dropping it kills everything inside and waits until all of it is gone.
+#[derive(Debug)]
+pub struct Container {
+    init: Child,
+    control: OwnedFd,
+    status: OwnedFd,
+    /// Tells of a failed execve; closed by a successful one.
+    exec: Option<OwnedFd>,
+    program: Option<Child>,
+    path: std::path::PathBuf,
+    ended: Option<Ended>,
+    reaped: bool,
+    // Dropped after the processes are gone, in this order.
+    link: Option<link::Attached>,
+    cgroup: Cgroup,
+}
+
+impl Container {
+    /// Makes a container whose program waits at its gate.
+    ///
+    /// May be called from any thread. Early in the life of the process is best: init is a copy of it.
+    pub fn prepare(spec: &Spec, program: Program) -> Result<Prepared, Error> {
+        let image = command::Image::resolve(&program)?;
+        let path = image.path.clone();
+        let pipes = || pipe2(OFlag::O_CLOEXEC).map_err(Error::descriptor);
+        let (gate_out, gate) = pipes()?;
+        let (exec, exec_in) = pipes()?;
+        let plan = init::Plan {
+            image,
+            descriptors: program.descriptors,
+            gate: gate_out,
+            exec: exec_in,
+            fixed_addresses: program.fixed_addresses,
+        };
+        let mut container = Self::create(spec, Some(plan))?;
+        container.exec = Some(exec);
+        container.path = path;
+        container.connect(spec, true)?;
+        let (_, pidfd) = container.ask(&Request::Start, &[])?;
+        let program_pid = visible(&pidfd)?;
+        container.program = Some(Child { pid: program_pid, pidfd });
+        Ok(Prepared { init_pid: container.init.pid, program_pid, container, gate })
+    }
+
+    /// Makes a container without a program, its link not attached: a backup's, before a takeover.
+    pub fn stand_by(spec: &Spec) -> Result<Self, Error> {
+        let mut container = Self::create(spec, None)?;
+        container.connect(spec, false)?;
+        Ok(container)
+    }
+
+    fn create(spec: &Spec, plan: Option<init::Plan>) -> Result<Self, Error> {
+        let cgroup = Cgroup::create(&Hierarchy::find()?, &spec.name)?;
+        let kind = SockType::SeqPacket;
+        let (control, inner) =
+            socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC)
+                .map_err(Error::descriptor)?;
+        let (status, status_in) = pipe2(OFlag::O_CLOEXEC).map_err(Error::descriptor)?;
+        let own = i32::try_from(std::process::id()).unwrap_or(i32::MAX);
+        let caller = pidfd_open(own)
+            .map_err(|source| Error::Init { action: "name the caller to", source })?;
+        let setup = init::Setup {
+            name: spec.name.clone(),
+            isolation: spec.isolation,
+            control: inner,
+            status: status_in,
+            caller,
+            plan,
+        };
+        let init = fork_pid_one(move || init::life(setup))
+            .map_err(|source| Error::Init { action: "fork", source })?;
+        let container = Self {
+            init,
+            control,
+            status,
+            exec: None,
+            program: None,
+            path: std::path::PathBuf::new(),
+            ended: None,
+            reaped: false,
+            link: None,
+            cgroup,
+        };
+        // Before init forks anything: it waits for a request first.
+        container.cgroup.add(container.init.pid)?;
+        container.receive().map(|_| container)
+    }
+
+    fn connect(&mut self, spec: &Spec, live: bool) -> Result<(), Error> {
+        if !spec.isolation.network {
+            return Ok(());
+        }
+        let network = self.namespace("net")?;
+        link::raise_loopback(network.as_fd())?;
+        if let Some(link) = &spec.link {
+            let mut attached = link::Attached::make(link, &spec.name, network)?;
+            if live {
+                attached.attach()?;
+            }
+            self.link = Some(attached);
+        }
+        Ok(())
+    }
+
+    /// Sends a request to init and gives its answer.
+    fn ask(&self, request: &Request, passed: &[RawFd]) -> Result<(i32, OwnedFd), Error> {
+        let (number, pidfd) = self.tell(request, passed)?;
+        pidfd.map(|pidfd| (number, pidfd)).ok_or(Error::InitGone)
+    }
+
+    fn tell(&self, request: &Request, passed: &[RawFd]) -> Result<(i32, Option<OwnedFd>), Error> {
+        descriptors::send(self.control.as_fd(), &request.encode(), passed)
+            .map_err(|source| Error::Init { action: "instruct", source })?;
+        self.receive()
+    }
+
+    fn receive(&self) -> Result<(i32, Option<OwnedFd>), Error> {
+        let mut bytes = [0; protocol::MAX];
+        let (length, mut passed) = descriptors::receive(self.control.as_fd(), &mut bytes)
+            .map_err(|source| Error::Init { action: "hear from", source })?;
+        match Reply::decode(&bytes[..length]).ok_or(Error::InitGone)? {
+            Reply::Done { number } => Ok((number, passed.pop())),
+            Reply::Failed { step, errno } => {
+                Err(Error::Inside { step, source: std::io::Error::from_raw_os_error(errno) })
+            }
+        }
+    }
+
+    /// Makes an empty process inside, a child of init with number `number` there (any number
+    /// without), holding exactly `passed` (at most [`descriptors::MAX_PASSED`]) under the given
+    /// numbers. With `main` it is the container's program from now on: [`Container::wait`] waits for
+    /// it, and signals go to it.
+    ///
+    /// It sleeps in `pause()` in a small copy of the caller as it was when the container was made,
+    /// with all signals at their defaults: attach, and fill it.
+    pub fn spawn(
+        &mut self,
+        number: Option<i32>,
+        main: bool,
+        passed: &[(BorrowedFd<'_>, RawFd)],
+    ) -> Result<Empty, Error> {
+        let targets = passed.iter().map(|(_, target)| *target).collect();
+        let sources: Vec<RawFd> = passed.iter().map(|(fd, _)| fd.as_raw_fd()).collect();
+        let (number, pidfd) = self.ask(&Request::Spawn { number, main, targets }, &sources)?;
+        let pid = visible(&pidfd)?;
+        if main {
+            let copy = pidfd.try_clone().map_err(Error::descriptor)?;
+            self.program = Some(Child { pid, pidfd: copy });
+        }
+        Ok(Empty { pid, number, pidfd })
+    }
+
+    /// Makes `last` the number that was given to a process inside last: the next gets the one after.
+    pub fn set_last_number(&self, last: i32) -> Result<(), Error> {
+        self.tell(&Request::LastNumber(last), &[]).map(drop)
+    }
+
+    /// After the gate was opened: waits until the program's execve has happened or failed.
+    pub fn started(&mut self) -> Result<(), Error> {
+        let Some(exec) = self.exec.take() else { return Ok(()) };
+        let mut errno = [0; 4];
+        match nix::unistd::read(&exec, &mut errno) {
+            Ok(4) => Err(Error::Exec {
+                path: self.path.clone(),
+                source: std::io::Error::from_raw_os_error(i32::from_ne_bytes(errno)),
+            }),
+            Ok(_) => Ok(()),
+            Err(source) => Err(Error::descriptor(source)),
+        }
+    }
+
+    /// Waits for the program's end, and then for init's, which takes every other process along.
+    ///
+    /// A caller that traces the program must reap it first: its parent, init, does not see it end
+    /// before its tracer has.
+    pub fn wait(&mut self) -> Result<Ended, Error> {
+        if let Some(ended) = self.ended {
+            return Ok(ended);
+        }
+        let mut report = [0; 8];
+        let length = loop {
+            match nix::unistd::read(&self.status, &mut report) {
+                Err(nix::errno::Errno::EINTR) => {}
+                other => break other.map_err(Error::descriptor)?,
+            }
+        };
+        let ended = protocol::decode_end(&report[..length]);
+        self.ended = Some(ended);
+        self.reap(teardown::GRACE);
+        Ok(ended)
+    }
+
+    /// Readable (or at its end) once [`Container::wait`] will not block for long.
+    #[must_use]
+    pub fn end_descriptor(&self) -> BorrowedFd<'_> {
+        self.status.as_fd()
+    }
+
+    /// A handle for sending signals to the program; `None` before it exists.
+    pub fn signaller(&self) -> Result<Option<Signaller>, Error> {
+        let copy = self.program.as_ref().map(|program| program.pidfd.try_clone()).transpose();
+        Ok(copy.map_err(Error::descriptor)?.map(Signaller))
+    }
+
+    /// Kills every process inside at once; [`Container::wait`] then gives [`Ended::Lost`] unless the
+    /// program had ended before.
+    pub fn kill(&self) -> Result<(), Error> {
+        Ok(self.cgroup.kill()?)
+    }
+
+    /// Init, in the caller's numbering.
+    #[must_use]
+    pub fn init_pid(&self) -> i32 {
+        self.init.pid
+    }
+
+    /// The descriptor that stands for init; good for `setns` into all of the container's namespaces,
+    /// as [`sys::namespaces::run_inside`] does.
+    #[must_use]
+    pub fn init_pidfd(&self) -> BorrowedFd<'_> {
+        self.init.pidfd.as_fd()
+    }
+
+    /// The program, in the caller's numbering.
+    #[must_use]
+    pub fn program_pid(&self) -> Option<i32> {
+        self.program.as_ref().map(|program| program.pid)
+    }
+
+    /// One of its namespaces: `net`, `pid`, `mnt`, `ipc` or `uts`.
+    pub fn namespace(&self, kind: &str) -> Result<OwnedFd, Error> {
+        let path = format!("/proc/{}/ns/{kind}", self.init.pid);
+        std::fs::File::open(path)
+            .map(OwnedFd::from)
+            .map_err(|source| Error::Init { action: "open a namespace of", source })
+    }
+
+    /// The number of the host's end of its link, where the output gate attaches.
+    #[must_use]
+    pub fn host_link(&self) -> Option<u32> {
+        self.link.as_ref().map(link::Attached::host_index)
+    }
+
+    /// Puts the link on its bridge and announces the address there. Does nothing without a link.
+    pub fn attach(&mut self) -> Result<(), Error> {
+        self.link.as_mut().map_or(Ok(()), link::Attached::attach)
+    }
+
+    /// Takes the link off its bridge: nothing leaves or enters any more.
+    pub fn detach(&mut self) -> Result<(), Error> {
+        self.link.as_mut().map_or(Ok(()), link::Attached::detach)
+    }
+
+    /// Tells the neighbours once more where the address is.
+    pub fn announce(&self) -> Result<(), Error> {
+        self.link.as_ref().map_or(Ok(()), link::Attached::announce)
+    }
+
+    /// Its processes, in the caller's numbering, init included.
+    pub fn processes(&self) -> Result<Vec<i32>, Error> {
+        Ok(self.cgroup.processes()?)
+    }
+
+    /// CPU time that it has used.
+    pub fn cpu_time(&self) -> Result<Duration, Error> {
+        Ok(self.cgroup.cpu_time()?)
+    }
+}
+
+/// The caller's number of a process that init has just made.
+fn visible(pidfd: &OwnedFd) -> Result<i32, Error> {
+    pidfd_number(pidfd.as_fd())
+        .map_err(|source| Error::Init { action: "find a process of", source })?
+        .ok_or(Error::InitGone)
+}

@@ -1,0 +1,134 @@
+//! A container on a bridge: reachable from another namespace, its address and name guarded, its link
+//! gone with it, a standby silent until attached.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::bed::{ADDRESS, Bed, link, shell, spec, unique};
+use shim::container::{Container, Ended, Error, Isolation, Link, Program, mac_of};
+use sys::netlink::{End, Netlink};
+
+/// Asks redis for a PONG over TCP, until it listens; `None` if it never answers.
+fn ping(bed: &Bed) -> Option<String> {
+    bed.client.inside(|| {
+        let address = SocketAddr::from((ADDRESS, 6379));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
+            // A refusal means that it is not listening yet; each try costs a round trip.
+            let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(2)) else {
+                std::thread::yield_now();
+                continue;
+            };
+            stream.write_all(b"PING\r\n").ok()?;
+            let mut answer = [0; 7];
+            stream.read_exact(&mut answer).ok()?;
+            return Some(String::from_utf8_lossy(&answer).into_owned());
+        }
+        None
+    })
+}
+
+fn redis() -> Program {
+    let command = "redis-server --save --appendonly no --protected-mode no --logfile /dev/null";
+    let mut program = shell(&format!("exec {command}"));
+    program.fixed_addresses = false;
+    program
+}
+
+#[test]
+fn a_server_is_reachable_and_everything_goes_with_it() {
+    let bed = Bed::new();
+    let name = unique("r");
+    let mut container = bed.host.inside(|| {
+        let spec = spec(&name, Isolation::FULL, Some(link()));
+        Container::prepare(&spec, redis()).unwrap().start().unwrap()
+    });
+    assert_eq!(ping(&bed).as_deref(), Some("+PONG\r\n"));
+    assert!(bed.has_link(&format!("us-{name}")));
+    assert!(container.host_link().is_some());
+    assert!(container.cpu_time().unwrap() > Duration::ZERO);
+    let taken = bed.host.inside(|| link().check().unwrap_err());
+    let mac = mac_of(ADDRESS).map(|byte| format!("{byte:02x}")).join(":");
+    assert!(matches!(&taken, Error::AddressTaken { holder, .. } if holder.contains(&mac)), "{taken}");
+    container.signaller().unwrap().unwrap().send(libc::SIGTERM).unwrap();
+    assert_eq!(container.wait().unwrap(), Ended::Exited(0));
+    drop(container);
+    assert!(!bed.has_link(&format!("us-{name}")));
+    bed.host.inside(|| link().check().unwrap());
+}
+
+#[test]
+fn a_standby_is_silent_until_attached_and_can_be_detached() {
+    let bed = Bed::new();
+    let name = unique("s");
+    let answers = |bed: &Bed| bed.host.inside(|| link().check().is_err());
+    let mut container = bed.host.inside(|| {
+        Container::stand_by(&spec(&name, Isolation::FULL, Some(link()))).unwrap()
+    });
+    assert!(!answers(&bed));
+    let begin = Instant::now();
+    container.attach().unwrap();
+    let took = begin.elapsed();
+    assert!(answers(&bed));
+    container.detach().unwrap();
+    assert!(!answers(&bed));
+    // It is on the takeover path: a tenth of a second would be a fault, not noise.
+    assert!(took < Duration::from_millis(100), "{took:?}");
+    eprintln!("attach took {took:?}");
+}
+
+#[test]
+fn the_announcement_moves_an_address_that_a_neighbour_knows() {
+    let bed = Bed::new();
+    let make = |name: &str| {
+        Container::stand_by(&spec(&unique(name), Isolation::FULL, Some(link()))).unwrap()
+    };
+    let mut both = bed.host.inside(|| [make("a"), make("b")]);
+    let reach = || {
+        bed.client.inside(|| {
+            let address = SocketAddr::from((ADDRESS, 9));
+            // Nobody listens: an answer is a refusal, no answer a time-out.
+            TcpStream::connect_timeout(&address, Duration::from_secs(2)).unwrap_err().kind()
+        })
+    };
+    both[0].attach().unwrap();
+    assert_eq!(reach(), std::io::ErrorKind::ConnectionRefused);
+    both[0].detach().unwrap();
+    both[1].attach().unwrap();
+    assert_eq!(reach(), std::io::ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn a_name_that_is_taken_is_refused_and_nothing_of_its_holder_is_touched() {
+    let bed = Bed::new();
+    let name = unique("n");
+    let taken = format!("us-{name}");
+    bed.host.inside(|| {
+        let mut netlink = Netlink::open().unwrap();
+        let end = |name, last| End { name, mac: [2, 0, 0, 0, 0, last], namespace: None };
+        netlink.add_veth(end(&taken, 1), end("other", 2)).unwrap();
+        let spec = spec(&name, Isolation::FULL, Some(link()));
+        let error = Container::prepare(&spec, shell("exit 0")).unwrap_err();
+        assert!(matches!(error, Error::NameTaken { .. }), "{error}");
+    });
+    assert!(bed.has_link(&taken));
+}
+
+#[test]
+fn what_is_wrong_with_a_bridge_is_said() {
+    let bed = Bed::new();
+    bed.host.inside(|| {
+        let on = |bridge: &str| Link { bridge: bridge.into(), ..link() }.check().unwrap_err();
+        assert!(matches!(on("nowhere"), Error::BridgeMissing(_)));
+        assert!(matches!(on("a-name-too-long-for-a-link"), Error::BridgeMissing(_)));
+        assert!(matches!(on("tap0"), Error::NotABridge(_)));
+        let mut netlink = Netlink::open().unwrap();
+        netlink.add_bridge("br1").unwrap();
+        assert!(matches!(on("br1"), Error::BridgeDown(_)));
+        let index = netlink.link("br0").unwrap().unwrap().index;
+        netlink.add_address(index, [10, 9, 0, 12].into(), 24).unwrap();
+        let own = Link { address: [10, 9, 0, 12].into(), ..link() }.check().unwrap_err();
+        assert!(own.to_string().contains("already taken by this host"), "{own}");
+    });
+}

@@ -1,0 +1,306 @@
+//! `understudy record`, then `understudy replay`: every byte is printed again, and a damaged log is refused.
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers of a test fail as the test does"
+)]
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use understudy_tests::{Ended, LIMIT, Running, free_address, repeats, run, understudy};
+
+/// Records `command`, with `drive` acting as its clients, and returns the log's directory and the run.
+fn record(scratch: &Path, command: &[&str], drive: impl FnOnce(&Running)) -> (PathBuf, Ended) {
+    let log = scratch.join("log");
+    let mut recorder = Command::new(understudy().unwrap());
+    recorder
+        .args(["record", "--out"])
+        .arg(&log)
+        .arg("--")
+        .args(command)
+        .current_dir(scratch);
+    let running = Running::start(&mut recorder).unwrap();
+    drive(&running);
+    let ended = running.end(LIMIT).unwrap();
+    assert!(ended.status.success(), "recording {command:?}: {ended:?}");
+    (log, ended)
+}
+
+fn replay(log: &Path) -> Ended {
+    run(Command::new(understudy().unwrap()).arg("replay").arg(log)).unwrap()
+}
+
+/// Records and replays; what was printed, after checking that both printed the same.
+fn twice(command: &[&str], prepare: impl Fn(&Path), drive: impl Fn(&Running, &Path)) -> String {
+    let mut printed = String::new();
+    for round in 1..=repeats() {
+        let scratch = TempDir::new().unwrap();
+        prepare(scratch.path());
+        let (log, recorded) = record(scratch.path(), command, |running| {
+            drive(running, scratch.path())
+        });
+        let replayed = replay(&log);
+        assert!(
+            replayed.status.success(),
+            "round {round}: {}",
+            replayed.stderr
+        );
+        let (a, b) = (&recorded.stdout, &replayed.stdout);
+        if a != b {
+            let same = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+            let near = |bytes: &[u8]| {
+                bytes[same.min(bytes.len())..bytes.len().min(same + 80)]
+                    .escape_ascii()
+                    .to_string()
+            };
+            panic!(
+                "round {round}: of {} and {} bytes the first {same} are equal, then \"{}\" and \"{}\"",
+                a.len(),
+                b.len(),
+                near(a),
+                near(b)
+            );
+        }
+        printed = String::from_utf8_lossy(a).into_owned();
+    }
+    printed
+}
+
+/// [`twice`] for a program that needs no clients, with a file of the given name and content beside it.
+fn script(command: &[&str], name: &str, text: &str) -> String {
+    twice(
+        command,
+        |scratch| fs::write(scratch.join(name), text).unwrap(),
+        |_, _| {},
+    )
+}
+
+/// Compiles a program that reads clocks, random bytes and addresses from several threads.
+fn compile(compiler: &str, scratch: &Path) -> PathBuf {
+    let (source, program) = (scratch.join("program.c"), scratch.join("program"));
+    fs::write(&source, include_str!("programs/threads.c")).unwrap();
+    let ended = run(Command::new(compiler)
+        .args(["-static", "-O1", "-pthread", "-o"])
+        .arg(&program)
+        .arg(&source))
+    .unwrap();
+    assert!(ended.status.success(), "{}", ended.stderr);
+    program
+}
+
+fn lines(text: &str) -> usize {
+    text.lines().count()
+}
+
+#[test]
+fn redis_under_redis_benchmark() {
+    let address = free_address().unwrap();
+    let port = address.port().to_string();
+    let printed = twice(
+        &[
+            "redis-server",
+            "--port",
+            &port,
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+        ],
+        |_| {},
+        |running, _| {
+            running.listens(address).unwrap();
+            let load = ["-p", &port, "-n", "5000", "-c", "50", "-q"];
+            let ended = run(Command::new("redis-benchmark").args(load)).unwrap();
+            assert!(
+                ended.status.success() && !String::from_utf8_lossy(&ended.stdout).contains("rror"),
+                "{ended:?}"
+            );
+            run(Command::new("redis-cli").args(["-p", &port, "SHUTDOWN", "NOSAVE"])).unwrap();
+        },
+    );
+    assert!(
+        printed.contains("Ready to accept connections") && printed.contains("bye bye"),
+        "{printed}"
+    );
+}
+
+#[test]
+fn lighttpd_under_wrk() {
+    let address = free_address().unwrap();
+    let printed = twice(
+        // What it says about itself goes to standard error.
+        &["sh", "-c", "exec lighttpd -D -f lighttpd.conf 2>&1"],
+        |scratch| lighttpd_files(scratch, address),
+        |running, scratch| {
+            running.listens(address).unwrap();
+            let url = format!("http://{address}/page.html");
+            let ended =
+                run(Command::new("wrk").args(["-t", "1", "-c", "10", "-d", "1s", &url])).unwrap();
+            let said = String::from_utf8_lossy(&ended.stdout);
+            assert!(
+                ended.status.success()
+                    && !said.contains("Non-2xx")
+                    && !said.contains("Socket errors"),
+                "{said}"
+            );
+            let pid = fs::read_to_string(scratch.join("pid"))
+                .unwrap()
+                .trim()
+                .parse()
+                .unwrap();
+            kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+        },
+    );
+    assert!(
+        printed.contains("server started") && printed.contains("server stopped"),
+        "{printed}"
+    );
+}
+
+fn lighttpd_files(scratch: &Path, address: SocketAddr) {
+    let root = scratch.display();
+    let (ip, port) = (address.ip(), address.port());
+    let lines = format!(
+        "server.document-root = \"{root}\"\nserver.bind = \"{ip}\"\nserver.port = {port}\n\
+         server.pid-file = \"{root}/pid\"\nmimetype.assign = ( \".html\" => \"text/html\" )\n"
+    );
+    fs::write(scratch.join("lighttpd.conf"), lines).unwrap();
+    fs::write(
+        scratch.join("page.html"),
+        "<p>a page of some length</p>\n".repeat(100),
+    )
+    .unwrap();
+}
+
+#[test]
+fn python_with_time_random_threads_and_subprocesses() {
+    let printed = script(
+        &["/usr/bin/python3", "program.py"],
+        "program.py",
+        include_str!("programs/program.py"),
+    );
+    assert!(
+        lines(&printed) > 30 && printed.ends_with("done\n"),
+        "{printed}"
+    );
+}
+
+#[test]
+fn bash_with_pipes_and_subprocesses() {
+    let printed = script(
+        &["bash", "program.sh"],
+        "program.sh",
+        include_str!("programs/program.sh"),
+    );
+    assert!(
+        lines(&printed) > 10 && printed.ends_with("done\n"),
+        "{printed}"
+    );
+}
+
+#[test]
+fn a_static_program_with_musl() {
+    let printed = twice(
+        &["./program"],
+        |scratch| drop(compile("musl-gcc", scratch)),
+        |_, _| {},
+    );
+    assert!(
+        lines(&printed) > 10 && printed.ends_with("done\n"),
+        "{printed}"
+    );
+}
+
+#[test]
+fn a_static_program_with_glibc() {
+    let printed = twice(
+        &["./program"],
+        |scratch| drop(compile("gcc", scratch)),
+        |_, _| {},
+    );
+    assert!(
+        lines(&printed) > 10 && printed.ends_with("done\n"),
+        "{printed}"
+    );
+}
+
+#[test]
+fn in_an_otherwise_empty_root_directory() {
+    let in_empty_root = |scratch: &Path| {
+        let program = compile("musl-gcc", scratch);
+        fs::create_dir(scratch.join("root")).unwrap();
+        fs::rename(program, scratch.join("root/program")).unwrap();
+    };
+    let printed = twice(&["chroot", "root", "/program"], in_empty_root, |_, _| {});
+    assert!(
+        lines(&printed) > 10 && printed.ends_with("done\n"),
+        "{printed}"
+    );
+}
+
+#[test]
+fn a_damaged_log_is_refused_in_one_sentence() {
+    let scratch = TempDir::new().unwrap();
+    compile("musl-gcc", scratch.path());
+    let (log, _) = record(scratch.path(), &["./program"], |_| {});
+    for file in files(&log) {
+        let whole = fs::read(&file).unwrap();
+        for cut in [0, whole.len() / 2, whole.len().saturating_sub(1)] {
+            fs::write(&file, &whole[..cut]).unwrap();
+            refused(
+                &log,
+                &format!("{} cut to {cut} of {} bytes", file.display(), whole.len()),
+            );
+        }
+        for at in [0, whole.len() / 3, whole.len() - 1] {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 4;
+            fs::write(&file, flipped).unwrap();
+            refused(
+                &log,
+                &format!("{} with a flipped bit in byte {at}", file.display()),
+            );
+        }
+        fs::write(&file, whole).unwrap();
+    }
+    let mended = replay(&log);
+    assert!(
+        mended.status.success(),
+        "the undamaged log: {}",
+        mended.stderr
+    );
+}
+
+/// The files of a log that hold something.
+fn files(log: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(log)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let all: Vec<_> = entries
+        .filter(|path| path.is_file() && path.metadata().unwrap().len() > 0)
+        .collect();
+    assert!(!all.is_empty(), "{} holds no log", log.display());
+    all
+}
+
+fn refused(log: &Path, damage: &str) {
+    let ended = replay(log);
+    assert!(!ended.status.success(), "{damage}: replayed all the same");
+    let said = ended.stderr.trim_end();
+    assert!(
+        !said.is_empty() && lines(said) == 1 && !said.contains("panicked"),
+        "{damage}: {said}"
+    );
+}
+
+#[test]
+fn a_missing_log_is_refused_in_one_sentence() {
+    let scratch = TempDir::new().unwrap();
+    refused(&scratch.path().join("nothing"), "no directory");
+    refused(scratch.path(), "an empty directory");
+}
