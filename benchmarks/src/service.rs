@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -248,6 +248,16 @@ impl Service {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// Asks what was started last, the server or `understudy run`, to end (SIGTERM), and waits for it.
+    ///
+    /// # Errors
+    /// If it still runs after `limit`.
+    pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let last = self.processes.first_mut().context("nothing was started")?;
+        kill(Pid::from_raw(last.pid()), Signal::SIGTERM)?;
+        last.wait(limit)
     }
 
     /// Strikes; returns when the first blow fell.

@@ -87,7 +87,7 @@ fn a_rate_is_kept() {
         .unwrap();
     assert!(report.flawless(), "{report:#?}");
     assert!(
-        (1700..=2020).contains(&report.latency.count),
+        (1600..=2050).contains(&report.latency.count),
         "{} replies in 2 s at 1000/s",
         report.latency.count
     );
@@ -133,7 +133,7 @@ fn the_loss_of_a_host_is_complete_and_seen() {
         "{contained} survived"
     );
     let gap = report.gap_around(lost_at).unwrap();
-    assert!(!gap.ended && gap.ms > 1000.0, "{gap:?}");
+    assert!(!gap.ended && gap.ms > 500.0, "{gap:?}");
     assert_eq!(report.broken, 50 + 10 + 3 + 5 + 200, "{report:#?}");
     assert!(report.audit.failed.is_some() && !report.flawless());
 }

@@ -69,7 +69,9 @@ impl Capture {
     }
 
     fn page(&self, (item, at): Place) -> &[u8] {
-        self.pages(item).and_then(|pages| pages.bytes.get(at..at + PAGE as usize)).unwrap_or_default()
+        self.pages(item)
+            .and_then(|pages| pages.bytes.get(at..at + PAGE as usize))
+            .unwrap_or_default()
     }
 
     /// The newest copy of each page, and the ranges whose older pages are void.
@@ -79,15 +81,28 @@ impl Capture {
         for (item, what) in self.items.iter().enumerate() {
             match what {
                 Item::Void(range) => {
-                    let stale: Vec<u64> = newest.range(range.start..range.end).map(|(&address, _)| address).collect();
+                    let stale: Vec<u64> = newest
+                        .range(range.start..range.end)
+                        .map(|(&address, _)| address)
+                        .collect();
                     for address in stale {
                         newest.remove(&address);
                     }
-                    void.push(Span { start: range.start, end: range.end });
+                    void.push(Span {
+                        start: range.start,
+                        end: range.end,
+                    });
                 }
                 Item::Pages(pages) => {
-                    let addresses = pages.ranges.iter().flat_map(|range| (range.start..range.end).step_by(PAGE as usize));
-                    newest.extend(addresses.enumerate().map(|(index, address)| (address, (item, index * PAGE as usize))));
+                    let addresses = pages
+                        .ranges
+                        .iter()
+                        .flat_map(|range| (range.start..range.end).step_by(PAGE as usize));
+                    newest.extend(
+                        addresses
+                            .enumerate()
+                            .map(|(index, address)| (address, (item, index * PAGE as usize))),
+                    );
                 }
             }
         }
@@ -98,14 +113,20 @@ impl Capture {
 fn drop_page(dropped: &mut Vec<Span>, address: u64) {
     match dropped.last_mut() {
         Some(last) if last.end == address => last.end += PAGE,
-        _ => dropped.push(Span { start: address, end: address + PAGE }),
+        _ => dropped.push(Span {
+            start: address,
+            end: address + PAGE,
+        }),
     }
 }
 
 fn add_page<'a>(image: &mut Image<'a>, address: u64, page: &'a [u8]) {
     match image.runs.last_mut() {
         Some(run) if run.start + run.pages * PAGE == address => run.pages += 1,
-        _ => image.runs.push(Run { start: address, pages: 1 }),
+        _ => image.runs.push(Run {
+            start: address,
+            pages: 1,
+        }),
     }
     image.pieces.push(Cow::Borrowed(page));
 }

@@ -53,7 +53,9 @@ pub(crate) enum Kind {
 
 /// Whether the contents of a mapping of this map belong to the image.
 pub(crate) fn kind(mapping: &Mapping, maps: &[Mapping], skip: &[Range]) -> Kind {
-    let skipped = skip.iter().any(|range| range.start <= mapping.range.start && mapping.range.end <= range.end);
+    let skipped = skip
+        .iter()
+        .any(|range| range.start <= mapping.range.start && mapping.range.end <= range.end);
     if skipped || mapping.is_kernels() || mapping.shared && !is_shared_memory(mapping) {
         Kind::Leave
     } else if mapping.shared {
@@ -67,15 +69,26 @@ pub(crate) fn kind(mapping: &Mapping, maps: &[Mapping], skip: &[Range]) -> Kind 
 
 /// Shared memory is watched through the mapping that may write it; where several may, it cannot be.
 fn shared_kind(mapping: &Mapping, maps: &[Mapping]) -> Kind {
-    let part = |of: &Mapping| Range { start: of.offset, end: of.offset + of.range.len() as u64 };
+    let part = |of: &Mapping| Range {
+        start: of.offset,
+        end: of.offset + of.range.len() as u64,
+    };
     let own = part(mapping);
     let mut others = maps.iter().filter(|other| {
         let same = (other.device, other.inode) == (mapping.device, mapping.inode) && other.shared;
-        same && other.range != mapping.range && part(other).start < own.end && own.start < part(other).end
+        same && other.range != mapping.range
+            && part(other).start < own.end
+            && own.start < part(other).end
     });
-    let covers = |other: &Mapping| other.write && part(other).start <= own.start && own.end <= part(other).end;
+    let covers = |other: &Mapping| {
+        other.write && part(other).start <= own.start && own.end <= part(other).end
+    };
     if mapping.write {
-        if others.any(|other| other.write) { Kind::Whole } else { Kind::Copy }
+        if others.any(|other| other.write) {
+            Kind::Whole
+        } else {
+            Kind::Copy
+        }
     } else if others.any(covers) {
         Kind::Leave
     } else {
@@ -114,7 +127,18 @@ impl Copier {
         let (pagemap, mem) = (Pagemap::open(pid)?, Mem::open(pid)?);
         // The pause must find a buffer whose memory is there.
         let spare = vec![vec![1; CHUNK]];
-        Ok(Self { pid, uffd, pagemap, mem, skip, items: Vec::new(), spare, written: Vec::new(), strangers: Vec::new(), from_nothing: true })
+        Ok(Self {
+            pid,
+            uffd,
+            pagemap,
+            mem,
+            skip,
+            items: Vec::new(),
+            spare,
+            written: Vec::new(),
+            strangers: Vec::new(),
+            from_nothing: true,
+        })
     }
 
     /// Forgets what was seen: everything is about to be copied again.
@@ -144,7 +168,10 @@ impl Copier {
 
     /// Adds bytes that are known already.
     pub(crate) fn add(&mut self, range: Range, bytes: Vec<u8>) {
-        self.items.push(Item::Pages(Pages { ranges: vec![range], bytes }));
+        self.items.push(Item::Pages(Pages {
+            ranges: vec![range],
+            bytes,
+        }));
     }
 
     /// Mappings that live rounds met unregistered since the last call, if they hold so much that they
@@ -154,7 +181,9 @@ impl Copier {
         let mut populated = Vec::new();
         for stranger in &strangers {
             // Gone by now, perhaps: then there is nothing to copy either.
-            let _ = self.pagemap.populated(stranger.range, is_private_file(stranger), &mut populated);
+            let _ =
+                self.pagemap
+                    .populated(stranger.range, is_private_file(stranger), &mut populated);
         }
         let pages: usize = populated.iter().map(|range| range.len() / PAGE).sum();
         (pages > FEW).then_some(strangers)
@@ -162,7 +191,9 @@ impl Copier {
 
     /// Registers mappings of a stopped process; what was stored for them is void.
     pub(crate) fn register(&mut self, mappings: &[Mapping], maps: &[Mapping]) -> Vec<Mapping> {
-        let wanted = mappings.iter().filter(|mapping| kind(mapping, maps, &self.skip) == Kind::Copy);
+        let wanted = mappings
+            .iter()
+            .filter(|mapping| kind(mapping, maps, &self.skip) == Kind::Copy);
         let wanted: Vec<Mapping> = wanted.cloned().collect();
         for mapping in &wanted {
             self.items.push(Item::Void(mapping.range));
@@ -193,7 +224,11 @@ impl Copier {
     }
 
     /// Copies what was written since the last look. Returns how many pages.
-    pub(crate) fn round(&mut self, maps: &[Mapping], stopped: bool) -> Result<u64, CheckpointError> {
+    pub(crate) fn round(
+        &mut self,
+        maps: &[Mapping],
+        stopped: bool,
+    ) -> Result<u64, CheckpointError> {
         let mut pages = 0;
         let mut rest = maps;
         while let Some(first) = rest.first() {
@@ -201,7 +236,8 @@ impl Copier {
             let mut len = 1;
             while wanted == Kind::Copy
                 && rest.get(len).is_some_and(|next| {
-                    next.range.start == rest[len - 1].range.end && kind(next, maps, &self.skip) == Kind::Copy
+                    next.range.start == rest[len - 1].range.end
+                        && kind(next, maps, &self.skip) == Kind::Copy
                 })
             {
                 len += 1;
@@ -221,7 +257,10 @@ impl Copier {
 
     /// One look at mappings that follow one another.
     fn look(&mut self, group: &[Mapping], stopped: bool) -> Result<u64, CheckpointError> {
-        let range = Range { start: group[0].range.start, end: group[group.len() - 1].range.end };
+        let range = Range {
+            start: group[0].range.start,
+            end: group[group.len() - 1].range.end,
+        };
         let mut written = std::mem::take(&mut self.written);
         written.clear();
         let outcome = self.pagemap.collect(range, &mut written);
@@ -234,10 +273,18 @@ impl Copier {
                     pages += self.look(std::slice::from_ref(mapping), stopped)?;
                 }
             }
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) && stopped => pages += self.adopt(&group[0])?,
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => self.strangers.extend_from_slice(group),
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) && stopped => {
+                pages += self.adopt(&group[0])?
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                self.strangers.extend_from_slice(group)
+            }
             Err(source) => {
-                return Err(CheckpointError::Process { what: "scanning the pages", pid: self.pid, source });
+                return Err(CheckpointError::Process {
+                    what: "scanning the pages",
+                    pid: self.pid,
+                    source,
+                });
             }
         }
         Ok(pages)
@@ -262,7 +309,11 @@ impl Copier {
             self.items.push(Item::Void(mapping.range));
             return Ok(0);
         }
-        if self.from_nothing { self.adopt(mapping) } else { self.look(std::slice::from_ref(mapping), true) }
+        if self.from_nothing {
+            self.adopt(mapping)
+        } else {
+            self.look(std::slice::from_ref(mapping), true)
+        }
     }
 
     fn copy_whole(&mut self, mapping: &Mapping) -> Result<u64, CheckpointError> {
@@ -270,8 +321,17 @@ impl Copier {
         self.copy(&[mapping.range])
     }
 
-    fn populated(&mut self, range: Range, own: bool, out: &mut Vec<Range>) -> Result<(), CheckpointError> {
-        let failed = |source| CheckpointError::Process { what: "scanning the pages", pid: self.pid, source };
+    fn populated(
+        &mut self,
+        range: Range,
+        own: bool,
+        out: &mut Vec<Range>,
+    ) -> Result<(), CheckpointError> {
+        let failed = |source| CheckpointError::Process {
+            what: "scanning the pages",
+            pid: self.pid,
+            source,
+        };
         self.pagemap.populated(range, own, out).map_err(failed)
     }
 
@@ -336,11 +396,17 @@ impl Copier {
             for start in (range.start..range.end).step_by(PAGE) {
                 let mut page = [0; PAGE];
                 if self.mem.read(start, &mut page).is_ok() {
-                    copied.push(Range { start, end: start + PAGE as u64 });
+                    copied.push(Range {
+                        start,
+                        end: start + PAGE as u64,
+                    });
                     bytes.extend_from_slice(&page);
                 }
             }
         }
-        Pages { ranges: copied, bytes }
+        Pages {
+            ranges: copied,
+            bytes,
+        }
     }
 }

@@ -10,16 +10,16 @@ use sys::memory::Range;
 use sys::proc_maps::{Mapping, MapsFile};
 use sys::process::{PidFd, robust_list};
 use sys::ptrace::{self, Regs};
-use sys::uffd::{OPEN_FLAGS, Uffd};
 use sys::remote;
+use sys::uffd::{OPEN_FLAGS, Uffd};
 
+use crate::CheckpointError;
 use crate::build::Capture;
 use crate::capture::{Copier, is_shared_memory};
 use crate::facts::{self, Facts};
 use crate::settle::{Guest, image_regs, is_interrupted, settle};
 use crate::stop::{Stopped, StoppedThread, list_threads};
 use crate::waits::Waits;
-use crate::CheckpointError;
 
 /// How checkpoints are taken.
 #[derive(Clone, Debug)]
@@ -36,7 +36,12 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { rounds: 3, guest: None, settle: Duration::from_micros(200), skip: Vec::new() }
+        Self {
+            rounds: 3,
+            guest: None,
+            settle: Duration::from_micros(200),
+            skip: Vec::new(),
+        }
     }
 }
 
@@ -103,7 +108,8 @@ impl Checkpointer {
         let uffd = take_uffd(&stopped, &pidfd, facts.syscall_at(pid, &now)?)?;
         let mut waits = Waits::default();
         resume(stopped, &mut waits, facts.handled())?;
-        let copier = Copier::new(pid, uffd, settings.skip.clone()).map_err(failed("opening the memory", pid))?;
+        let copier = Copier::new(pid, uffd, settings.skip.clone())
+            .map_err(failed("opening the memory", pid))?;
         Ok(Self {
             pid,
             settings,
@@ -149,23 +155,42 @@ impl Checkpointer {
         let mut stopped = Stopped::all(self.pid)?;
         let mut lap = Lap(began);
         timing.stop = lap.time();
+        // Whatever comes, the threads go on as if they had not been stopped.
+        let cut = self.cut(&mut stopped, at_cut, &mut lap, &mut timing);
+        let resumed = resume(stopped, &mut self.waits, self.facts.handled());
+        timing.resume = lap.time();
+        timing.pause = began.elapsed();
+        let cut = cut?;
+        resumed?;
+        self.capture(cut).map(|capture| (capture, timing))
+    }
+
+    /// What happens while the process stands still.
+    fn cut(
+        &mut self,
+        stopped: &mut Stopped,
+        at_cut: &mut dyn FnMut(&[StoppedThread]),
+        lap: &mut Lap,
+        timing: &mut Timing,
+    ) -> Result<Cut, CheckpointError> {
         if self.settings.guest.is_some() {
-            settle(&mut stopped, self.settings.settle)?;
+            settle(stopped, self.settings.settle)?;
         }
         timing.settle = lap.time();
         let maps = self.read_maps()?;
         timing.maps = lap.time();
-        self.ask(&stopped, &maps)?;
-        let (threads, seen) = self.read_threads(&stopped)?;
-        let process = self.read_process(&stopped, &maps)?;
+        self.ask(stopped, &maps)?;
+        let (threads, seen) = self.read_threads(stopped)?;
+        let process = self.read_process(stopped, &maps)?;
         at_cut(&seen);
         timing.threads = lap.time();
         timing.pause_pages = self.copier.round(&maps, true)?;
         timing.pages = lap.time();
-        resume(stopped, &mut self.waits, self.facts.handled())?;
-        timing.resume = lap.time();
-        timing.pause = began.elapsed();
-        self.capture(process, threads, &maps).map(|capture| (capture, timing))
+        Ok(Cut {
+            process,
+            threads,
+            maps,
+        })
     }
 
     /// Gives a capture's buffers back, once its image is encoded.
@@ -174,7 +199,9 @@ impl Checkpointer {
     }
 
     fn read_maps(&mut self) -> Result<Arc<[Mapping]>, CheckpointError> {
-        self.maps.read().map_err(failed("reading the memory map", self.pid))
+        self.maps
+            .read()
+            .map_err(failed("reading the memory map", self.pid))
     }
 
     fn live_rounds(&mut self, timing: &mut Timing) -> Result<(), CheckpointError> {
@@ -209,12 +236,23 @@ impl Checkpointer {
 
     /// Stops the process for as long as registering mappings takes (these, where they are unchanged, or
     /// all), then copies them. Returns how many pages.
-    fn watch(&mut self, these: Option<&[Mapping]>, timing: &mut Timing) -> Result<u64, CheckpointError> {
+    fn watch(
+        &mut self,
+        these: Option<&[Mapping]>,
+        timing: &mut Timing,
+    ) -> Result<u64, CheckpointError> {
         let began = Instant::now();
         let stopped = Stopped::all(self.pid)?;
         let maps = self.read_maps()?;
-        let unchanged: Option<Vec<Mapping>> = these.map(|these| maps.iter().filter(|now| these.contains(now)).cloned().collect());
-        let registered = self.copier.register(unchanged.as_deref().unwrap_or(&maps), &maps);
+        let unchanged: Option<Vec<Mapping>> = these.map(|these| {
+            maps.iter()
+                .filter(|now| these.contains(now))
+                .cloned()
+                .collect()
+        });
+        let registered = self
+            .copier
+            .register(unchanged.as_deref().unwrap_or(&maps), &maps);
         resume(stopped, &mut self.waits, self.facts.handled())?;
         timing.extra_stop = timing.extra_stop.max(began.elapsed());
         self.copier.copy_registered(&registered)
@@ -234,7 +272,10 @@ impl Checkpointer {
         Ok(())
     }
 
-    fn read_threads(&self, stopped: &Stopped) -> Result<(Vec<Thread>, Vec<StoppedThread>), CheckpointError> {
+    fn read_threads(
+        &self,
+        stopped: &Stopped,
+    ) -> Result<(Vec<Thread>, Vec<StoppedThread>), CheckpointError> {
         let mut threads = Vec::new();
         let mut seen = Vec::new();
         for tid in stopped.threads() {
@@ -269,32 +310,56 @@ impl Checkpointer {
         })
     }
 
-    fn read_process(&self, stopped: &Stopped, maps: &[Mapping]) -> Result<Process, CheckpointError> {
+    fn read_process(
+        &self,
+        stopped: &Stopped,
+        maps: &[Mapping],
+    ) -> Result<Process, CheckpointError> {
         let mut process = self.facts.process.clone();
         process.layout[5] = self.facts.brk(maps);
         process.pending = ptrace::pending(stopped.threads()[0], true)?;
         Ok(process)
     }
 
-    fn capture(
-        &mut self,
-        process: Process,
-        threads: Vec<Thread>,
-        maps: &[Mapping],
-    ) -> Result<Capture, CheckpointError> {
+    fn capture(&mut self, cut: Cut) -> Result<Capture, CheckpointError> {
+        let Cut {
+            process,
+            threads,
+            maps,
+        } = cut;
         let skipped = |mapping: &&Mapping| {
-            !self.settings.skip.iter().any(|skip| skip.start <= mapping.range.start && mapping.range.end <= skip.end)
+            !self
+                .settings
+                .skip
+                .iter()
+                .any(|skip| skip.start <= mapping.range.start && mapping.range.end <= skip.end)
         };
-        let mappings = maps.iter().filter(skipped).map(|mapping| self.image_mapping(mapping));
+        let mappings = maps
+            .iter()
+            .filter(skipped)
+            .map(|mapping| self.image_mapping(mapping));
         let mappings = mappings.collect::<Result<Vec<_>, _>>()?;
         let base = if self.full { 0 } else { self.sequence };
         self.sequence += 1;
-        let vdso = if self.full { facts::own_vdso(self.pid)? } else { Vec::new() };
+        let vdso = if self.full {
+            facts::own_vdso(self.pid)?
+        } else {
+            Vec::new()
+        };
         let same_mappings = !self.full && mappings == self.sent_mappings;
         self.sent_mappings.clone_from(&mappings);
         self.full = false;
         let items = self.copier.take();
-        Ok(Capture { sequence: self.sequence, base, process, threads, mappings, same_mappings, vdso, items })
+        Ok(Capture {
+            sequence: self.sequence,
+            base,
+            process,
+            threads,
+            mappings,
+            same_mappings,
+            vdso,
+            items,
+        })
     }
 
     fn image_mapping(&self, mapping: &Mapping) -> Result<ImageMapping, CheckpointError> {
@@ -306,7 +371,10 @@ impl Checkpointer {
             Backing::File
         };
         if mapping.path.starts_with("anon_inode:") {
-            return Err(CheckpointError::Unsupported { pid: self.pid, path: mapping.path.clone() });
+            return Err(CheckpointError::Unsupported {
+                pid: self.pid,
+                path: mapping.path.clone(),
+            });
         }
         Ok(ImageMapping {
             start: mapping.range.start,
@@ -328,11 +396,18 @@ fn take_uffd(stopped: &Stopped, pidfd: &PidFd, syscall: u64) -> Result<Uffd, Che
     let pid = stopped.pid();
     let tid = stopped.threads()[0];
     let quiet = facts::Quiet::new(&[tid])?;
-    let number = remote::syscall_checked(tid, syscall, libc::SYS_userfaultfd, [OPEN_FLAGS, 0, 0, 0, 0, 0])?;
+    let number = remote::syscall_checked(
+        tid,
+        syscall,
+        libc::SYS_userfaultfd,
+        [OPEN_FLAGS, 0, 0, 0, 0, 0],
+    )?;
     let taken = pidfd.take_descriptor(number as i32);
     remote::syscall_checked(tid, syscall, libc::SYS_close, [number, 0, 0, 0, 0, 0])?;
     drop(quiet);
-    taken.and_then(Uffd::new).map_err(failed("watching the memory", pid))
+    taken
+        .and_then(Uffd::new)
+        .map_err(failed("watching the memory", pid))
 }
 
 /// Lets all threads go on, such that none sees that it was stopped.
@@ -346,6 +421,13 @@ fn resume(stopped: Stopped, waits: &mut Waits, handled: u64) -> Result<(), Check
         }
     }
     stopped.release()
+}
+
+/// State of a process that stood still.
+struct Cut {
+    process: Process,
+    threads: Vec<Thread>,
+    maps: Arc<[Mapping]>,
 }
 
 struct Lap(Instant);

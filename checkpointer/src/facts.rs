@@ -47,10 +47,16 @@ fn nonsense(what: &'static str, pid: pid_t) -> CheckpointError {
 
 impl Facts {
     /// Where a `syscall` instruction lies in the process: found once, in its vDSO.
-    pub(crate) fn syscall_at(&mut self, pid: pid_t, maps: &[Mapping]) -> Result<u64, CheckpointError> {
+    pub(crate) fn syscall_at(
+        &mut self,
+        pid: pid_t,
+        maps: &[Mapping],
+    ) -> Result<u64, CheckpointError> {
         if self.syscall == 0 {
             let vdso = maps.iter().find(|mapping| mapping.path == "[vdso]");
-            let vdso = vdso.ok_or_else(|| nonsense("looking for the vDSO", pid))?.range;
+            let vdso = vdso
+                .ok_or_else(|| nonsense("looking for the vDSO", pid))?
+                .range;
             self.syscall = remote::find_syscall(pid, vdso.start, vdso.end)?;
         }
         Ok(self.syscall)
@@ -64,7 +70,8 @@ impl Facts {
         self.process.pid = status.inner;
         self.process.umask = status.umask;
         self.process.layout = read_layout(pid)?;
-        self.process.auxv = fs::read(format!("/proc/{pid}/auxv")).map_err(failed("reading auxv", pid))?;
+        self.process.auxv =
+            fs::read(format!("/proc/{pid}/auxv")).map_err(failed("reading auxv", pid))?;
         self.process.exe = read_link(pid, "exe")?;
         self.process.cwd = read_link(pid, "cwd")?;
         Ok(changed)
@@ -83,7 +90,9 @@ impl Facts {
 
     /// The flags of a mapping as last read.
     pub(crate) fn flags_of(&self, mapping: &Mapping) -> VmFlags {
-        let at = self.flags.partition_point(|(range, _)| range.end <= mapping.range.start);
+        let at = self
+            .flags
+            .partition_point(|(range, _)| range.end <= mapping.range.start);
         match self.flags.get(at) {
             Some((range, flags)) if range.start < mapping.range.end => *flags,
             _ => VmFlags::default(),
@@ -91,28 +100,48 @@ impl Facts {
     }
 
     /// Asks the process for its signal actions, and every stopped thread for its registrations.
-    pub(crate) fn ask_all(&mut self, stopped: &Stopped, maps: &[Mapping]) -> Result<(), CheckpointError> {
+    pub(crate) fn ask_all(
+        &mut self,
+        stopped: &Stopped,
+        maps: &[Mapping],
+    ) -> Result<(), CheckpointError> {
         let pid = stopped.pid();
         let syscall = self.syscall_at(pid, maps)?;
         let threads = stopped.threads();
         let first = threads[0];
         let quiet = Quiet::new(&threads)?;
-        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_POPULATE) as u64;
+        let flags = (libc::MAP_PRIVATE
+            | libc::MAP_ANONYMOUS
+            | libc::MAP_FIXED_NOREPLACE
+            | libc::MAP_POPULATE) as u64;
         let place = free_place(maps);
         let map = [place, SCRATCH_LEN, 7, flags, u64::MAX, 0];
         let scratch = remote::syscall_checked(first, syscall, libc::SYS_mmap, map)?;
         let asked = self.ask_in(pid, &threads, scratch);
-        remote::syscall_checked(first, syscall, libc::SYS_munmap, [scratch, SCRATCH_LEN, 0, 0, 0, 0])?;
+        remote::syscall_checked(
+            first,
+            syscall,
+            libc::SYS_munmap,
+            [scratch, SCRATCH_LEN, 0, 0, 0, 0],
+        )?;
         drop(quiet);
         asked
     }
 
-    fn ask_in(&mut self, pid: pid_t, threads: &[pid_t], scratch: u64) -> Result<(), CheckpointError> {
+    fn ask_in(
+        &mut self,
+        pid: pid_t,
+        threads: &[pid_t],
+        scratch: u64,
+    ) -> Result<(), CheckpointError> {
         remote::install(pid, scratch)?;
         let data = scratch + SCRATCH_DATA_AT;
         let mut batch = Batch::new();
         for signal in 0..SIGNALS as u64 {
-            batch.push(libc::SYS_rt_sigaction, [signal + 1, 0, data + signal * 32, 8, 0, 0]);
+            batch.push(
+                libc::SYS_rt_sigaction,
+                [signal + 1, 0, data + signal * 32, 8, 0, 0],
+            );
         }
         batch.push(libc::SYS_brk, [0; 6]);
         let results = batch.run_checked(threads[0], scratch)?;
@@ -124,7 +153,10 @@ impl Facts {
         }
         let mut batch = Batch::new();
         batch.push(libc::SYS_sigaltstack, [0, data, 0, 0, 0, 0]);
-        batch.push(libc::SYS_prctl, [libc::PR_GET_TID_ADDRESS as u64, data + 24, 0, 0, 0, 0]);
+        batch.push(
+            libc::SYS_prctl,
+            [libc::PR_GET_TID_ADDRESS as u64, data + 24, 0, 0, 0, 0],
+        );
         self.threads.retain(|tid, _| threads.contains(tid));
         for &tid in threads {
             batch.run_checked(tid, scratch)?;
@@ -136,7 +168,12 @@ impl Facts {
     }
 
     /// Asks one stopped thread for its registrations, with a little room below its stack pointer.
-    pub(crate) fn ask_thread(&mut self, pid: pid_t, tid: pid_t, maps: &[Mapping]) -> Result<(), CheckpointError> {
+    pub(crate) fn ask_thread(
+        &mut self,
+        pid: pid_t,
+        tid: pid_t,
+        maps: &[Mapping],
+    ) -> Result<(), CheckpointError> {
         let syscall = self.syscall_at(pid, maps)?;
         let room = (ptrace::regs(tid)?.rsp - 1024) & !15;
         let quiet = Quiet::new(&[tid])?;
@@ -149,22 +186,48 @@ impl Facts {
         self.note_thread(pid, tid, &answer)
     }
 
-    fn note_thread(&mut self, pid: pid_t, tid: pid_t, answer: &[u8; 32]) -> Result<(), CheckpointError> {
+    fn note_thread(
+        &mut self,
+        pid: pid_t,
+        tid: pid_t,
+        answer: &[u8; 32],
+    ) -> Result<(), CheckpointError> {
         let [sp, flags, size, clear_tid] = words(answer);
         // On the stack that is being used, the kernel says so; the registration itself has no such flag.
-        let altstack = [sp, flags & u64::from(u32::MAX) & !(libc::SS_ONSTACK as u64), size];
+        let altstack = [
+            sp,
+            flags & u64::from(u32::MAX) & !(libc::SS_ONSTACK as u64),
+            size,
+        ];
         let inner = Status::read(pid, tid)?.inner;
-        let text = fs::read(format!("/proc/{pid}/task/{tid}/comm")).map_err(failed("reading a name", tid))?;
+        let text = fs::read(format!("/proc/{pid}/task/{tid}/comm"))
+            .map_err(failed("reading a name", tid))?;
         let mut name = [0; 16];
-        let len = text.iter().position(|&byte| byte == b'\n').unwrap_or(text.len()).min(15);
+        let len = text
+            .iter()
+            .position(|&byte| byte == b'\n')
+            .unwrap_or(text.len())
+            .min(15);
         name[..len].copy_from_slice(&text[..len]);
-        self.threads.insert(tid, ThreadFacts { tid: inner, name, altstack, clear_tid });
+        self.threads.insert(
+            tid,
+            ThreadFacts {
+                tid: inner,
+                name,
+                altstack,
+                clear_tid,
+            },
+        );
         Ok(())
     }
 
     /// The end of the heap: the last one asked for, unless the map says it has moved.
     pub(crate) fn brk(&self, maps: &[Mapping]) -> u64 {
-        let heap = maps.iter().filter(|mapping| mapping.path == "[heap]").map(|mapping| mapping.range.end).max();
+        let heap = maps
+            .iter()
+            .filter(|mapping| mapping.path == "[heap]")
+            .map(|mapping| mapping.range.end)
+            .max();
         match heap {
             Some(end) if self.brk.next_multiple_of(4096) != end => end,
             _ => self.brk,
@@ -210,13 +273,21 @@ impl Status {
     fn read(pid: pid_t, tid: pid_t) -> Result<Self, CheckpointError> {
         let path = format!("/proc/{pid}/task/{tid}/status");
         let text = fs::read_to_string(path).map_err(failed("reading the status", tid))?;
-        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let field = |name: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(name))
+                .map(str::trim)
+        };
         let mask = |name| field(name).and_then(|text| u64::from_str_radix(text, 16).ok());
         let inner = field("NSpid:").and_then(|numbers| numbers.rsplit(['\t', ' ']).next());
         let umask = field("Umask:").and_then(|text| u32::from_str_radix(text, 8).ok());
         let read = || {
             let masks = [mask("SigIgn:")?, mask("SigCgt:")?];
-            Some(Self { inner: inner?.parse().ok()?, umask: umask?, masks })
+            Some(Self {
+                inner: inner?.parse().ok()?,
+                umask: umask?,
+                masks,
+            })
         };
         read().ok_or_else(|| nonsense("reading the status", tid))
     }
@@ -224,8 +295,11 @@ impl Status {
 
 /// The memory layout as `/proc/PID/stat` has it; brk is left out.
 fn read_layout(pid: pid_t) -> Result<[u64; LAYOUT], CheckpointError> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).map_err(failed("reading stat", pid))?;
-    let fields = text.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect::<Vec<_>>());
+    let text =
+        fs::read_to_string(format!("/proc/{pid}/stat")).map_err(failed("reading stat", pid))?;
+    let fields = text
+        .rsplit_once(')')
+        .map(|(_, rest)| rest.split_whitespace().collect::<Vec<_>>());
     // Field 3, the state, is the first behind the name.
     let field = |number: usize| fields.as_ref()?.get(number - 3)?.parse::<u64>().ok();
     let read = || {
@@ -247,19 +321,31 @@ fn read_layout(pid: pid_t) -> Result<[u64; LAYOUT], CheckpointError> {
 }
 
 fn read_link(pid: pid_t, name: &str) -> Result<String, CheckpointError> {
-    let target = fs::read_link(format!("/proc/{pid}/{name}")).map_err(failed("following a link", pid))?;
+    let target =
+        fs::read_link(format!("/proc/{pid}/{name}")).map_err(failed("following a link", pid))?;
     Ok(target.to_string_lossy().into_owned())
 }
 
 /// A free place for the scratch, far from where the kernel puts mappings by itself.
 fn free_place(maps: &[Mapping]) -> u64 {
-    let taken = |at: u64| maps.iter().any(|mapping| mapping.range.start < at + SCRATCH_LEN && at < mapping.range.end);
-    (0x2000_0000_0000..0x2fff_0000_0000).step_by(1 << 32).find(|&at| !taken(at)).unwrap_or(0x2000_0000_0000)
+    let taken = |at: u64| {
+        maps.iter()
+            .any(|mapping| mapping.range.start < at + SCRATCH_LEN && at < mapping.range.end)
+    };
+    (0x2000_0000_0000..0x2fff_0000_0000)
+        .step_by(1 << 32)
+        .find(|&at| !taken(at))
+        .unwrap_or(0x2000_0000_0000)
 }
 
 /// Bytes of the target's vDSO when they are not ours: it was changed after exec.
-pub(crate) fn changed_vdso(pid: pid_t, maps: &[Mapping]) -> Result<Option<(Range, Vec<u8>)>, CheckpointError> {
-    let Some(vdso) = maps.iter().find(|mapping| mapping.path == "[vdso]") else { return Ok(None) };
+pub(crate) fn changed_vdso(
+    pid: pid_t,
+    maps: &[Mapping],
+) -> Result<Option<(Range, Vec<u8>)>, CheckpointError> {
+    let Some(vdso) = maps.iter().find(|mapping| mapping.path == "[vdso]") else {
+        return Ok(None);
+    };
     let mut bytes = vec![0; vdso.range.len()];
     let mem = Mem::open(pid).map_err(failed("opening the memory", pid))?;
     mem.read(vdso.range.start, &mut bytes)?;
@@ -277,9 +363,18 @@ pub(crate) fn own_vdso(pid: pid_t) -> Result<Vec<u8>, CheckpointError> {
 
 pub(crate) fn own_vdso_bytes() -> Result<Vec<u8>, RemoteError> {
     let own = std::process::id() as pid_t;
-    let maps = sys::proc_maps::MapsFile::open(own).and_then(|mut file| file.read()).unwrap_or_default();
-    let range = maps.iter().find(|mapping| mapping.path == "[vdso]").map(|mapping| mapping.range);
-    let range = range.ok_or(RemoteError::NoInstruction { pid: own, start: 0, end: 0 })?;
+    let maps = sys::proc_maps::MapsFile::open(own)
+        .and_then(|mut file| file.read())
+        .unwrap_or_default();
+    let range = maps
+        .iter()
+        .find(|mapping| mapping.path == "[vdso]")
+        .map(|mapping| mapping.range);
+    let range = range.ok_or(RemoteError::NoInstruction {
+        pid: own,
+        start: 0,
+        end: 0,
+    })?;
     let mut bytes = vec![0; range.len()];
     memory::read(own, range.start, &mut bytes)?;
     Ok(bytes)

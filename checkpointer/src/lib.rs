@@ -10,7 +10,9 @@
 //!   that follow.
 //! * [`restore`] makes a process from it, under the same numbers and at the same addresses.
 //!
-//! Nothing stays traced between checkpoints. All tracing of one process is done by one thread of ours.
+//! Nothing stays traced between checkpoints. All tracing of one process is done by one thread of ours,
+//! which should be in real time at priority 2 or above ([`sys::process::RealTime`]): a thread that shall
+//! stop, or come out of the guest, is given priority 1 for so long, and must not keep its tracer waiting.
 #![forbid(unsafe_code)]
 
 mod build;
@@ -25,7 +27,7 @@ mod waits;
 
 pub use build::Capture;
 pub use checkpoint::{Checkpointer, Settings, Timing};
-pub use restore::{ExtraMapping, Plan, RestoreError, Restored, RestoredThread, restore};
+pub use restore::{ExtraMapping, OpenFile, Plan, RestoreError, Restored, RestoredThread, restore};
 pub use settle::Guest;
 pub use stop::StoppedThread;
 pub use store::{ImageStore, StoreError};

@@ -42,29 +42,43 @@ pub struct ExtraMapping {
     pub offset: u64,
 }
 
+/// Opens a file that the image maps, or its executable: for reading, and for writing when the second
+/// argument says so.
+pub type OpenFile<'a> = dyn FnMut(&Path, bool) -> io::Result<OwnedFd> + 'a;
+
 /// What the caller adds to an image.
 pub struct Plan<'a> {
     /// Mappings that the image leaves out.
     pub extra: Vec<ExtraMapping>,
     /// Descriptors of the caller's that the process keeps, under the same numbers.
     pub keep: Vec<RawFd>,
-    /// Opens a file that the image maps, or its executable (whose mapping has no address). The default
-    /// opens the path as it is.
-    pub open: Box<dyn FnMut(&Path, bool) -> io::Result<OwnedFd> + 'a>,
+    /// Opens the image's files. The default opens the path as it is.
+    pub open: Box<OpenFile<'a>>,
 }
 
 impl std::fmt::Debug for Plan<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Plan").field("extra", &self.extra).field("keep", &self.keep).finish_non_exhaustive()
+        f.debug_struct("Plan")
+            .field("extra", &self.extra)
+            .field("keep", &self.keep)
+            .finish_non_exhaustive()
     }
 }
 
 impl Default for Plan<'_> {
     fn default() -> Self {
         let open = |path: &Path, write: bool| {
-            std::fs::OpenOptions::new().read(true).write(write).open(path).map(OwnedFd::from)
+            std::fs::OpenOptions::new()
+                .read(true)
+                .write(write)
+                .open(path)
+                .map(OwnedFd::from)
         };
-        Self { extra: Vec::new(), keep: Vec::new(), open: Box::new(open) }
+        Self {
+            extra: Vec::new(),
+            keep: Vec::new(),
+            open: Box::new(open),
+        }
     }
 }
 
@@ -177,7 +191,10 @@ fn check(store: &ImageStore) -> Result<()> {
     }
     let here = own_vdso_bytes()?;
     if here != store.vdso() {
-        return Err(RestoreError::OtherKernel { image: store.vdso().len(), here: here.len() });
+        return Err(RestoreError::OtherKernel {
+            image: store.vdso().len(),
+            here: here.len(),
+        });
     }
     Ok(())
 }
@@ -189,7 +206,10 @@ struct Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid), nix::sys::signal::SIGKILL);
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(self.pid),
+            nix::sys::signal::SIGKILL,
+        );
         while let Ok(stop) = ptrace::wait(self.pid) {
             if matches!(stop, Stop::Exited(_) | Stop::Killed(_)) {
                 break;
@@ -200,7 +220,10 @@ impl Drop for Child {
 
 /// A child with the image's number, stopped.
 fn make_child(wanted: u32) -> Result<pid_t> {
-    let failed = |source| RestoreError::Number { pid: wanted, source };
+    let failed = |source| RestoreError::Number {
+        pid: wanted,
+        source,
+    };
     let pid = sys::process::fork_with_pid(wanted as pid_t).map_err(failed)?;
     let child = Child { pid };
     ptrace::seize(pid, Options::TRACECLONE | Options::EXITKILL)?;
@@ -218,7 +241,11 @@ fn make_child(wanted: u32) -> Result<pid_t> {
 
 /// The part of a memory map that the kernel's own data and vDSO take, if it has them.
 pub(crate) fn vdso_group(mappings: &[Mapping]) -> Option<Range> {
-    let own = || mappings.iter().filter(|mapping| mapping.is_kernels() && mapping.path != "[vsyscall]");
+    let own = || {
+        mappings
+            .iter()
+            .filter(|mapping| mapping.is_kernels() && mapping.path != "[vsyscall]")
+    };
     let start = own().map(|mapping| mapping.start).min()?;
     let end = own().map(|mapping| mapping.end).max()?;
     Some(Range { start, end })

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use guest::abi::{ThreadBlock, trap};
 use libc::pid_t;
 use sys::memory;
+use sys::process::Hurried;
 use sys::ptrace::{self, Regs, Stop};
 
 use crate::CheckpointError;
-use crate::stop::{Stopped, gone_is_fine};
+use crate::stop::{Stopped, gone_is_fine, has_forced_signal};
 
 /// Where the guest of a process is.
 #[derive(Clone, Copy, Debug)]
@@ -65,11 +66,16 @@ impl Block {
 /// Whether the stop interrupted a system call that had no effect and is made again.
 pub(crate) fn is_interrupted(regs: &Regs) -> bool {
     let result = regs.rax as i64;
-    regs.orig_rax as i64 >= 0 && (matches!(result, -512 | -513 | -514 | -516) || result == -i64::from(libc::EINTR))
+    regs.orig_rax as i64 >= 0
+        && (matches!(result, -512 | -513 | -514 | -516) || result == -i64::from(libc::EINTR))
 }
 
 /// The registers that the image of a stopped thread holds.
-pub(crate) fn image_regs(pid: pid_t, regs: &Regs, guest: Option<Guest>) -> Result<Regs, CheckpointError> {
+pub(crate) fn image_regs(
+    pid: pid_t,
+    regs: &Regs,
+    guest: Option<Guest>,
+) -> Result<Regs, CheckpointError> {
     let mut image = *regs;
     image.orig_rax = u64::MAX;
     if !is_interrupted(regs) {
@@ -101,14 +107,51 @@ pub(crate) fn settle(stopped: &mut Stopped, limit: Duration) -> Result<(), Check
     }
     let began = Instant::now();
     let all = running.clone();
+    let hurried: Vec<_> = all
+        .iter()
+        .filter_map(|&(tid, _)| Hurried::new(tid))
+        .collect();
     let outcome = run_until_clean(stopped, running, began + limit);
-    for (tid, block) in all {
+    let waited_us = began.elapsed().as_micros() as u64;
+    for &(tid, block) in &all {
         if stopped.threads().contains(&tid) {
             memory::write_u64(pid, block + STOP, 0)?;
         }
     }
-    let waited_us = began.elapsed().as_micros() as u64;
-    outcome?.map_or(Ok(()), |tid| Err(CheckpointError::Unsettled { tid, waited_us }))
+    let Some(late) = outcome? else { return Ok(()) };
+    for (tid, block) in all {
+        run_past_trap(stopped, tid, block)?;
+    }
+    drop(hurried);
+    Err(CheckpointError::Unsettled {
+        tid: late,
+        waited_us,
+    })
+}
+
+/// A thread that is let go after it has read the stop word, but before the trap that it leads to, would
+/// trap without a tracer and die. So it runs a little, now that the word is cleared, while it is traced.
+fn run_past_trap(stopped: &mut Stopped, tid: pid_t, block: u64) -> Result<(), CheckpointError> {
+    const TRIES: usize = 100;
+    for _ in 0..TRIES {
+        if !stopped.threads().contains(&tid) {
+            return Ok(());
+        }
+        let regs = ptrace::regs(tid)?;
+        if is_clean(stopped.pid(), &regs)? {
+            return Ok(());
+        }
+        gone_is_fine(ptrace::cont(tid, 0))?;
+        sleep(Duration::from_micros(20));
+        gone_is_fine(ptrace::interrupt(tid))?;
+        while report(stopped, tid, block, true, &mut None)? == Report::Running {}
+        if stopped.threads().contains(&tid)
+            && ptrace::to_words(&ptrace::regs(tid)?) != ptrace::to_words(&regs)
+        {
+            return Ok(());
+        }
+    }
+    Ok(())
 }
 
 const STOP: u64 = offset_of!(ThreadBlock, stop) as u64;
@@ -168,27 +211,40 @@ fn report(
     wait: bool,
     late: &mut Option<pid_t>,
 ) -> Result<Report, CheckpointError> {
-    let stop = match if wait { ptrace::wait(tid).map(Some) } else { ptrace::try_wait(tid) } {
+    let stop = match if wait {
+        ptrace::wait(tid).map(Some)
+    } else {
+        ptrace::try_wait(tid)
+    } {
         Ok(None) => return Ok(Report::Running),
         Ok(Some(stop)) => stop,
         Err(error) if error.is_gone() => Stop::Exited(0),
         Err(error) => return Err(error.into()),
     };
     let signal = match stop {
-        Stop::Signal(libc::SIGTRAP) if memory::read_u64(stopped.pid(), block + WHY)? == trap::SETTLED => {
+        Stop::Signal(libc::SIGTRAP)
+            if memory::read_u64(stopped.pid(), block + WHY)? == trap::SETTLED =>
+        {
             return Ok(Report::Held);
         }
         Stop::Exited(_) | Stop::Killed(_) => {
             stopped.forget(tid);
             return Ok(Report::Held);
         }
+        // The trap, or another signal of the thread's own, comes next.
+        Stop::Interrupt if has_forced_signal(tid)? => 0,
         Stop::Interrupt | Stop::Group(_) => return Ok(Report::Held),
         Stop::Clone(child) => {
             stopped.adopt(child)?;
             *late = Some(child);
             0
         }
-        Stop::Signal(signal) => signal,
+        Stop::Signal(signal) => {
+            if wait {
+                gone_is_fine(ptrace::interrupt(tid))?;
+            }
+            signal
+        }
         _ => 0,
     };
     gone_is_fine(ptrace::cont(tid, signal))?;
@@ -196,12 +252,18 @@ fn report(
 }
 
 fn is_clean(pid: pid_t, regs: &Regs) -> Result<bool, CheckpointError> {
-    let Some(block) = Block::of(pid, regs)? else { return Ok(true) };
-    Ok(!block.in_hook() && block.inside == 0 || is_interrupted(regs) || is_at_trap(pid, &block, regs))
+    let Some(block) = Block::of(pid, regs)? else {
+        return Ok(true);
+    };
+    Ok(!block.in_hook() && block.inside == 0
+        || is_interrupted(regs)
+        || is_at_trap(pid, &block, regs))
 }
 
 /// Whether the thread stands behind the `int3` at the hook's exit.
 fn is_at_trap(pid: pid_t, block: &Block, regs: &Regs) -> bool {
     let mut byte = [0];
-    block.why == trap::SETTLED && memory::read(pid, regs.rip.wrapping_sub(1), &mut byte).is_ok() && byte == [0xcc]
+    block.why == trap::SETTLED
+        && memory::read(pid, regs.rip.wrapping_sub(1), &mut byte).is_ok()
+        && byte == [0xcc]
 }

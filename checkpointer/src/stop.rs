@@ -27,20 +27,37 @@ pub(crate) struct Stopped {
 
 /// The threads of a process.
 pub(crate) fn list_threads(pid: pid_t) -> Result<Vec<pid_t>, CheckpointError> {
-    let failed = |source| CheckpointError::Process { what: "listing the threads", pid, source };
+    let failed = |source| CheckpointError::Process {
+        what: "listing the threads",
+        pid,
+        source,
+    };
     let entries = fs::read_dir(format!("/proc/{pid}/task")).map_err(failed)?;
-    let number = |entry: fs::DirEntry| entry.file_name().to_str().and_then(|name| name.parse().ok());
-    Ok(entries.filter_map(|entry| entry.ok().and_then(number)).collect())
+    let number = |entry: fs::DirEntry| {
+        entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+    };
+    Ok(entries
+        .filter_map(|entry| entry.ok().and_then(number))
+        .collect())
 }
 
 impl Stopped {
     /// Attaches to all threads and stops them.
     pub(crate) fn all(pid: pid_t) -> Result<Self, CheckpointError> {
-        let mut stopped = Self { pid, threads: BTreeSet::new() };
+        let mut stopped = Self {
+            pid,
+            threads: BTreeSet::new(),
+        };
         let mut seen: Vec<pid_t> = Vec::new();
         let mut hurried = Vec::new();
         loop {
-            let fresh: Vec<_> = list_threads(pid)?.into_iter().filter(|tid| !seen.contains(tid)).collect();
+            let fresh: Vec<_> = list_threads(pid)?
+                .into_iter()
+                .filter(|tid| !seen.contains(tid))
+                .collect();
             if fresh.is_empty() {
                 break;
             }
@@ -57,12 +74,19 @@ impl Stopped {
                 stopped.await_stop(tid, &mut waiting, &mut seen)?;
             }
         }
-        if stopped.threads.is_empty() { Err(CheckpointError::Gone { pid }) } else { Ok(stopped) }
+        if stopped.threads.is_empty() {
+            Err(CheckpointError::Gone { pid })
+        } else {
+            Ok(stopped)
+        }
     }
 
     /// Attaches to one thread and stops it.
     pub(crate) fn one(pid: pid_t, tid: pid_t) -> Result<Option<Self>, CheckpointError> {
-        let mut stopped = Self { pid, threads: BTreeSet::new() };
+        let mut stopped = Self {
+            pid,
+            threads: BTreeSet::new(),
+        };
         if attach(tid)? {
             let (mut waiting, mut seen) = (vec![tid], vec![tid]);
             while let Some(tid) = waiting.pop() {
@@ -85,6 +109,10 @@ impl Stopped {
                 other => other?,
             };
             let signal = match stop {
+                Stop::Interrupt if has_forced_signal(tid)? => {
+                    take_forced_signal(tid)?;
+                    continue;
+                }
                 Stop::Interrupt | Stop::Group(_) => {
                     self.threads.insert(tid);
                     return Ok(());
@@ -156,7 +184,9 @@ fn attach(tid: pid_t) -> Result<bool, CheckpointError> {
         Ok(()) => {}
         Err(error) if error.is_gone() => return Ok(false),
         // Its creator was attached before it: so is it, and its first stop is on its way.
-        Err(error) if error.source.raw_os_error() == Some(libc::EPERM) && is_ours(tid) => return Ok(true),
+        Err(error) if error.source.raw_os_error() == Some(libc::EPERM) && is_ours(tid) => {
+            return Ok(true);
+        }
         Err(error) => return Err(error.into()),
     }
     match ptrace::interrupt(tid) {
@@ -168,8 +198,50 @@ fn attach(tid: pid_t) -> Result<bool, CheckpointError> {
 /// Whether this process traces the thread already.
 fn is_ours(tid: pid_t) -> bool {
     let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
-    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
+    let tracer = status
+        .lines()
+        .find_map(|line| line.strip_prefix("TracerPid:"));
     tracer.and_then(|number| number.trim().parse().ok()) == Some(std::process::id())
+}
+
+/// Whether a signal that the thread's own last instruction raised (the SIGSYS of a dispatched call, say)
+/// waits for it. No call may be made inside such a thread: the trap at its end would let the signal go.
+pub(crate) fn has_forced_signal(tid: pid_t) -> Result<bool, TraceError> {
+    let forced = |info: &ptrace::SigInfo| {
+        let word =
+            |at: usize| i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
+        let raised = [
+            libc::SIGSYS,
+            libc::SIGSEGV,
+            libc::SIGBUS,
+            libc::SIGILL,
+            libc::SIGFPE,
+            libc::SIGTRAP,
+        ];
+        raised.contains(&word(0)) && word(8) > 0
+    };
+    match ptrace::pending(tid, false) {
+        Err(error) if error.is_gone() => Ok(false),
+        pending => Ok(pending?.iter().any(forced)),
+    }
+}
+
+/// Lets the signal be delivered, and asks for a stop before the handler's first instruction.
+fn take_forced_signal(tid: pid_t) -> Result<(), TraceError> {
+    gone_is_fine(ptrace::cont(tid, 0))?;
+    match ptrace::wait(tid) {
+        Ok(stop) => {
+            let signal = if let Stop::Signal(signal) = stop {
+                signal
+            } else {
+                0
+            };
+            gone_is_fine(ptrace::interrupt(tid))?;
+            gone_is_fine(ptrace::cont(tid, signal))
+        }
+        Err(error) if error.is_gone() => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 pub(crate) fn gone_is_fine(outcome: Result<(), TraceError>) -> Result<(), TraceError> {

@@ -79,7 +79,10 @@ impl ImageStore {
     /// A section of the caller's own, as in the newest image.
     #[must_use]
     pub fn opaque(&self, kind: u32) -> Option<&[u8]> {
-        self.opaque.iter().find(|(own, _)| *own == kind).map(|(_, bytes)| &bytes[..])
+        self.opaque
+            .iter()
+            .find(|(own, _)| *own == kind)
+            .map(|(_, bytes)| &bytes[..])
     }
 
     /// Pages that are held.
@@ -90,7 +93,9 @@ impl ImageStore {
 
     /// The held pages between two addresses, by address.
     pub fn pages(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, &[u8])> {
-        self.index.range(start..end).map(|(&address, &slot)| (address, self.slot(slot)))
+        self.index
+            .range(start..end)
+            .map(|(&address, &slot)| (address, self.slot(slot)))
     }
 
     /// Takes in an image: a full one replaces what is held, a difference changes it. Nothing changes when
@@ -101,16 +106,27 @@ impl ImageStore {
     pub fn apply(&mut self, image: &Image<'_>) -> Result<(), StoreError> {
         if image.base != 0 && image.base != self.sequence {
             let (sequence, base, held) = (image.sequence, image.base, self.sequence);
-            return Err(StoreError::Base { sequence, base, held });
+            return Err(StoreError::Base {
+                sequence,
+                base,
+                held,
+            });
         }
         if image.base == 0 {
-            self.drop_pages(Span { start: 0, end: u64::MAX });
+            self.drop_pages(Span {
+                start: 0,
+                end: u64::MAX,
+            });
             self.vdso = image.vdso.to_vec();
         }
         self.sequence = image.sequence;
         self.process = image.process.clone();
         self.threads.clone_from(&image.threads);
-        self.opaque = image.opaque.iter().map(|(kind, bytes)| (*kind, bytes.to_vec())).collect();
+        self.opaque = image
+            .opaque
+            .iter()
+            .map(|(kind, bytes)| (*kind, bytes.to_vec()))
+            .collect();
         image.dropped.iter().for_each(|span| self.drop_pages(*span));
         self.store_pages(image);
         if let Some(mappings) = &image.mappings {
@@ -127,7 +143,10 @@ impl ImageStore {
         for &address in self.index.keys() {
             match runs.last_mut() {
                 Some(run) if run.start + run.pages * PAGE == address => run.pages += 1,
-                _ => runs.push(Run { start: address, pages: 1 }),
+                _ => runs.push(Run {
+                    start: address,
+                    pages: 1,
+                }),
             }
         }
         Image {
@@ -138,9 +157,17 @@ impl ImageStore {
             mappings: Some(self.mappings.clone()),
             dropped: Vec::new(),
             runs,
-            pieces: self.index.values().map(|&slot| Cow::Borrowed(self.slot(slot))).collect(),
+            pieces: self
+                .index
+                .values()
+                .map(|&slot| Cow::Borrowed(self.slot(slot)))
+                .collect(),
             vdso: Cow::Borrowed(&self.vdso),
-            opaque: self.opaque.iter().map(|(kind, bytes)| (*kind, Cow::Borrowed(&bytes[..]))).collect(),
+            opaque: self
+                .opaque
+                .iter()
+                .map(|(kind, bytes)| (*kind, Cow::Borrowed(&bytes[..])))
+                .collect(),
         }
     }
 
@@ -150,8 +177,14 @@ impl ImageStore {
     }
 
     fn store_pages(&mut self, image: &Image<'_>) {
-        let addresses = image.runs.iter().flat_map(|run| (0..run.pages).map(|page| run.start + page * PAGE));
-        let pages = image.pieces.iter().flat_map(|piece| piece.chunks_exact(PAGE as usize));
+        let addresses = image
+            .runs
+            .iter()
+            .flat_map(|run| (0..run.pages).map(|page| run.start + page * PAGE));
+        let pages = image
+            .pieces
+            .iter()
+            .flat_map(|piece| piece.chunks_exact(PAGE as usize));
         for (address, page) in addresses.zip(pages) {
             let slot = match self.index.get(&address) {
                 Some(&slot) => slot,
@@ -165,8 +198,10 @@ impl ImageStore {
     fn new_slot(&mut self, address: u64) -> u32 {
         if self.free.is_empty() {
             let first = (self.slabs.len() * PAGES_PER_SLAB) as u32;
-            self.slabs.push(vec![0; PAGES_PER_SLAB * PAGE as usize].into());
-            self.free.extend((first..first + PAGES_PER_SLAB as u32).rev());
+            self.slabs
+                .push(vec![0; PAGES_PER_SLAB * PAGE as usize].into());
+            self.free
+                .extend((first..first + PAGES_PER_SLAB as u32).rev());
         }
         let slot = self.free.pop().unwrap_or_default();
         self.index.insert(address, slot);
@@ -174,7 +209,11 @@ impl ImageStore {
     }
 
     fn drop_pages(&mut self, span: Span) {
-        let stale: Vec<u64> = self.index.range(span.start..span.end).map(|(&address, _)| address).collect();
+        let stale: Vec<u64> = self
+            .index
+            .range(span.start..span.end)
+            .map(|(&address, _)| address)
+            .collect();
         for address in stale {
             self.free.extend(self.index.remove(&address));
         }
@@ -185,17 +224,26 @@ impl ImageStore {
         let mut holes = Vec::new();
         for mapping in &self.mappings {
             if at < mapping.start {
-                holes.push(Span { start: at, end: mapping.start });
+                holes.push(Span {
+                    start: at,
+                    end: mapping.start,
+                });
             }
             at = mapping.end;
         }
-        holes.push(Span { start: at, end: u64::MAX });
+        holes.push(Span {
+            start: at,
+            end: u64::MAX,
+        });
         holes.into_iter().for_each(|hole| self.drop_pages(hole));
     }
 }
 
 fn place(slot: u32) -> (usize, usize) {
-    (slot as usize / PAGES_PER_SLAB, slot as usize % PAGES_PER_SLAB * PAGE as usize)
+    (
+        slot as usize / PAGES_PER_SLAB,
+        slot as usize % PAGES_PER_SLAB * PAGE as usize,
+    )
 }
 
 #[cfg(test)]
@@ -203,31 +251,56 @@ mod tests {
     use super::*;
 
     fn image(sequence: u64, base: u64, pages: &[(u64, u8)]) -> Image<'static> {
-        let mapping = Mapping { start: 0x10000, end: 0x20000, ..Mapping::default() };
+        let mapping = Mapping {
+            start: 0x10000,
+            end: 0x20000,
+            ..Mapping::default()
+        };
         Image {
             sequence,
             base,
             mappings: (base == 0).then(|| vec![mapping]),
-            runs: pages.iter().map(|&(start, _)| Run { start, pages: 1 }).collect(),
-            pieces: pages.iter().map(|&(_, fill)| Cow::Owned(vec![fill; PAGE as usize])).collect(),
+            runs: pages
+                .iter()
+                .map(|&(start, _)| Run { start, pages: 1 })
+                .collect(),
+            pieces: pages
+                .iter()
+                .map(|&(_, fill)| Cow::Owned(vec![fill; PAGE as usize]))
+                .collect(),
             ..Image::default()
         }
     }
 
     fn held(store: &ImageStore) -> Vec<(u64, u8)> {
-        store.pages(0, u64::MAX).map(|(address, page)| (address, page[4095])).collect()
+        store
+            .pages(0, u64::MAX)
+            .map(|(address, page)| (address, page[4095]))
+            .collect()
     }
 
     #[test]
     fn differences_follow_one_another() {
         let mut store = ImageStore::new();
-        store.apply(&image(1, 0, &[(0x10000, 1), (0x11000, 2), (0x1f000, 3)])).unwrap();
+        store
+            .apply(&image(1, 0, &[(0x10000, 1), (0x11000, 2), (0x1f000, 3)]))
+            .unwrap();
         let mut second = image(2, 1, &[(0x11000, 9), (0x12000, 4)]);
-        second.dropped = vec![Span { start: 0x10000, end: 0x12000 }];
+        second.dropped = vec![Span {
+            start: 0x10000,
+            end: 0x12000,
+        }];
         store.apply(&second).unwrap();
         assert_eq!(held(&store), [(0x11000, 9), (0x12000, 4), (0x1f000, 3)]);
         let error = store.apply(&image(4, 3, &[])).unwrap_err();
-        assert_eq!(error, StoreError::Base { sequence: 4, base: 3, held: 2 });
+        assert_eq!(
+            error,
+            StoreError::Base {
+                sequence: 4,
+                base: 3,
+                held: 2
+            }
+        );
         let mut copy = ImageStore::new();
         copy.apply(&store.full_image()).unwrap();
         assert_eq!(held(&copy), held(&store));
@@ -237,11 +310,24 @@ mod tests {
     #[test]
     fn pages_without_a_mapping_are_dropped_and_their_room_is_used_again() {
         let mut store = ImageStore::new();
-        store.apply(&image(1, 0, &[(0x10000, 1), (0x1f000, 3)])).unwrap();
+        store
+            .apply(&image(1, 0, &[(0x10000, 1), (0x1f000, 3)]))
+            .unwrap();
         for sequence in 2..2000 {
-            let mut next = image(sequence, sequence - 1, &[(0x10000 + sequence % 8 * PAGE, 5)]);
-            next.mappings = Some(vec![Mapping { start: 0x10000, end: 0x18000, ..Mapping::default() }]);
-            next.dropped = vec![Span { start: 0x10000, end: 0x20000 }];
+            let mut next = image(
+                sequence,
+                sequence - 1,
+                &[(0x10000 + sequence % 8 * PAGE, 5)],
+            );
+            next.mappings = Some(vec![Mapping {
+                start: 0x10000,
+                end: 0x18000,
+                ..Mapping::default()
+            }]);
+            next.dropped = vec![Span {
+                start: 0x10000,
+                end: 0x20000,
+            }];
             store.apply(&next).unwrap();
         }
         assert_eq!(store.page_count(), 1);

@@ -31,7 +31,12 @@ impl Waits {
     /// call is made again, unless a signal waits whose handler the program expects to end it.
     ///
     /// `handled` has a bit for each signal with a handler, as in the signal mask.
-    pub(crate) fn again(&mut self, tid: pid_t, regs: &Regs, handled: u64) -> Result<Option<Regs>, CheckpointError> {
+    pub(crate) fn again(
+        &mut self,
+        tid: pid_t,
+        regs: &Regs,
+        handled: u64,
+    ) -> Result<Option<Regs>, CheckpointError> {
         if regs.rax as i64 != -i64::from(libc::EINTR) || has_signal(tid, handled)? {
             return Ok(None);
         }
@@ -39,7 +44,10 @@ impl Waits {
         again.rip -= 2;
         again.rax = regs.orig_rax;
         again.orig_rax = u64::MAX;
-        if matches!(regs.orig_rax as i64, libc::SYS_epoll_wait | libc::SYS_epoll_pwait) {
+        if matches!(
+            regs.orig_rax as i64,
+            libc::SYS_epoll_wait | libc::SYS_epoll_pwait
+        ) {
             again.r10 = self.left(tid, regs, Instant::now());
         }
         Ok(Some(again))
@@ -58,7 +66,15 @@ impl Waits {
             None => now + Duration::from_millis(timeout as u64),
         };
         let left = until.saturating_duration_since(now).as_millis() as u64;
-        self.0.insert(tid, Wait { rip: regs.rip, rsp: regs.rsp, left, until });
+        self.0.insert(
+            tid,
+            Wait {
+                rip: regs.rip,
+                rsp: regs.rsp,
+                left,
+                until,
+            },
+        );
         left
     }
 }
@@ -68,7 +84,8 @@ fn has_signal(tid: pid_t, handled: u64) -> Result<bool, CheckpointError> {
     let wanted = handled & !ptrace::sigmask(tid)?;
     let number = |info: &ptrace::SigInfo| i32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
     let open = |info: &ptrace::SigInfo| wanted & 1 << (number(info) - 1) != 0;
-    Ok(ptrace::pending(tid, false)?.iter().any(open) || ptrace::pending(tid, true)?.iter().any(open))
+    Ok(ptrace::pending(tid, false)?.iter().any(open)
+        || ptrace::pending(tid, true)?.iter().any(open))
 }
 
 #[cfg(test)]
@@ -88,7 +105,10 @@ mod tests {
         regs.r10 = waits.left(1, &regs, start + Duration::from_millis(130));
         assert_eq!(regs.r10, 0);
         regs.r10 = 100;
-        assert_eq!(waits.left(1, &regs, start + Duration::from_millis(140)), 100);
+        assert_eq!(
+            waits.left(1, &regs, start + Duration::from_millis(140)),
+            100
+        );
         regs.r10 = u64::MAX;
         assert_eq!(waits.left(1, &regs, start), u64::MAX);
     }

@@ -1,4 +1,5 @@
 //! Checkpoints of programs that run and write meanwhile, compared page by page with the stopped process.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall panic")]
 
 mod common;
 
@@ -15,7 +16,9 @@ fn every_checkpoint_equals_the_stopped_process() {
     let board = directory.path().join("board");
     let program = compile(directory.path());
     let mut target = Target(Command::new(program).arg(&board).spawn().unwrap());
-    wait_until("the target starts", || rounds(&board).iter().all(|&rounds| rounds > 0));
+    wait_until("the target starts", || {
+        rounds(&board).iter().all(|&rounds| rounds > 0)
+    });
     let pid = target.pid();
     let mut checkpointer = Checkpointer::attach(pid, Settings::default()).unwrap();
     let mut store = ImageStore::new();
@@ -27,18 +30,30 @@ fn every_checkpoint_equals_the_stopped_process() {
         let before = rounds(&board);
         // The signal is pending when the pause ends: nothing runs before it takes effect.
         let taken = checkpointer.checkpoint(&mut |_| signal(pid, SIGSTOP));
-        let (capture, _) = taken.unwrap_or_else(|error| panic!("{error}; the target: {:?}", target.0.wait()));
+        let (capture, _) =
+            taken.unwrap_or_else(|error| panic!("{error}; the target: {:?}", target.0.wait()));
         wait_stopped(pid);
         let bytes = encode(&capture.image());
         store.apply(&decode(&bytes).unwrap()).unwrap();
         checkpointer.recycle(capture);
         let (compared, wrong) = compare(pid, &store);
-        assert!(wrong.is_empty(), "checkpoint {round}: {} pages differ, first at {:#x}", wrong.len(), wrong[0]);
+        assert!(
+            wrong.is_empty(),
+            "checkpoint {round}: {} pages differ, first at {:#x}",
+            wrong.len(),
+            wrong[0]
+        );
         pages += compared;
         signal(pid, SIGCONT);
         wait_until("the target goes on", || {
-            assert!(target.0.try_wait().unwrap().is_none(), "the target found a fault");
-            rounds(&board).iter().zip(before).all(|(now, before)| *now > before + 3)
+            assert!(
+                target.0.try_wait().unwrap().is_none(),
+                "the target found a fault"
+            );
+            rounds(&board)
+                .iter()
+                .zip(before)
+                .all(|(now, before)| *now > before + 3)
         });
     }
     assert_eq!(store.sequence(), 40);

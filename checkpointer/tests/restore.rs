@@ -1,5 +1,6 @@
 //! A process is checkpointed while it runs, killed, and made again in a fresh PID namespace under the
 //! same numbers; its own checks go on there.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall panic")]
 
 mod common;
 
@@ -15,7 +16,9 @@ fn checkpoints(pid: i32, count: u32, mut between: impl FnMut()) -> ImageStore {
     let mut store = ImageStore::new();
     for _ in 0..count {
         let (capture, _) = checkpointer.checkpoint(&mut |_| {}).unwrap();
-        store.apply(&decode(&encode(&capture.image())).unwrap()).unwrap();
+        store
+            .apply(&decode(&encode(&capture.image())).unwrap())
+            .unwrap();
         checkpointer.recycle(capture);
         between();
     }
@@ -32,16 +35,33 @@ fn held() -> ImageStore {
 #[test]
 fn a_copy_goes_on_where_the_process_was_cut() {
     let directory = directory();
-    let (board, image) = (directory.path().join("board"), directory.path().join("image"));
+    let (board, image) = (
+        directory.path().join("board"),
+        directory.path().join("image"),
+    );
     let program = compile(directory.path());
-    let mut target = Target(Command::new(program).arg(&board).stdin(Stdio::null()).spawn().unwrap());
-    wait_until("the target starts", || rounds(&board).iter().all(|&rounds| rounds > 0));
+    let mut target = Target(
+        Command::new(program)
+            .arg(&board)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    wait_until("the target starts", || {
+        rounds(&board).iter().all(|&rounds| rounds > 0)
+    });
     for generation in 0..3 {
         let mut last = rounds(&board);
         let store = checkpoints(target.pid(), 4, || {
             wait_until("the target goes on", || {
-                assert!(target.0.try_wait().unwrap().is_none(), "the target found a fault");
-                rounds(&board).iter().zip(last).all(|(now, before)| *now > before + 5)
+                assert!(
+                    target.0.try_wait().unwrap().is_none(),
+                    "the target found a fault"
+                );
+                rounds(&board)
+                    .iter()
+                    .zip(last)
+                    .all(|(now, before)| *now > before + 5)
             });
             last = rounds(&board);
         });
@@ -61,24 +81,49 @@ fn inside_the_copy_runs() {
     let store = held();
     for _ in 0..3 {
         let began = std::time::Instant::now();
-        let restored = restore(&store, Plan { keep: vec![0, 1, 2], ..Plan::default() }).unwrap();
-        eprintln!("restored {} pages in {:?}", store.page_count(), began.elapsed());
-        let numbers: Vec<_> = restored.threads().iter().map(|thread| thread.tid as u32).collect();
+        let restored = restore(
+            &store,
+            Plan {
+                keep: vec![0, 1, 2],
+                ..Plan::default()
+            },
+        )
+        .unwrap();
+        eprintln!(
+            "restored {} pages in {:?}",
+            store.page_count(),
+            began.elapsed()
+        );
+        let numbers: Vec<_> = restored
+            .threads()
+            .iter()
+            .map(|thread| thread.tid as u32)
+            .collect();
         let wanted: Vec<_> = store.threads().iter().map(|thread| thread.tid).collect();
         assert_eq!(numbers, wanted);
         let (compared, wrong) = common::compare(restored.pid(), &store);
-        assert!(compared > 1000 && wrong.len() < 8, "{} of {compared} pages differ: {wrong:x?}", wrong.len());
+        assert!(
+            compared > 1000 && wrong.len() < 8,
+            "{} of {compared} pages differ: {wrong:x?}",
+            wrong.len()
+        );
         let copy = Copy(restored.pid());
         let before = rounds(&board);
         restored.finish(&[]).unwrap();
         wait_until("the copy runs", || {
             assert!(!copy.has_ended(), "the copy found a fault");
-            rounds(&board).iter().zip(before).all(|(now, before)| *now != before)
+            rounds(&board)
+                .iter()
+                .zip(before)
+                .all(|(now, before)| *now != before)
         });
         let started = rounds(&board);
         wait_until("the copy goes on", || {
             assert!(!copy.has_ended(), "the copy found a fault");
-            rounds(&board).iter().zip(started).all(|(now, before)| *now > before + 600)
+            rounds(&board)
+                .iter()
+                .zip(started)
+                .all(|(now, before)| *now > before + 600)
         });
     }
 }

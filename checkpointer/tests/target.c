@@ -122,6 +122,12 @@ int main(int argc, char **argv) {
   umask(027);
   char *heap = malloc(100000);
   memset(heap, 'h', 100000);
+  // A signal that waits all the time, with its value, beside the moments when it is taken and sent again.
+  sigset_t waiting;
+  sigemptyset(&waiting);
+  sigaddset(&waiting, SIGRTMIN + 3);
+  sigprocmask(SIG_BLOCK, &waiting, NULL);
+  pthread_sigqueue(pthread_self(), SIGRTMIN + 3, (union sigval){ .sival_int = 4242 });
   pthread_t threads[WORKERS];
   for (long i = 0; i < WORKERS; i++) pthread_create(&threads[i], NULL, worker, (void *)i);
   pid_t pid = getpid();
@@ -138,7 +144,11 @@ int main(int argc, char **argv) {
       uint64_t before = atomic_load(&board->signals);
       if (syscall(SYS_tgkill, pid, pid, SIGUSR1)) fail("tgkill", errno, 0);
       if (atomic_load(&board->signals) == before) fail("signal", before, round);
-      struct timespec t = { 0, 1000000 };
+      siginfo_t info;
+      struct timespec t = { 0, 0 };
+      if (sigtimedwait(&waiting, &info, &t) != SIGRTMIN + 3 || info.si_value.sival_int != 4242) fail("waiting signal", errno, info.si_value.sival_int);
+      pthread_sigqueue(pthread_self(), SIGRTMIN + 3, (union sigval){ .sival_int = 4242 });
+      t.tv_nsec = 1000000;
       nanosleep(&t, NULL);
     }
     atomic_store(&board->rounds[WORKERS], round);

@@ -40,13 +40,12 @@ pub struct Drainer<S> {
     requests: Caller,
     bytes: Vec<u8>,
     named: [u64; 8],
-    asked: Vec<bool>,
 }
 
 impl<S: Sink> Drainer<S> {
     /// A drainer that gives what it finds to `sink` and tells `requests` when a process asks for something.
     pub fn new(arena: Arc<Arena>, sink: S, requests: Caller) -> Self {
-        Self { arena, sink, requests, bytes: Vec::new(), named: [0; 8], asked: vec![false; MAX_SLOTS] }
+        Self { arena, sink, requests, bytes: Vec::new(), named: [0; 8] }
     }
 
     /// Drains until `stop` is set and the rings are empty; gives the sink back.
@@ -78,7 +77,7 @@ impl<S: Sink> Drainer<S> {
                 continue;
             }
             moved |= self.drain(index, ring)?;
-            self.notice_request(index, ring);
+            self.requests.notice(ring);
             if state == slot::DONE && ring.head.load(Acquire) == ring.tail.load(Acquire) {
                 ring.state.store(slot::FREE, Release);
             }
@@ -103,14 +102,6 @@ impl<S: Sink> Drainer<S> {
         Ok(true)
     }
 
-    fn notice_request(&mut self, index: usize, ring: &Slot) {
-        let asks = ring.request.load(Acquire) == request::EXEC;
-        if asks && !self.asked[index] {
-            self.requests.look();
-        }
-        self.asked[index] = asks;
-    }
-
     fn name_refused(&mut self) {
         for (word, named) in self.named.iter_mut().enumerate() {
             let refused = self.arena.control().refused[word].load(Acquire);
@@ -127,8 +118,9 @@ impl<S: Sink> Drainer<S> {
         asleep.store(1, SeqCst);
         let waiting = (0..MAX_SLOTS).any(|i| {
             let ring = self.arena.slot(i);
-            matches!(ring.state.load(Acquire), slot::LIVE | slot::DONE)
-                && ring.head.load(SeqCst) != ring.tail.load(Acquire)
+            ring.request.load(SeqCst) == request::EXEC
+                || matches!(ring.state.load(Acquire), slot::LIVE | slot::DONE)
+                    && ring.head.load(SeqCst) != ring.tail.load(Acquire)
         });
         if !waiting {
             futex_wait(asleep, 1, NAP);

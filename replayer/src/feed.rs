@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::{Acquire, Release, SeqCst};
 
-use guest::abi::{MAX_SLOTS, RING_LEN, Slot, request, slot};
+use guest::abi::{MAX_SLOTS, RING_LEN, Slot, slot};
 use sys::arena::{Arena, futex_wake};
 use sys::follow::Caller;
 
@@ -27,12 +27,11 @@ pub(crate) struct Feeder<'a> {
     arena: &'a Arena,
     log: &'a Log,
     requests: Caller,
-    asked: Vec<bool>,
 }
 
 impl<'a> Feeder<'a> {
     pub(crate) fn new(arena: &'a Arena, log: &'a Log, requests: Caller) -> Self {
-        Self { arena, log, requests, asked: vec![false; MAX_SLOTS] }
+        Self { arena, log, requests }
     }
 
     /// Looks at every ring once.
@@ -54,11 +53,7 @@ impl<'a> Feeder<'a> {
             }
             seen.progress |= self.feed(index, ring);
             seen.consumed += ring.tail.load(Acquire);
-            let asks = ring.request.load(Acquire) == request::EXEC;
-            if asks && !self.asked[index] {
-                self.requests.look();
-            }
-            self.asked[index] = asks;
+            self.requests.notice(ring);
         }
         seen
     }

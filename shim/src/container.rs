@@ -20,10 +20,10 @@ mod command;
 mod error;
 mod init;
 mod link;
+mod parts;
 mod protocol;
 mod teardown;
 
-use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -32,87 +32,12 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::pipe2;
 use sys::cgroup::{Cgroup, Hierarchy};
 use sys::descriptors;
-use sys::namespaces::{Child, fork_pid_one, pidfd_number, pidfd_open, pidfd_signal};
+use sys::namespaces::{Child, fork_pid_one, pidfd_number, pidfd_open};
 
 pub use error::{Error, Step};
 pub use link::{Link, check_bridge, mac_of};
+pub use parts::{Empty, Ended, Isolation, Program, Signaller, Spec};
 use protocol::{Reply, Request};
-
-/// What the container does not share with its caller. It always has a PID namespace of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Isolation {
-    /// A network of its own, with nothing but `lo` and, if asked for, the link `eth0`.
-    pub network: bool,
-    /// Mounts of its own (a copy of the caller's, detached), with `/proc` and `/dev/shm` made anew;
-    /// host name and IPC objects of its own.
-    pub rest: bool,
-}
-
-impl Isolation {
-    /// Everything of its own: what `run` and the backup use.
-    pub const FULL: Self = Self { network: true, rest: true };
-    /// Process numbers alone: what `record` uses. `/proc` still shows the caller's numbers.
-    pub const PIDS: Self = Self { network: false, rest: false };
-    /// Process numbers with a matching `/proc`, and the caller's network.
-    pub const PIDS_AND_MOUNTS: Self = Self { network: false, rest: true };
-}
-
-/// What a container is made of, beside its program.
-#[derive(Clone, Debug)]
-pub struct Spec {
-    /// Its name: host name inside, part of the names of link and control group. Letters, digits,
-    /// `.`, `_` and `-`.
-    pub name: String,
-    /// What it does not share.
-    pub isolation: Isolation,
-    /// Its link to a bridge; only with [`Isolation::network`].
-    pub link: Option<Link>,
-}
-
-/// What runs in it.
-#[derive(Debug)]
-pub struct Program {
-    /// The command and its arguments; searched for in PATH if it has no slash.
-    pub command: Vec<OsString>,
-    /// Its whole environment; the caller's own without.
-    pub environment: Option<Vec<(OsString, OsString)>>,
-    /// Descriptors it starts with and their numbers. Standard input, output and error are the
-    /// caller's where this does not name them; nothing else is inherited.
-    pub descriptors: Vec<(OwnedFd, RawFd)>,
-    /// Whether its addresses are the same in every run.
-    pub fixed_addresses: bool,
-}
-
-impl Program {
-    /// The command with the caller's environment and standard descriptors, at fixed addresses.
-    #[must_use]
-    pub fn new(command: Vec<OsString>) -> Self {
-        Self { command, environment: None, descriptors: Vec::new(), fixed_addresses: true }
-    }
-}
-
-/// How a container's program ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// It exited with this code.
-    Exited(i32),
-    /// This signal ended it.
-    Signaled(i32),
-    /// The whole container was killed from outside, init included.
-    Lost,
-}
-
-impl Ended {
-    /// The code a shell would show: 128 and the signal's number where a signal ended it.
-    #[must_use]
-    pub fn code(self) -> i32 {
-        match self {
-            Self::Exited(code) => code,
-            Self::Signaled(signal) => 128 + signal,
-            Self::Lost => 128 + libc::SIGKILL,
-        }
-    }
-}
 
 /// A container whose program waits at its gate.
 #[derive(Debug)]
@@ -129,8 +54,10 @@ pub struct Prepared {
 impl Prepared {
     /// Lets the program go on to its execve, without waiting for it. See [`Container::started`].
     pub fn open_gate(self) -> Result<Container, Error> {
-        nix::unistd::write(&self.gate, &[1])
-            .map_err(|source| Error::Init { action: "open the gate of", source: source.into() })?;
+        nix::unistd::write(&self.gate, &[1]).map_err(|source| Error::Init {
+            action: "open the gate of",
+            source: source.into(),
+        })?;
         Ok(self.container)
     }
 
@@ -146,33 +73,6 @@ impl Prepared {
     #[must_use]
     pub fn container(&self) -> &Container {
         &self.container
-    }
-}
-
-/// An empty process in a container: a copy of init that sleeps and waits to be filled.
-#[derive(Debug)]
-pub struct Empty {
-    /// In the caller's numbering.
-    pub pid: i32,
-    /// In the container's.
-    pub number: i32,
-    /// Stands for it.
-    pub pidfd: OwnedFd,
-}
-
-/// Sends signals to the program of a container, from any thread, for as long as it lives.
-#[derive(Debug)]
-pub struct Signaller(OwnedFd);
-
-impl Signaller {
-    /// Sends one. A program that is gone is no error.
-    pub fn send(&self, signal: i32) -> Result<(), Error> {
-        match pidfd_signal(self.0.as_fd(), signal) {
-            Err(source) if source.raw_os_error() != Some(libc::ESRCH) => {
-                Err(Error::Init { action: "signal the program of", source })
-            }
-            _ => Ok(()),
-        }
     }
 }
 
@@ -216,8 +116,16 @@ impl Container {
         container.connect(spec, true)?;
         let (_, pidfd) = container.ask(&Request::Start, &[])?;
         let program_pid = visible(&pidfd)?;
-        container.program = Some(Child { pid: program_pid, pidfd });
-        Ok(Prepared { init_pid: container.init.pid, program_pid, container, gate })
+        container.program = Some(Child {
+            pid: program_pid,
+            pidfd,
+        });
+        Ok(Prepared {
+            init_pid: container.init.pid,
+            program_pid,
+            container,
+            gate,
+        })
     }
 
     /// Makes a container without a program, its link not attached: a backup's, before a takeover.
@@ -230,13 +138,14 @@ impl Container {
     fn create(spec: &Spec, plan: Option<init::Plan>) -> Result<Self, Error> {
         let cgroup = Cgroup::create(&Hierarchy::find()?, &spec.name)?;
         let kind = SockType::SeqPacket;
-        let (control, inner) =
-            socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC)
-                .map_err(Error::descriptor)?;
+        let (control, inner) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC)
+            .map_err(Error::descriptor)?;
         let (status, status_in) = pipe2(OFlag::O_CLOEXEC).map_err(Error::descriptor)?;
         let own = i32::try_from(std::process::id()).unwrap_or(i32::MAX);
-        let caller = pidfd_open(own)
-            .map_err(|source| Error::Init { action: "name the caller to", source })?;
+        let caller = pidfd_open(own).map_err(|source| Error::Init {
+            action: "name the caller to",
+            source,
+        })?;
         let setup = init::Setup {
             name: spec.name.clone(),
             isolation: spec.isolation,
@@ -245,8 +154,10 @@ impl Container {
             caller,
             plan,
         };
-        let init = fork_pid_one(move || init::life(setup))
-            .map_err(|source| Error::Init { action: "fork", source })?;
+        let init = fork_pid_one(move || init::life(setup)).map_err(|source| Error::Init {
+            action: "fork",
+            source,
+        })?;
         let container = Self {
             init,
             control,
@@ -287,20 +198,30 @@ impl Container {
     }
 
     fn tell(&self, request: &Request, passed: &[RawFd]) -> Result<(i32, Option<OwnedFd>), Error> {
-        descriptors::send(self.control.as_fd(), &request.encode(), passed)
-            .map_err(|source| Error::Init { action: "instruct", source })?;
+        descriptors::send(self.control.as_fd(), &request.encode(), passed).map_err(|source| {
+            Error::Init {
+                action: "instruct",
+                source,
+            }
+        })?;
         self.receive()
     }
 
     fn receive(&self) -> Result<(i32, Option<OwnedFd>), Error> {
         let mut bytes = [0; protocol::MAX];
-        let (length, mut passed) = descriptors::receive(self.control.as_fd(), &mut bytes)
-            .map_err(|source| Error::Init { action: "hear from", source })?;
+        let (length, mut passed) =
+            descriptors::receive(self.control.as_fd(), &mut bytes).map_err(|source| {
+                Error::Init {
+                    action: "hear from",
+                    source,
+                }
+            })?;
         match Reply::decode(&bytes[..length]).ok_or(Error::InitGone)? {
             Reply::Done { number } => Ok((number, passed.pop())),
-            Reply::Failed { step, errno } => {
-                Err(Error::Inside { step, source: std::io::Error::from_raw_os_error(errno) })
-            }
+            Reply::Failed { step, errno } => Err(Error::Inside {
+                step,
+                source: std::io::Error::from_raw_os_error(errno),
+            }),
         }
     }
 
@@ -319,7 +240,14 @@ impl Container {
     ) -> Result<Empty, Error> {
         let targets = passed.iter().map(|(_, target)| *target).collect();
         let sources: Vec<RawFd> = passed.iter().map(|(fd, _)| fd.as_raw_fd()).collect();
-        let (number, pidfd) = self.ask(&Request::Spawn { number, main, targets }, &sources)?;
+        let (number, pidfd) = self.ask(
+            &Request::Spawn {
+                number,
+                main,
+                targets,
+            },
+            &sources,
+        )?;
         let pid = visible(&pidfd)?;
         if main {
             let copy = pidfd.try_clone().map_err(Error::descriptor)?;
@@ -335,7 +263,9 @@ impl Container {
 
     /// After the gate was opened: waits until the program's execve has happened or failed.
     pub fn started(&mut self) -> Result<(), Error> {
-        let Some(exec) = self.exec.take() else { return Ok(()) };
+        let Some(exec) = self.exec.take() else {
+            return Ok(());
+        };
         let mut errno = [0; 4];
         match nix::unistd::read(&exec, &mut errno) {
             Ok(4) => Err(Error::Exec {
@@ -376,7 +306,11 @@ impl Container {
 
     /// A handle for sending signals to the program; `None` before it exists.
     pub fn signaller(&self) -> Result<Option<Signaller>, Error> {
-        let copy = self.program.as_ref().map(|program| program.pidfd.try_clone()).transpose();
+        let copy = self
+            .program
+            .as_ref()
+            .map(|program| program.pidfd.try_clone())
+            .transpose();
         Ok(copy.map_err(Error::descriptor)?.map(Signaller))
     }
 
@@ -410,7 +344,10 @@ impl Container {
         let path = format!("/proc/{}/ns/{kind}", self.init.pid);
         std::fs::File::open(path)
             .map(OwnedFd::from)
-            .map_err(|source| Error::Init { action: "open a namespace of", source })
+            .map_err(|source| Error::Init {
+                action: "open a namespace of",
+                source,
+            })
     }
 
     /// The number of the host's end of its link, where the output gate attaches.
@@ -448,6 +385,9 @@ impl Container {
 /// The caller's number of a process that init has just made.
 fn visible(pidfd: &OwnedFd) -> Result<i32, Error> {
     pidfd_number(pidfd.as_fd())
-        .map_err(|source| Error::Init { action: "find a process of", source })?
+        .map_err(|source| Error::Init {
+            action: "find a process of",
+            source,
+        })?
         .ok_or(Error::InitGone)
 }

@@ -161,6 +161,10 @@ pub enum Error {
 impl Error {
     fn socket(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Socket { action, path, source }
+        move |source| Self::Socket {
+            action,
+            path,
+            source,
+        }
     }
 }

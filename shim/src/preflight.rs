@@ -32,7 +32,9 @@ pub enum Error {
         source: io::Error,
     },
     /// Nobody at the backup's address.
-    #[error("the backup {address} cannot be reached: {source}; start it with `understudy backup --listen {address}`")]
+    #[error(
+        "the backup {address} cannot be reached: {source}; start it with `understudy backup --listen {address}`"
+    )]
     Unreachable {
         /// Where it should be.
         address: SocketAddr,
@@ -50,7 +52,9 @@ pub fn check(options: &Options) -> Result<(), Error> {
     let all = options.protection.is_some();
     features(|feature| all || BARE.contains(&feature.name))?;
     options.link.check()?;
-    let Some(protection) = &options.protection else { return Ok(()) };
+    let Some(protection) = &options.protection else {
+        return Ok(());
+    };
     let address = protection.backup;
     match TcpStream::connect_timeout(&address, PATIENCE) {
         Ok(_) => Ok(()),
@@ -60,7 +64,11 @@ pub fn check(options: &Options) -> Result<(), Error> {
 
 /// Checks that this process is root's.
 pub fn root() -> Result<(), Error> {
-    if nix::unistd::geteuid().is_root() { Ok(()) } else { Err(Error::NotRoot) }
+    if nix::unistd::geteuid().is_root() {
+        Ok(())
+    } else {
+        Err(Error::NotRoot)
+    }
 }
 
 /// Checks the kernel's features that `wanted` picks.

@@ -60,7 +60,10 @@ pub fn wait_passing(container: &mut Container, signals: &Signals) -> Result<Ende
             match poll(&mut wanted, PollTimeout::NONE) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(source) => {
-                    return Err(Error::Init { action: "wait for", source: source.into() });
+                    return Err(Error::Init {
+                        action: "wait for",
+                        source: source.into(),
+                    });
                 }
             }
             let ready = wanted.map(|one| one.any().unwrap_or(false));

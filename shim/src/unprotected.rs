@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
+use crate::Error;
 use crate::container::{Container, Isolation, Program, Spec};
 use crate::control::{self, Handler, Role, Server, State, Status};
 use crate::options::Options;
 use crate::signals::{Signals, wait_passing};
-use crate::Error;
 
 /// Runs the command of `options` to its end, which [`crate::preflight`] has checked; see [`crate::run`].
 pub(crate) fn run(options: &Options) -> Result<i32, Error> {
@@ -60,6 +60,9 @@ impl Handler for Bare {
     }
 
     fn switchover(&self) -> Result<(), String> {
-        Err(format!("{:?} runs without a backup, so there is nobody to switch over to", self.name))
+        Err(format!(
+            "{:?} runs without a backup, so there is nobody to switch over to",
+            self.name
+        ))
     }
 }

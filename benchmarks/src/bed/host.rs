@@ -147,14 +147,8 @@ impl Host {
     /// # Errors
     /// If `ip` fails.
     pub fn set_uplink(&self, up: bool) -> Result<()> {
-        ip::run(&[
-            "-n",
-            &self.netns,
-            "link",
-            "set",
-            UPLINK,
-            if up { "up" } else { "down" },
-        ])
+        let direction = if up { "up" } else { "down" };
+        ip::run(&format!("-n {} link set {UPLINK} {direction}", self.netns))
     }
 
     /// Kills every process of this host until none is left, and returns those that are still dying after

@@ -13,23 +13,20 @@ pub(super) fn path(netns: &str) -> PathBuf {
     PathBuf::from(DIR).join(netns)
 }
 
-/// Runs `ip` with these arguments.
+/// Runs `ip` with the words of this line.
 ///
 /// # Errors
 /// With what it said, if it failed.
-pub(super) fn run(args: &[&str]) -> Result<()> {
-    quietly(
-        Command::new("ip").args(args),
-        &format!("ip {}", args.join(" ")),
-    )
-}
-
-/// Runs a command inside a namespace.
-///
-/// # Errors
-/// As for [`run`].
-pub(super) fn exec(netns: &str, words: &[&str]) -> Result<()> {
-    quietly(&mut enter(netns, words[0], &words[1..]), &words.join(" "))
+pub(super) fn run(line: &str) -> Result<()> {
+    let out = Command::new("ip").args(line.split_whitespace()).output();
+    let out = out.with_context(|| format!("ip {line} could not be started"))?;
+    if !out.status.success() {
+        bail!(
+            "ip {line} failed: {}",
+            String::from_utf8_lossy(&out.stderr).trim()
+        );
+    }
+    Ok(())
 }
 
 /// A command that starts inside a namespace, without a mount namespace of its own (`ip netns exec` would
@@ -42,17 +39,4 @@ pub(super) fn enter<S: AsRef<std::ffi::OsStr>>(netns: &str, program: &str, args:
         .arg(program)
         .args(args);
     command
-}
-
-fn quietly(command: &mut Command, line: &str) -> Result<()> {
-    let out = command
-        .output()
-        .with_context(|| format!("{line} could not be started"))?;
-    if !out.status.success() {
-        bail!(
-            "{line} failed: {}",
-            String::from_utf8_lossy(&out.stderr).trim()
-        );
-    }
-    Ok(())
 }

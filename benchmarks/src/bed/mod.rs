@@ -16,8 +16,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, Result, ensure};
 
+use host::UPLINK;
+
 pub use capture::Capture;
 pub use host::{Host, Process};
+pub use processes::below;
 
 /// The bridge inside every server host.
 pub const BRIDGE: &str = "br0";
@@ -56,18 +59,11 @@ impl Bed {
         );
         sweep();
         let mut bed = Self::reserve()?;
-        ip::run(&[
-            "-n",
-            &bed.switch(),
-            "link",
-            "add",
-            "switch",
-            "type",
-            "bridge",
-            "stp_state",
-            "0",
-        ])?;
-        ip::run(&["-n", &bed.switch(), "link", "set", "switch", "up"])?;
+        ip::run(&format!(
+            "-n {} link add switch type bridge stp_state 0",
+            bed.switch()
+        ))?;
+        ip::run(&format!("-n {} link set switch up", bed.switch()))?;
         for (index, host) in servers.iter().chain(&["client"]).enumerate() {
             let last = u8::try_from(index + 1).context("too many hosts")?;
             bed.add(host, last, index < servers.len())?;
@@ -79,7 +75,7 @@ impl Bed {
     fn reserve() -> Result<Self> {
         let serial = BEDS.fetch_add(1, Ordering::Relaxed);
         let name = format!("us{}-{serial}", std::process::id());
-        ip::run(&["netns", "add", &format!("{name}-switch")])?;
+        ip::run(&format!("netns add {name}-switch"))?;
         Ok(Self {
             name,
             subnet: serial,
@@ -91,58 +87,35 @@ impl Bed {
         format!("{}-switch", self.name)
     }
 
-    fn add(&mut self, host: &str, last: u8, server: bool) -> Result<()> {
-        let (switch, netns) = (self.switch(), format!("{}-{host}", self.name));
-        ip::run(&["netns", "add", &netns])?;
-        let address = self.address(last);
-        self.hosts.push(Host::new(host, &netns, address));
-        for link in ["all", "default"] {
-            let off = format!("net.ipv6.conf.{link}.disable_ipv6=1");
-            ip::exec(&netns, &["sysctl", "-qw", &off])?;
-        }
-        ip::run(&["-n", &netns, "link", "set", "lo", "up"])?;
-        ip::run(&[
-            "-n",
-            &netns,
-            "link",
-            "add",
-            host::UPLINK,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            host,
-            "netns",
-            &switch,
-        ])?;
-        ip::run(&["-n", &switch, "link", "set", host, "master", "switch", "up"])?;
-        let mut holder = host::UPLINK;
+    fn add(&mut self, name: &str, last: u8, server: bool) -> Result<()> {
+        let (switch, netns, address) = (
+            self.switch(),
+            format!("{}-{name}", self.name),
+            self.address(last),
+        );
+        ip::run(&format!("netns add {netns}"))?;
+        let host = Host::new(name, &netns, address);
+        let bare = host.inside(without_ipv6);
+        self.hosts.push(host);
+        bare?;
+        ip::run(&format!("-n {netns} link set lo up"))?;
+        ip::run(&format!(
+            "-n {netns} link add {UPLINK} type veth peer name {name} netns {switch}"
+        ))?;
+        ip::run(&format!("-n {switch} link set {name} master switch up"))?;
+        let mut holder = UPLINK;
         if server {
             holder = BRIDGE;
-            ip::run(&[
-                "-n",
-                &netns,
-                "link",
-                "add",
-                BRIDGE,
-                "type",
-                "bridge",
-                "stp_state",
-                "0",
-            ])?;
-            ip::run(&["-n", &netns, "link", "set", host::UPLINK, "master", BRIDGE])?;
-            ip::run(&["-n", &netns, "link", "set", BRIDGE, "up"])?;
+            ip::run(&format!(
+                "-n {netns} link add {BRIDGE} type bridge stp_state 0"
+            ))?;
+            ip::run(&format!("-n {netns} link set {UPLINK} master {BRIDGE}"))?;
+            ip::run(&format!("-n {netns} link set {BRIDGE} up"))?;
         }
-        ip::run(&[
-            "-n",
-            &netns,
-            "addr",
-            "add",
-            &format!("{address}/{PREFIX}"),
-            "dev",
-            holder,
-        ])?;
-        ip::run(&["-n", &netns, "link", "set", host::UPLINK, "up"])
+        ip::run(&format!(
+            "-n {netns} addr add {address}/{PREFIX} dev {holder}"
+        ))?;
+        ip::run(&format!("-n {netns} link set {UPLINK} up"))
     }
 
     /// An address of this bed's network.
@@ -163,9 +136,9 @@ impl Bed {
     pub fn remove(&self) {
         for host in &self.hosts {
             host.kill_all();
-            let _ = ip::run(&["netns", "del", host.netns()]);
+            let _ = ip::run(&format!("netns del {}", host.netns()));
         }
-        let _ = ip::run(&["netns", "del", &self.switch()]);
+        let _ = ip::run(&format!("netns del {}", self.switch()));
     }
 
     /// The host of this name.
@@ -184,6 +157,19 @@ impl Drop for Bed {
     }
 }
 
+/// Switches IPv6 off in the namespace of this thread: nobody here speaks it, and its announcements would
+/// count as frames of the host.
+fn without_ipv6() -> Result<()> {
+    for links in ["all", "default"] {
+        let switch = format!("/proc/sys/net/ipv6/conf/{links}/disable_ipv6");
+        // A kernel without IPv6 has no such file.
+        if fs::exists(&switch)? {
+            fs::write(&switch, "1").with_context(|| format!("{switch} could not be written"))?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes what beds left behind whose process was killed before it could.
 fn sweep() {
     let Ok(entries) = fs::read_dir(ip::DIR) else {
@@ -199,7 +185,7 @@ fn sweep() {
             .unwrap_or_default();
         if owner.parse::<u32>().is_ok() && !fs::exists(format!("/proc/{owner}")).unwrap_or(true) {
             Host::new("left behind", &name, Ipv4Addr::UNSPECIFIED).kill_all();
-            let _ = ip::run(&["netns", "del", &name]);
+            let _ = ip::run(&format!("netns del {name}"));
         }
     }
 }

@@ -15,6 +15,27 @@ use super::ip;
 pub(super) fn of(netns: &str, roots: &[i32]) -> Vec<i32> {
     let inode = fs::metadata(ip::path(netns)).map(|m| m.ino()).ok();
     let us = std::process::id().cast_signed();
+    trees(|pid, parent| {
+        let inside = inode.is_some()
+            && fs::metadata(format!("/proc/{pid}/ns/net"))
+                .map(|m| m.ino())
+                .ok()
+                == inode;
+        // A number in `roots` may have been given to a stranger since: ours are our children.
+        pid != us && (inside || (parent == us && roots.contains(&pid)))
+    })
+}
+
+/// The process `root` and those below it whose command has this name.
+#[must_use]
+pub fn below(root: i32, command: &str) -> Vec<i32> {
+    let mut all = trees(|pid, _| pid == root);
+    all.retain(|pid| name(*pid).is_some_and(|found| found == command));
+    all
+}
+
+/// The processes that `is_root` picks by number and parent, and all below them, without zombies.
+fn trees(is_root: impl Fn(i32, i32) -> bool) -> Vec<i32> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
     let mut zombies = HashSet::new();
     let mut todo: Vec<i32> = Vec::new();
@@ -23,19 +44,13 @@ pub(super) fn of(netns: &str, roots: &[i32]) -> Vec<i32> {
         if zombie {
             zombies.insert(pid);
         }
-        let inside = inode.is_some()
-            && fs::metadata(format!("/proc/{pid}/ns/net"))
-                .map(|m| m.ino())
-                .ok()
-                == inode;
-        // A number in `roots` may have been given to a stranger since: ours are our children.
-        if inside || (parent == us && roots.contains(&pid)) {
+        if is_root(pid, parent) {
             todo.push(pid);
         }
     }
     let mut found = HashSet::new();
     while let Some(pid) = todo.pop() {
-        if pid != us && found.insert(pid) {
+        if found.insert(pid) {
             todo.extend(children.get(&pid).into_iter().flatten());
         }
     }

@@ -81,6 +81,8 @@ pub(crate) struct Connection {
     pub(crate) connecting: bool,
     /// Sent or about to be, not answered; with the time of sending.
     waiting: VecDeque<(Expected, Instant)>,
+    /// When its next command is due, if the rate is limited.
+    pub(crate) next: Instant,
     /// Sends no more on this socket.
     closing: bool,
     out: Vec<u8>,
@@ -107,6 +109,7 @@ impl Connection {
             model,
             stream: dial(server, kind)?,
             connecting: true,
+            next: Instant::now(),
             waiting: VecDeque::new(),
             closing: false,
             out: Vec::new(),

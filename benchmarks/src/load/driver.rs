@@ -187,7 +187,7 @@ impl Driver {
                 break;
             }
             self.timers.pop();
-            self.due(number);
+            self.due(number, due);
         }
         self.report();
         Ok(())
@@ -236,9 +236,11 @@ impl Driver {
     }
 
     /// A connection's time has come: a slow reader's to read, a limited one's to send.
-    fn due(&mut self, number: usize) {
+    fn due(&mut self, number: usize, due: Instant) {
         self.with(number, |driver, connection| {
-            if connection.wants_to_read() {
+            if let (true, Some(every)) = (connection.wants_to_read(), driver.every) {
+                // Kept up after a late reply, but not after a long silence.
+                connection.next = (due + every).max(driver.now - every);
                 return if driver.issuing {
                     connection.issue(driver.mix, &driver.set, driver.now)
                 } else {
@@ -278,8 +280,9 @@ impl Driver {
             return Ok(());
         }
         match (connection.kind, self.every) {
-            (Kind::Loop { depth: 1 }, Some(every)) => {
-                self.timers.push(Reverse((self.now + every, number)));
+            (Kind::Loop { depth: 1 }, Some(_)) => {
+                self.timers
+                    .push(Reverse((connection.next.max(self.now), number)));
                 Ok(())
             }
             (Kind::HalfClosing | Kind::Idle, _) => Ok(()),

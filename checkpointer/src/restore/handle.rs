@@ -33,7 +33,12 @@ pub struct Restored {
 
 impl Restored {
     pub(super) fn new(pid: pid_t, scratch: u64, keep: Vec<RawFd>) -> Self {
-        Self { pid, scratch, keep, threads: Vec::new() }
+        Self {
+            pid,
+            scratch,
+            keep,
+            threads: Vec::new(),
+        }
     }
 
     pub(super) fn add(&mut self, thread: RestoredThread) {
@@ -67,7 +72,10 @@ impl Restored {
     #[must_use]
     pub fn data(&self) -> Range {
         let start = self.scratch + SCRATCH_DATA_AT;
-        Range { start, end: start + SCRATCH_DATA_LEN }
+        Range {
+            start,
+            end: start + SCRATCH_DATA_LEN,
+        }
     }
 
     /// Switches user dispatch on, as in the image, for all threads.
@@ -99,7 +107,9 @@ impl Restored {
     /// # Errors
     /// When a thread is not stopped.
     pub fn resume(&self) -> Result<()> {
-        self.threads.iter().try_for_each(|thread| Ok(ptrace::cont(thread.tid, 0)?))
+        self.threads
+            .iter()
+            .try_for_each(|thread| Ok(ptrace::cont(thread.tid, 0)?))
     }
 
     /// Removes the scratch mapping; then user dispatch is as in the image and every thread is let go
@@ -111,7 +121,13 @@ impl Restored {
     pub fn finish(self, born: &[pid_t]) -> Result<()> {
         self.remove_scratch()?;
         self.arm()?;
-        for tid in self.threads.iter().rev().map(|thread| thread.tid).chain(born.iter().copied()) {
+        for tid in self
+            .threads
+            .iter()
+            .rev()
+            .map(|thread| thread.tid)
+            .chain(born.iter().copied())
+        {
             ptrace::detach(tid, 0)?;
         }
         Ok(())
@@ -119,13 +135,26 @@ impl Restored {
 
     /// Through the process's own vDSO, since the scratch cannot remove itself.
     fn remove_scratch(&self) -> Result<()> {
-        let failed = |source| RestoreError::Io { what: "reading the memory map", source };
-        let maps = MapsFile::open(self.pid).and_then(|mut file| file.read()).map_err(failed)?;
-        let vdso = maps.iter().find(|mapping| mapping.path == "[vdso]").map(|mapping| mapping.range);
+        let failed = |source| RestoreError::Io {
+            what: "reading the memory map",
+            source,
+        };
+        let maps = MapsFile::open(self.pid)
+            .and_then(|mut file| file.read())
+            .map_err(failed)?;
+        let vdso = maps
+            .iter()
+            .find(|mapping| mapping.path == "[vdso]")
+            .map(|mapping| mapping.range);
         let range = vdso.unwrap_or(Range { start: 0, end: 0 });
         let syscall = remote::find_syscall(self.pid, range.start, range.end)?;
         ptrace::set_sud(self.pid, &SudConfig::default())?;
-        remote::syscall_checked(self.pid, syscall, libc::SYS_munmap, [self.scratch, SCRATCH_LEN, 0, 0, 0, 0])?;
+        remote::syscall_checked(
+            self.pid,
+            syscall,
+            libc::SYS_munmap,
+            [self.scratch, SCRATCH_LEN, 0, 0, 0, 0],
+        )?;
         Ok(())
     }
 }

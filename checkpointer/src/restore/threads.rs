@@ -24,26 +24,46 @@ pub(super) fn create(restored: &mut Restored, store: &ImageStore) -> Result<()> 
     let leader = restored.pid();
     let mut images = store.threads().iter();
     let first = images.next().ok_or(RestoreError::Empty)?;
-    restored.add(RestoredThread { tid: leader, number: first.tid, dispatch: dispatch(first) });
+    restored.add(RestoredThread {
+        tid: leader,
+        number: first.tid,
+        dispatch: dispatch(first),
+    });
     for image in images {
         let tid = create_one(leader, restored.scratch(), image.tid)?;
-        restored.add(RestoredThread { tid, number: image.tid, dispatch: dispatch(image) });
+        restored.add(RestoredThread {
+            tid,
+            number: image.tid,
+            dispatch: dispatch(image),
+        });
     }
     Ok(())
 }
 
 fn dispatch(image: &Thread) -> SudConfig {
     let [mode, selector, offset, len] = image.dispatch;
-    SudConfig { mode, selector, offset, len }
+    SudConfig {
+        mode,
+        selector,
+        offset,
+        len,
+    }
 }
 
 fn create_one(leader: pid_t, scratch: u64, wanted: u32) -> Result<pid_t> {
     let mut data = Data::new(leader, scratch);
     let set_tid = data.put(&wanted.to_le_bytes())?;
-    let args = CloneArgs { flags: THREAD as u64, set_tid, set_tid_size: 1, ..CloneArgs::default() }.to_bytes();
+    let args = CloneArgs {
+        flags: THREAD as u64,
+        set_tid,
+        set_tid_size: 1,
+        ..CloneArgs::default()
+    }
+    .to_bytes();
     let at = data.put(&args)?;
     let call = [at, args.len() as u64, 0, 0, 0, 0];
-    let (got, child) = remote::syscall_and_child(leader, scratch + SCRATCH_SYSCALL_AT, libc::SYS_clone3, call)?;
+    let (got, child) =
+        remote::syscall_and_child(leader, scratch + SCRATCH_SYSCALL_AT, libc::SYS_clone3, call)?;
     let Some(tid) = child.filter(|_| got == i64::from(wanted)) else {
         return Err(RestoreError::Thread { wanted, got });
     };
@@ -59,7 +79,11 @@ pub(super) fn register(restored: &mut Restored, store: &ImageStore) -> Result<()
     for (image, thread) in store.threads().iter().zip(restored.threads().to_vec()) {
         let mut regs = ptrace::from_words(image.registers);
         leave_section(pid, image, &mut regs)?;
-        let shared = if thread.tid == pid { &store.process().pending[..] } else { &[] };
+        let shared = if thread.tid == pid {
+            &store.process().pending[..]
+        } else {
+            &[]
+        };
         register_one(restored, image, thread, store.process().pid, shared)?;
         ptrace::set_xstate(thread.tid, &image.xstate)?;
         ptrace::set_regs(thread.tid, &regs)?;
@@ -79,9 +103,16 @@ fn register_one(
     let mut batch = Batch::new();
     batch.push(libc::SYS_set_tid_address, [image.clear_tid, 0, 0, 0, 0, 0]);
     if image.robust[0] != 0 {
-        batch.push(libc::SYS_set_robust_list, [image.robust[0], image.robust[1], 0, 0, 0, 0]);
+        batch.push(
+            libc::SYS_set_robust_list,
+            [image.robust[0], image.robust[1], 0, 0, 0, 0],
+        );
     }
-    let altstack: Vec<u8> = image.altstack.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let altstack: Vec<u8> = image
+        .altstack
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .collect();
     if image.altstack[1] & libc::SS_DISABLE as u64 == 0 {
         batch.push(libc::SYS_sigaltstack, [data.put(&altstack)?, 0, 0, 0, 0, 0]);
     }
@@ -90,15 +121,25 @@ fn register_one(
         batch.push(libc::SYS_rseq, [image.rseq, len, 0, signature, 0, 0]);
     }
     let name = data.put(&image.name)?;
-    batch.push(libc::SYS_prctl, [libc::PR_SET_NAME as u64, name, 0, 0, 0, 0]);
-    let signal = |info: &[u8; 128]| u64::from(u32::from_le_bytes([info[0], info[1], info[2], info[3]]));
+    batch.push(
+        libc::SYS_prctl,
+        [libc::PR_SET_NAME as u64, name, 0, 0, 0, 0],
+    );
+    let signal =
+        |info: &[u8; 128]| u64::from(u32::from_le_bytes([info[0], info[1], info[2], info[3]]));
     for info in shared {
         let at = data.put(info)?;
-        batch.push(libc::SYS_rt_sigqueueinfo, [pid.into(), signal(info), at, 0, 0, 0]);
+        batch.push(
+            libc::SYS_rt_sigqueueinfo,
+            [pid.into(), signal(info), at, 0, 0, 0],
+        );
     }
     for info in &image.pending {
         let at = data.put(info)?;
-        batch.push(libc::SYS_rt_tgsigqueueinfo, [pid.into(), image.tid.into(), signal(info), at, 0, 0]);
+        batch.push(
+            libc::SYS_rt_tgsigqueueinfo,
+            [pid.into(), image.tid.into(), signal(info), at, 0, 0],
+        );
     }
     // Queued signals must wait for the thread's own mask, which comes last.
     ptrace::set_sigmask(thread.tid, u64::MAX)?;

@@ -15,10 +15,22 @@ pub(crate) fn directory() -> tempfile::TempDir {
 
 /// Compiles the self-checking program.
 pub(crate) fn compile(directory: &Path) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/target.c");
-    let program = directory.join("target");
+    compile_source("target", directory, &[])
+}
+
+/// Compiles one of the programs beside the tests, with constants that it needs.
+pub(crate) fn compile_source(name: &str, directory: &Path, constants: &[(&str, usize)]) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/{name}.c"));
+    let program = directory.join(name);
     let mut cc = Command::new("cc");
-    cc.args(["-O2", "-mavx2", "-pthread", "-w", "-o"]).arg(&program).arg(source);
+    cc.args(["-O2", "-mavx2", "-pthread", "-w", "-o"])
+        .arg(&program)
+        .arg(source);
+    cc.args(
+        constants
+            .iter()
+            .map(|(name, value)| format!("-D{name}={value}")),
+    );
     assert!(cc.status().unwrap().success());
     program
 }
@@ -43,8 +55,12 @@ impl Drop for Target {
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
     while !condition() {
-        assert!(began.elapsed() < Duration::from_secs(20), "waited in vain: {what}");
-        std::thread::yield_now();
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "waited in vain: {what}"
+        );
+        // Not spinning: the test may be in real time, and must not keep the target from running.
+        std::thread::sleep(Duration::from_micros(500));
     }
 }
 
@@ -52,7 +68,9 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 pub(crate) fn rounds(board: &Path) -> [u64; 4] {
     let bytes = std::fs::read(board).unwrap_or_default();
     let word = |index: usize| {
-        bytes.get(index * 8..index * 8 + 8).map_or(0, |word| u64::from_le_bytes(word.try_into().unwrap()))
+        bytes
+            .get(index * 8..index * 8 + 8)
+            .map_or(0, |word| u64::from_le_bytes(word.try_into().unwrap()))
     };
     std::array::from_fn(word)
 }
@@ -65,11 +83,13 @@ pub(crate) fn compare(pid: i32, store: &ImageStore) -> (u64, Vec<u64>) {
     let mut wrong = Vec::new();
     for mapping in store.mappings() {
         // What a file holds is not the image's; what shared memory holds is kept at its writable mapping.
-        let foreign = mapping.shared && (mapping.backing == Backing::File || mapping.protection & 2 == 0);
+        let foreign =
+            mapping.shared && (mapping.backing == Backing::File || mapping.protection & 2 == 0);
         if mapping.is_kernels() || foreign {
             continue;
         }
-        let file = (mapping.backing == Backing::File).then(|| std::fs::read(&mapping.path).unwrap());
+        let file =
+            (mapping.backing == Backing::File).then(|| std::fs::read(&mapping.path).unwrap());
         for address in (mapping.start..mapping.end).step_by(4096) {
             let mut there = [0; 4096];
             if mem.read(address, &mut there).is_err() {
@@ -101,18 +121,30 @@ pub(crate) fn signal(pid: i32, signal: nix::sys::signal::Signal) {
 /// Waits until every thread of a process stands still after SIGSTOP.
 pub(crate) fn wait_stopped(pid: i32) {
     wait_until("the process stands still", || {
-        std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(|task| {
-            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
-            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
-        })
+        std::fs::read_dir(format!("/proc/{pid}/task"))
+            .unwrap()
+            .all(|task| {
+                let stat =
+                    std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+                stat.rsplit_once(") ")
+                    .is_some_and(|(_, rest)| rest.starts_with('T'))
+            })
     });
 }
 
 /// Runs one of the tests below that are marked "inside", as the first process of a new PID namespace.
 pub(crate) fn inside(test: &str, image: &Path, board: &Path) -> bool {
     let mut command = Command::new("unshare");
-    command.args(["--pid", "--fork", "--mount-proc", "--kill-child"]).arg(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"]);
+    command
+        .args(["--pid", "--fork", "--mount-proc", "--kill-child"])
+        .arg(std::env::current_exe().unwrap());
+    command.args([
+        "--exact",
+        test,
+        "--ignored",
+        "--nocapture",
+        "--test-threads=1",
+    ]);
     command.env("TEST_IMAGE", image).env("TEST_BOARD", board);
     command.status().unwrap().success()
 }
@@ -129,7 +161,11 @@ impl Copy {
     /// Whether it has ended by itself.
     pub(crate) fn has_ended(&self) -> bool {
         use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-        let status = waitpid(nix::unistd::Pid::from_raw(self.0), Some(WaitPidFlag::WNOHANG)).unwrap();
+        let status = waitpid(
+            nix::unistd::Pid::from_raw(self.0),
+            Some(WaitPidFlag::WNOHANG),
+        )
+        .unwrap();
         if status != WaitStatus::StillAlive {
             eprintln!("the copy: {status:?}");
         }

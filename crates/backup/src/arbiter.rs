@@ -73,7 +73,14 @@ impl Arbiter {
     #[must_use]
     pub fn new(generation: u64, timing: Timing, now: Nanos) -> Self {
         let promised = now + timing.promise();
-        Self { timing, generation, phase: Phase::Unprotected, promised, yielded: false, last_beat: 0 }
+        Self {
+            timing,
+            generation,
+            phase: Phase::Unprotected,
+            promised,
+            yielded: false,
+            last_beat: 0,
+        }
     }
 
     /// The generation that may speak: the primary's, or after going live, the own.
@@ -158,7 +165,11 @@ impl Arbiter {
     /// From when on the container may go live.
     #[must_use]
     pub fn clear_at(&self) -> Nanos {
-        if self.yielded { Nanos(0) } else { self.promised }
+        if self.yielded {
+            Nanos(0)
+        } else {
+            self.promised
+        }
     }
 
     /// The container goes live here; every older generation is refused for good. Answers the new one.
@@ -170,7 +181,10 @@ impl Arbiter {
             return Err(GoLiveError::Phase(self.phase));
         }
         if now < self.clear_at() {
-            return Err(GoLiveError::Promised { until: self.clear_at(), now });
+            return Err(GoLiveError::Promised {
+                until: self.clear_at(),
+                now,
+            });
         }
         self.phase = Phase::Live;
         self.generation += 1;
@@ -191,12 +205,19 @@ mod tests {
     use core::time::Duration;
 
     fn arbiter() -> Arbiter {
-        let timing = Timing { heartbeat: Duration::from_millis(10), detect: Duration::from_millis(64) };
+        let timing = Timing {
+            heartbeat: Duration::from_millis(10),
+            detect: Duration::from_millis(64),
+        };
         Arbiter::new(3, timing, Nanos(0))
     }
 
     fn beat(seq: u64) -> Beat {
-        Beat { seq, generation: 3, condition: Condition::Serving }
+        Beat {
+            seq,
+            generation: 3,
+            condition: Condition::Serving,
+        }
     }
 
     #[test]
@@ -234,7 +255,10 @@ mod tests {
         let mut a = arbiter();
         a.committed();
         a.take_over().unwrap();
-        assert!(matches!(a.go_live(Nanos(1)), Err(GoLiveError::Promised { .. })));
+        assert!(matches!(
+            a.go_live(Nanos(1)),
+            Err(GoLiveError::Promised { .. })
+        ));
         assert_eq!(a.go_live(Nanos(0) + a.timing.promise()), Ok(4));
     }
 
@@ -245,7 +269,10 @@ mod tests {
         a.take_over().unwrap();
         a.revoke();
         assert!(a.may_acknowledge());
-        assert_eq!((a.generation(), a.heartbeat(&beat(1), Nanos(0))), (3, Verdict::Granted));
+        assert_eq!(
+            (a.generation(), a.heartbeat(&beat(1), Nanos(0))),
+            (3, Verdict::Granted)
+        );
         assert_eq!(a.take_over(), Ok(4));
     }
 
@@ -254,7 +281,10 @@ mod tests {
         let mut a = arbiter();
         a.committed();
         a.heartbeat(&beat(1), Nanos(1000));
-        let given_up = Beat { condition: Condition::Yielded, ..beat(2) };
+        let given_up = Beat {
+            condition: Condition::Yielded,
+            ..beat(2)
+        };
         assert_eq!(a.heartbeat(&given_up, Nanos(1001)), Verdict::Withheld);
         a.take_over().unwrap();
         assert_eq!(a.go_live(Nanos(1002)), Ok(4));
@@ -262,8 +292,14 @@ mod tests {
         let mut a = arbiter();
         a.committed();
         a.heartbeat(&beat(2), Nanos(1000));
-        assert_eq!(a.heartbeat(&Beat { seq: 1, ..given_up }, Nanos(1001)), Verdict::Withheld);
+        assert_eq!(
+            a.heartbeat(&Beat { seq: 1, ..given_up }, Nanos(1001)),
+            Verdict::Withheld
+        );
         a.take_over().unwrap();
-        assert!(a.go_live(Nanos(1002)).is_err(), "an overtaken message frees from no promise");
+        assert!(
+            a.go_live(Nanos(1002)).is_err(),
+            "an overtaken message frees from no promise"
+        );
     }
 }

@@ -54,7 +54,13 @@ impl Detector {
     /// A detector that suspects after this silence.
     #[must_use]
     pub fn new(timeout: Duration) -> Self {
-        Self { timeout, last: None, suspected: None, false_alarms: 0, longest_silence: Duration::ZERO }
+        Self {
+            timeout,
+            last: None,
+            suspected: None,
+            false_alarms: 0,
+            longest_silence: Duration::ZERO,
+        }
     }
 
     /// A heartbeat came. Answers true if it proves a suspicion wrong; only silence can be proved wrong.
@@ -87,7 +93,9 @@ impl Detector {
             (_, Some(suspicion)) => Status::Suspected(suspicion),
             (None, None) => Status::Waiting,
             (Some(last), None) if now >= last + self.timeout => self.suspect(now, Cause::Silence),
-            (Some(last), None) => Status::Alive { deadline: last + self.timeout },
+            (Some(last), None) => Status::Alive {
+                deadline: last + self.timeout,
+            },
         }
     }
 
@@ -110,8 +118,14 @@ impl Detector {
     }
 
     fn suspect(&mut self, now: Nanos, cause: Cause) -> Status {
-        let Some(last) = self.last else { return Status::Waiting };
-        Status::Suspected(*self.suspected.get_or_insert(Suspicion { at: now, last, cause }))
+        let Some(last) = self.last else {
+            return Status::Waiting;
+        };
+        Status::Suspected(*self.suspected.get_or_insert(Suspicion {
+            at: now,
+            last,
+            cause,
+        }))
     }
 }
 
@@ -131,10 +145,23 @@ mod tests {
         let mut d = detector();
         assert_eq!(d.check(Nanos(999 * MS)), Status::Waiting);
         d.heard(Nanos(10 * MS));
-        assert_eq!(d.check(Nanos(60 * MS - 1)), Status::Alive { deadline: Nanos(60 * MS) });
-        let s = Suspicion { at: Nanos(60 * MS), last: Nanos(10 * MS), cause: Cause::Silence };
+        assert_eq!(
+            d.check(Nanos(60 * MS - 1)),
+            Status::Alive {
+                deadline: Nanos(60 * MS)
+            }
+        );
+        let s = Suspicion {
+            at: Nanos(60 * MS),
+            last: Nanos(10 * MS),
+            cause: Cause::Silence,
+        };
         assert_eq!(d.check(Nanos(60 * MS)), Status::Suspected(s));
-        assert_eq!(d.check(Nanos(90 * MS)), Status::Suspected(s), "the first notice stands");
+        assert_eq!(
+            d.check(Nanos(90 * MS)),
+            Status::Suspected(s),
+            "the first notice stands"
+        );
         assert_eq!(d.false_alarms(), 0);
     }
 
@@ -144,8 +171,16 @@ mod tests {
         d.heard(Nanos(0));
         d.check(Nanos(70 * MS));
         assert!(d.heard(Nanos(80 * MS)));
-        assert_eq!((d.false_alarms(), d.longest_silence()), (1, Duration::from_millis(80)));
-        assert_eq!(d.check(Nanos(81 * MS)), Status::Alive { deadline: Nanos(130 * MS) });
+        assert_eq!(
+            (d.false_alarms(), d.longest_silence()),
+            (1, Duration::from_millis(80))
+        );
+        assert_eq!(
+            d.check(Nanos(81 * MS)),
+            Status::Alive {
+                deadline: Nanos(130 * MS)
+            }
+        );
     }
 
     #[test]
@@ -156,7 +191,12 @@ mod tests {
         assert!(!d.heard(Nanos(2)));
         assert!(matches!(d.check(Nanos(3)), Status::Suspected(_)));
         d.rearm(Nanos(4));
-        assert_eq!(d.check(Nanos(5)), Status::Alive { deadline: Nanos(4) + Duration::from_millis(50) });
+        assert_eq!(
+            d.check(Nanos(5)),
+            Status::Alive {
+                deadline: Nanos(4) + Duration::from_millis(50)
+            }
+        );
     }
 
     #[test]

@@ -33,7 +33,10 @@ impl GenerationFile {
     /// [`GenerationError`] with the kernel's reason; a file whose both slots are damaged is one.
     pub fn open(dir: &Path, name: &str) -> Result<Self, GenerationError> {
         let path = dir.join(format!("{name}.generation"));
-        let failed = |source| GenerationError { path: path.clone(), source };
+        let failed = |source| GenerationError {
+            path: path.clone(),
+            source,
+        };
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -49,13 +52,27 @@ impl GenerationFile {
             }
         }
         if bytes.is_empty() {
-            file.write_all_at(&[slot(0), slot(0)].concat(), 0).map_err(failed)?;
+            file.write_all_at(&[slot(0), slot(0)].concat(), 0)
+                .map_err(failed)?;
             file.sync_all().map_err(failed)?;
-            return Ok(Self { file, path, generation: 0 });
+            return Ok(Self {
+                file,
+                path,
+                generation: 0,
+            });
         }
         let generation = bytes.iter().filter_map(read_slot).max();
-        let damaged = || io::Error::new(io::ErrorKind::InvalidData, "both of its entries are damaged");
-        Ok(Self { generation: generation.ok_or_else(|| failed(damaged()))?, file, path })
+        let damaged = || {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                "both of its entries are damaged",
+            )
+        };
+        Ok(Self {
+            generation: generation.ok_or_else(|| failed(damaged()))?,
+            file,
+            path,
+        })
     }
 
     /// The generation on disk.
@@ -76,7 +93,10 @@ impl GenerationFile {
         self.file
             .write_all_at(&slot(generation), at)
             .and_then(|()| self.file.sync_data())
-            .map_err(|source| GenerationError { path: self.path.clone(), source })?;
+            .map_err(|source| GenerationError {
+                path: self.path.clone(),
+                source,
+            })?;
         self.generation = generation;
         Ok(())
     }
@@ -106,9 +126,19 @@ mod tests {
         assert_eq!(f.generation(), 0);
         f.set(4).unwrap();
         f.set(5).unwrap();
-        assert_eq!(GenerationFile::open(dir.path(), "redis").unwrap().generation(), 5);
+        assert_eq!(
+            GenerationFile::open(dir.path(), "redis")
+                .unwrap()
+                .generation(),
+            5
+        );
         f.file.write_all_at(&[7; 5], SLOT as u64).unwrap();
-        assert_eq!(GenerationFile::open(dir.path(), "redis").unwrap().generation(), 4);
+        assert_eq!(
+            GenerationFile::open(dir.path(), "redis")
+                .unwrap()
+                .generation(),
+            4
+        );
         f.file.write_all_at(&[7; 5], 0).unwrap();
         assert!(GenerationFile::open(dir.path(), "redis").is_err());
         assert!(GenerationFile::open(&dir.path().join("none"), "redis").is_err());

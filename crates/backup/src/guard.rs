@@ -3,6 +3,10 @@
 //! Locks are taken in this order: image, log, watch. The watch is held for moments only, since heartbeats
 //! wait for it; the log is never held while an image is applied, since acknowledgements wait for it.
 
+mod attempt;
+
+pub use attempt::{Attempt, LiveError};
+
 use core::time::Duration;
 use std::sync::mpsc::Sender as EventSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,9 +19,9 @@ use stream::log::AckSender;
 use stream::transport::Sender;
 use stream::{Nanos, StreamError};
 
-use crate::arbiter::{Arbiter, GoLiveError, Phase, TakeoverError};
+use crate::arbiter::{Arbiter, Phase, TakeoverError};
 use crate::detector::{Detector, Status, Suspicion};
-use crate::generation::{GenerationError, GenerationFile};
+use crate::generation::GenerationFile;
 use crate::store::{Image, LogStore, StoreError, Whole};
 
 /// What a backup tells whoever acts on it.
@@ -157,7 +161,10 @@ impl<I: Image> Guard<I> {
         let checkpoint = locked(&self.image).begin.as_ref().map(|b| b.id);
         let (log_bytes, longest_stream) = {
             let log = locked(&self.log);
-            (log.bytes(), log.streams().map(|s| s.end - s.start).max().unwrap_or(0))
+            (
+                log.bytes(),
+                log.streams().map(|s| s.end - s.start).max().unwrap_or(0),
+            )
         };
         let watch = locked(&self.watch);
         Held {
@@ -176,13 +183,16 @@ impl<I: Image> Guard<I> {
     /// [`TakeoverError`] if nothing is committed, or another takeover is under way or done.
     pub fn take_over(self: &Arc<Self>) -> Result<Attempt<I>, TakeoverError> {
         let generation = locked(&self.watch).arbiter.take_over()?;
-        Ok(Attempt { guard: Arc::clone(self), generation, done: false })
+        Ok(Attempt::new(Arc::clone(self), generation))
     }
 
     /// Waits until log comes beyond what `seen` says, or so long: for a standby that replays continuously.
     pub fn wait_for_log(&self, seen: impl Fn(&LogStore) -> bool, within: Duration) {
         let log = locked(&self.log);
-        drop(self.log_moved.wait_timeout_while(log, within, |log| seen(log)));
+        drop(
+            self.log_moved
+                .wait_timeout_while(log, within, |log| seen(log)),
+        );
     }
 
     /// The log.
@@ -249,10 +259,18 @@ impl<I: Image> Guard<I> {
         if log.has_room() {
             return;
         }
-        drop(self.log_moved.wait_while(log, |log| !log.has_room() && self.is_open(Channel::Log)));
+        drop(
+            self.log_moved
+                .wait_while(log, |log| !log.has_room() && self.is_open(Channel::Log)),
+        );
     }
 
-    pub(crate) fn append(&self, stream: u32, position: u64, bytes: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn append(
+        &self,
+        stream: u32,
+        position: u64,
+        bytes: &[u8],
+    ) -> Result<(), StoreError> {
         let mut log = locked(&self.log);
         log.append(stream, position, bytes)?;
         // A commit may wait for these very bytes, and the log for that commit.
@@ -288,7 +306,10 @@ impl<I: Image> Guard<I> {
         {
             let log = locked(&self.log);
             let waits = |log: &mut LogStore| !log.reached(&begin.cut) && self.is_open(Channel::Log);
-            let log = self.log_moved.wait_while(log, waits).unwrap_or_else(PoisonError::into_inner);
+            let log = self
+                .log_moved
+                .wait_while(log, waits)
+                .unwrap_or_else(PoisonError::into_inner);
             if !log.reached(&begin.cut) {
                 return Ok(false);
             }
@@ -302,9 +323,16 @@ impl<I: Image> Guard<I> {
         if let Some(base) = begin.base
             && last != Some(base)
         {
-            return Err(StoreError::Base { id, base, committed: last });
+            return Err(StoreError::Base {
+                id,
+                base,
+                committed: last,
+            });
         }
-        committed.image.apply(&begin, image).map_err(|reason| StoreError::Image { id, reason })?;
+        committed
+            .image
+            .apply(&begin, image)
+            .map_err(|reason| StoreError::Image { id, reason })?;
         locked(&self.log).drop_before(&begin.cut);
         committed.begin = Some(begin);
         drop(committed);
@@ -335,7 +363,15 @@ impl<I: Image> Guard<I> {
             watch.detector.yielded(now);
         }
         let generation = watch.arbiter.generation();
-        (BeatAnswer { seq: beat.seq, generation, instance: self.instance, verdict }, false_alarm)
+        (
+            BeatAnswer {
+                seq: beat.seq,
+                generation,
+                instance: self.instance,
+                verdict,
+            },
+            false_alarm,
+        )
     }
 
     /// How long until silence would be suspicious; a suspicion that was not reported yet is.
@@ -344,7 +380,11 @@ impl<I: Image> Guard<I> {
         if watch.arbiter.phase() == Phase::Ended {
             return self.hello.timing.detect;
         }
-        let status = if lost { watch.detector.lost(now) } else { watch.detector.check(now) };
+        let status = if lost {
+            watch.detector.lost(now)
+        } else {
+            watch.detector.check(now)
+        };
         match status {
             Status::Waiting => self.hello.timing.detect,
             Status::Alive { deadline } => deadline.since(now),
@@ -384,102 +424,4 @@ impl Watch {
 
 fn send_due(due: Option<(AckSender, u64)>) -> Result<(), StreamError> {
     due.map_or(Ok(()), |(acks, number)| acks.ack(number))
-}
-
-/// A takeover under way. Dropped without going live, it is called off: the primary, if it still answers,
-/// gets its lease and its acknowledgements again.
-#[derive(Debug)]
-pub struct Attempt<I: Image> {
-    guard: Arc<Guard<I>>,
-    generation: u64,
-    done: bool,
-}
-
-/// Why an attempt cannot go live.
-#[derive(Debug, thiserror::Error)]
-pub enum LiveError {
-    /// The arbiter forbids it.
-    #[error(transparent)]
-    Arbiter(#[from] GoLiveError),
-    /// It could not be written down, so that a restart of the backup might let the old primary speak.
-    #[error(transparent)]
-    Generation(#[from] GenerationError),
-}
-
-impl<I: Image> Attempt<I> {
-    /// The generation that the container will go live under.
-    #[must_use]
-    pub fn generation(&self) -> u64 {
-        self.generation
-    }
-
-    /// The container.
-    #[must_use]
-    pub fn guard(&self) -> &Arc<Guard<I>> {
-        &self.guard
-    }
-
-    /// From when on the container may go live.
-    #[must_use]
-    pub fn clear_at(&self) -> Nanos {
-        locked(&self.guard.watch).arbiter.clear_at()
-    }
-
-    /// Waits until the last promise to the primary has ended: the fence.
-    pub fn wait_until_clear(&self) {
-        let mut watch = locked(&self.guard.watch);
-        loop {
-            let left = watch.arbiter.clear_at().since(Nanos::now());
-            if left.is_zero() {
-                return;
-            }
-            let waited = self.guard.watch_moved.wait_timeout(watch, left);
-            watch = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    /// The container goes live; every older generation is refused for good. Answers the generation.
-    ///
-    /// # Errors
-    /// [`LiveError`], with the attempt, which may be tried again or dropped.
-    pub fn go_live(mut self) -> Result<u64, (Self, LiveError)> {
-        match self.try_live() {
-            Ok(generation) => {
-                self.done = true;
-                Ok(generation)
-            }
-            Err(e) => Err((self, e)),
-        }
-    }
-
-    fn try_live(&self) -> Result<u64, LiveError> {
-        let mut watch = locked(&self.guard.watch);
-        let watch = &mut *watch;
-        let now = Nanos::now();
-        // On disk first: between the two, a crash leaves both copies mute, not both alive.
-        if now >= watch.arbiter.clear_at()
-            && watch.arbiter.phase() == Phase::TakingOver
-            && let Some(file) = &mut watch.generation_file
-        {
-            file.set(self.generation)?;
-        }
-        Ok(watch.arbiter.go_live(now)?)
-    }
-}
-
-impl<I: Image> Drop for Attempt<I> {
-    fn drop(&mut self) {
-        if self.done {
-            return;
-        }
-        let due = {
-            let mut watch = locked(&self.guard.watch);
-            watch.arbiter.revoke();
-            watch.detector.rearm(Nanos::now());
-            watch.reported = false;
-            watch.due()
-        };
-        // A log connection that fails is noticed, and reported, by the thread that reads it.
-        let _ = send_due(due);
-    }
 }

@@ -13,6 +13,7 @@
 
 pub mod arbiter;
 pub mod detector;
+pub mod fuzz;
 pub mod generation;
 pub mod guard;
 mod serve;

@@ -45,7 +45,11 @@ fn log<I: Image>(guard: &Arc<Guard<I>>, connection: Connection) -> Result<(), Se
     loop {
         guard.wait_for_room();
         match receiver.recv(None)? {
-            Some(Entry::Records { stream, position, bytes }) => guard.append(stream, position, bytes)?,
+            Some(Entry::Records {
+                stream,
+                position,
+                bytes,
+            }) => guard.append(stream, position, bytes)?,
             Some(Entry::Drain(number)) => guard.drained(number)?,
             None => {}
         }
@@ -55,7 +59,11 @@ fn log<I: Image>(guard: &Arc<Guard<I>>, connection: Connection) -> Result<(), Se
 fn heartbeats<I: Image>(guard: &Arc<Guard<I>>, connection: Connection) -> Result<(), ServeError> {
     let _priority = sys::process::RealTime::enter(PRIORITY)
         .inspect_err(|e| tracing::warn!("heartbeats are answered without real-time priority: {e}"));
-    let Connection { sender, mut receiver, .. } = connection;
+    let Connection {
+        sender,
+        mut receiver,
+        ..
+    } = connection;
     loop {
         let wait = guard.watch(Nanos::now(), false);
         if let Err(e) = heartbeat(guard, &sender, &mut receiver, wait) {
@@ -72,10 +80,17 @@ fn heartbeat<I: Image>(
     wait: core::time::Duration,
 ) -> Result<(), ServeError> {
     let peer = receiver.peer();
-    let Some(frame) = receiver.recv(Some(wait))? else { return Ok(()) };
+    let Some(frame) = receiver.recv(Some(wait))? else {
+        return Ok(());
+    };
     if frame.header.kind != Kind::Heartbeat {
         let doing = "waiting for heartbeats";
-        return Err(StreamError::Unexpected { doing, peer, found: frame.header.kind }.into());
+        return Err(StreamError::Unexpected {
+            doing,
+            peer,
+            found: frame.header.kind,
+        }
+        .into());
     }
     let beat: Beat = codec::decode(frame.body)?;
     let (answer, false_alarm) = guard.heartbeat(&beat, Nanos::now());
@@ -91,28 +106,48 @@ fn checkpoints<I: Image>(
     connection: Connection,
     image_cap: u64,
 ) -> Result<(), ServeError> {
-    let Connection { sender, mut receiver, welcome } = connection;
+    let Connection {
+        sender,
+        mut receiver,
+        welcome,
+    } = connection;
     let mut staging = Staging::new(image_cap);
     loop {
-        let Some(frame) = receiver.recv(None)? else { continue };
+        let Some(frame) = receiver.recv(None)? else {
+            continue;
+        };
         let part = checkpoint::decode(&frame)?;
         let (id, taken) = match part {
-            Part::Begin(begin) => (begin.id, begin_one(guard, &mut staging, begin).map(|()| None)),
+            Part::Begin(begin) => (
+                begin.id,
+                begin_one(guard, &mut staging, begin).map(|()| None),
+            ),
             Part::Chunk { offset, bytes } => {
                 // What is not under way was refused already, and its primary may not know yet.
-                let Some(id) = staging.under_way().map(|b| b.id) else { continue };
+                let Some(id) = staging.under_way().map(|b| b.id) else {
+                    continue;
+                };
                 (id, staging.chunk(offset, bytes).map(|()| None))
             }
             Part::Finish(_) if staging.under_way().is_none() => continue,
-            Part::Finish(finish) => (finish.id, staging.finish(&finish).and_then(|w| guard.commit(w).map(Some))),
+            Part::Finish(finish) => (
+                finish.id,
+                staging
+                    .finish(&finish)
+                    .and_then(|w| guard.commit(w).map(Some)),
+            ),
         };
         let commit = match taken {
             Ok(None) => continue,
             Ok(Some(true)) => Commit::Done { id },
-            Ok(Some(false)) => {
-                Commit::Refused { id, reason: "a takeover is under way, or the log ended before its cut".to_owned() }
-            }
-            Err(e) => Commit::Refused { id, reason: e.to_string() },
+            Ok(Some(false)) => Commit::Refused {
+                id,
+                reason: "a takeover is under way, or the log ended before its cut".to_owned(),
+            },
+            Err(e) => Commit::Refused {
+                id,
+                reason: e.to_string(),
+            },
         };
         if matches!(commit, Commit::Refused { .. }) {
             guard.await_cut(staging.under_way())?;
@@ -127,13 +162,21 @@ fn begin_one<I: Image>(
     begin: Begin,
 ) -> Result<(), StoreError> {
     staging.begin(begin)?;
-    guard.await_cut(staging.under_way()).inspect_err(|_| staging.abandon())
+    guard
+        .await_cut(staging.under_way())
+        .inspect_err(|_| staging.abandon())
 }
 
 fn control<I: Image>(guard: &Arc<Guard<I>>, connection: Connection) -> Result<(), ServeError> {
-    let Connection { sender, mut receiver, welcome } = connection;
+    let Connection {
+        sender,
+        mut receiver,
+        welcome,
+    } = connection;
     loop {
-        let Some(request) = control::recv::<Request>(&mut receiver, None)? else { continue };
+        let Some(request) = control::recv::<Request>(&mut receiver, None)? else {
+            continue;
+        };
         let (response, next) = match request {
             Request::Status => (Response::Status(guard.held()), ControlFlow::Continue(())),
             Request::Switchover => {
@@ -153,4 +196,3 @@ fn control<I: Image>(guard: &Arc<Guard<I>>, connection: Connection) -> Result<()
         }
     }
 }
-

@@ -88,10 +88,15 @@ impl<I: Image> Server<I> {
         events: EventSender<Event<I>>,
     ) -> Result<Self, StreamError> {
         let listener = connect::listen(addr)?;
-        let addr = listener.local_addr().map_err(|source| StreamError::Listen { addr, source })?;
+        let addr = listener
+            .local_addr()
+            .map_err(|source| StreamError::Listen { addr, source })?;
         // Unique among the runs of this backup: one host's boot-time clock and process number.
         let instance = Nanos::now().0 ^ u64::from(std::process::id()) << 40;
-        let known = Mutex::new(Known { guards: HashMap::new(), generations: HashMap::new() });
+        let known = Mutex::new(Known {
+            guards: HashMap::new(),
+            generations: HashMap::new(),
+        });
         let shared = Shared {
             options,
             instance,
@@ -101,7 +106,11 @@ impl<I: Image> Server<I> {
             strangers: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
         };
-        Ok(Self { listener, addr, shared: Arc::new(shared) })
+        Ok(Self {
+            listener,
+            addr,
+            shared: Arc::new(shared),
+        })
     }
 
     /// Where it listens, with the port that the kernel chose.
@@ -113,7 +122,10 @@ impl<I: Image> Server<I> {
     /// A handle for other threads.
     #[must_use]
     pub fn handle(&self) -> Handle<I> {
-        Handle { addr: self.addr, shared: Arc::clone(&self.shared) }
+        Handle {
+            addr: self.addr,
+            shared: Arc::clone(&self.shared),
+        }
     }
 
     /// Accepts connections until stopped. A peer that fails to introduce itself is logged and forgotten.
@@ -124,7 +136,14 @@ impl<I: Image> Server<I> {
         loop {
             let (socket, peer) = match self.listener.accept() {
                 Ok(accepted) => accepted,
-                Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => continue,
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
+                    ) =>
+                {
+                    continue;
+                }
                 Err(e) => return Err(e),
             };
             if self.shared.stopped.load(Ordering::Acquire) {
@@ -132,11 +151,15 @@ impl<I: Image> Server<I> {
             }
             if self.shared.strangers.fetch_add(1, Ordering::AcqRel) >= MAX_STRANGERS {
                 self.shared.strangers.fetch_sub(1, Ordering::AcqRel);
-                tracing::warn!("{peer} is turned away: {MAX_STRANGERS} peers are introducing themselves already");
+                tracing::warn!(
+                    "{peer} is turned away: {MAX_STRANGERS} peers are introducing themselves already"
+                );
                 continue;
             }
             let shared = Arc::clone(&self.shared);
-            thread::Builder::new().name("connection".to_owned()).spawn(move || shared.meet(socket, peer))?;
+            thread::Builder::new()
+                .name("connection".to_owned())
+                .spawn(move || shared.meet(socket, peer))?;
         }
     }
 }
@@ -155,7 +178,10 @@ impl<I: Image> Handle<I> {
             guard.disconnect();
         }
         // Wakes the accepting thread; if nobody listens any more, it has ended already.
-        drop(TcpStream::connect_timeout(&self.addr, Duration::from_secs(1)));
+        drop(TcpStream::connect_timeout(
+            &self.addr,
+            Duration::from_secs(1),
+        ));
     }
 
     /// Forgets a container that runs here no longer, so that its name is free again.
@@ -191,7 +217,10 @@ impl<I: Image> Shared<I> {
     /// Serves an admitted connection.
     fn welcome(&self, pending: Pending, guard: &Arc<Guard<I>>) {
         let channel = pending.hello.channel;
-        let welcome = Welcome { generation: guard.generation(), instance: self.instance };
+        let welcome = Welcome {
+            generation: guard.generation(),
+            instance: self.instance,
+        };
         let served = pending
             .welcome(welcome)
             .map_err(Into::into)
@@ -200,11 +229,17 @@ impl<I: Image> Shared<I> {
         if let Err(e) = served {
             guard.tell(Event::Failed(Arc::clone(guard), channel, e));
         }
-        if guard.phase() == Phase::Ended && !guard.is_connected() {
-            let mut known = self.known();
-            if known.guards.get(&guard.hello().name).is_some_and(|g| Arc::ptr_eq(g, guard)) {
-                known.guards.remove(&guard.hello().name);
-            }
+        // What has ended, or never was protected, is of no use without its primary.
+        let mut known = self.known();
+        let name = &guard.hello().name;
+        if matches!(guard.phase(), Phase::Ended | Phase::Unprotected)
+            && !guard.is_connected()
+            && known
+                .guards
+                .get(name)
+                .is_some_and(|g| Arc::ptr_eq(g, guard))
+        {
+            known.guards.remove(name);
         }
     }
 
@@ -222,30 +257,45 @@ impl<I: Image> Shared<I> {
                     may_replace(other, hello)?;
                 }
                 if hello.channel != Channel::Log {
-                    return Err(Refusal::UnknownSession { name: hello.name.clone() });
+                    return Err(Refusal::UnknownSession {
+                        name: hello.name.clone(),
+                    });
                 }
                 self.guard_for(&mut known, hello)?
             }
         };
         let ours = guard.generation();
         if hello.generation != 0 && hello.generation != ours || guard.phase() == Phase::Live {
-            return Err(Refusal::StaleGeneration { theirs: hello.generation, ours });
+            return Err(Refusal::StaleGeneration {
+                theirs: hello.generation,
+                ours,
+            });
         }
         if hello.channel == Channel::Log && guard.held_log() {
-            return Err(Refusal::Twice { channel: Channel::Log });
+            return Err(Refusal::Twice {
+                channel: Channel::Log,
+            });
         }
         if !guard.open(hello.channel, pending.sender()) {
-            return Err(Refusal::Twice { channel: hello.channel });
+            return Err(Refusal::Twice {
+                channel: hello.channel,
+            });
         }
         Ok(guard)
     }
 
     /// A guard for a run of a container that is new here.
     fn guard_for(&self, known: &mut Known<I>, hello: &Hello) -> Result<Arc<Guard<I>>, Refusal> {
-        if known.guards.len() >= self.options.max_containers && !known.guards.contains_key(&hello.name) {
-            return Err(Refusal::Full { containers: known.guards.len() });
+        if known.guards.len() >= self.options.max_containers
+            && !known.guards.contains_key(&hello.name)
+        {
+            return Err(Refusal::Full {
+                containers: known.guards.len(),
+            });
         }
-        let state = |e: &dyn std::error::Error| Refusal::State { reason: e.to_string() };
+        let state = |e: &dyn std::error::Error| Refusal::State {
+            reason: e.to_string(),
+        };
         let mut reached = known.generations.get(&hello.name).copied().unwrap_or(0);
         let mut file = None;
         let mut spill = None;
@@ -257,7 +307,12 @@ impl<I: Image> Shared<I> {
         }
         let generation = match hello.generation {
             0 => reached + 1,
-            stale if stale < reached => return Err(Refusal::StaleGeneration { theirs: stale, ours: reached }),
+            stale if stale < reached => {
+                return Err(Refusal::StaleGeneration {
+                    theirs: stale,
+                    ours: reached,
+                });
+            }
             theirs => theirs,
         };
         if let Some(file) = &mut file {
@@ -266,8 +321,15 @@ impl<I: Image> Shared<I> {
         known.generations.insert(hello.name.clone(), generation);
         let log = LogStore::new(self.options.log_cap, spill);
         let image = (self.new_image)(&self.options);
-        let guard =
-            Guard::new(hello.clone(), generation, self.instance, log, image, file, self.events.clone());
+        let guard = Guard::new(
+            hello.clone(),
+            generation,
+            self.instance,
+            log,
+            image,
+            file,
+            self.events.clone(),
+        );
         let guard = Arc::new(guard);
         known.guards.insert(hello.name.clone(), Arc::clone(&guard));
         guard.tell(Event::Connected(Arc::clone(&guard)));
@@ -280,9 +342,12 @@ fn may_replace<I: Image>(other: &Guard<I>, hello: &Hello) -> Result<(), Refusal>
     match other.phase() {
         Phase::Ended => Ok(()),
         Phase::Unprotected if !other.is_connected() => Ok(()),
-        Phase::Live if hello.generation != 0 => {
-            Err(Refusal::StaleGeneration { theirs: hello.generation, ours: other.generation() })
-        }
-        _ => Err(Refusal::NameTaken { name: hello.name.clone() }),
+        Phase::Live if hello.generation != 0 => Err(Refusal::StaleGeneration {
+            theirs: hello.generation,
+            ours: other.generation(),
+        }),
+        _ => Err(Refusal::NameTaken {
+            name: hello.name.clone(),
+        }),
     }
 }

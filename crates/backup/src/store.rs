@@ -36,7 +36,9 @@ pub enum StoreError {
     #[error("more than {MAX_STREAMS} streams in the log since the last checkpoint")]
     Streams,
     /// A position that is not kept.
-    #[error("stream {stream} is kept from position {start} to {end}, position {wanted} is not there")]
+    #[error(
+        "stream {stream} is kept from position {start} to {end}, position {wanted} is not there"
+    )]
     Absent {
         /// The stream.
         stream: u32,
@@ -48,7 +50,9 @@ pub enum StoreError {
         end: u64,
     },
     /// The disk under the state directory is full.
-    #[error("state directory {dir} is full, the log of the container cannot be kept: free some space or choose another with --state")]
+    #[error(
+        "state directory {dir} is full, the log of the container cannot be kept: free some space or choose another with --state"
+    )]
     StateFull {
         /// The directory.
         dir: PathBuf,
@@ -117,7 +121,9 @@ pub enum StoreError {
         expected: u64,
     },
     /// The image is damaged.
-    #[error("checkpoint {id} is damaged: checksum {found:#010x}, but its bytes give {computed:#010x}")]
+    #[error(
+        "checkpoint {id} is damaged: checksum {found:#010x}, but its bytes give {computed:#010x}"
+    )]
     Checksum {
         /// Its number.
         id: u64,

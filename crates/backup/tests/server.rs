@@ -1,7 +1,12 @@
 //! A whole backup over TCP on loopback: protection, loss, takeover, revocation, fencing, back-pressure.
+#![allow(
+    clippy::unwrap_used,
+    reason = "what cannot be unwrapped here fails the test"
+)]
 
 use core::time::Duration;
-use std::net::SocketAddr;
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
@@ -13,6 +18,7 @@ use backup::guard::{LiveError, ServeError};
 use backup::server::Handle;
 use backup::store::{Chain, StoreError};
 use backup::{Event, Guard, Options, Server};
+use eventlog::frame::{Header, Kind, LENGTH_AT};
 use stream::checkpoint::{self, Begin, CheckpointSender, Commit, CommitReceiver, Cut};
 use stream::connect::{self, Connection};
 use stream::control::{self, Request, Response};
@@ -50,7 +56,13 @@ impl Backup {
         let server = Server::bind(any, options, |o| Chain::new(4 * o.image_cap), tx).unwrap();
         let (addr, handle) = (server.addr(), server.handle());
         let thread = Some(thread::spawn(move || server.run().unwrap()));
-        Self { addr, handle, events, thread, security }
+        Self {
+            addr,
+            handle,
+            events,
+            thread,
+            security,
+        }
     }
 
     fn connect(&self, hello: &Hello) -> Result<Connection, StreamError> {
@@ -84,7 +96,10 @@ fn hello(channel: Channel) -> Hello {
         name: "redis-server".to_owned(),
         session: 5,
         generation: 0,
-        timing: Timing { heartbeat: Duration::from_millis(5), detect: Duration::from_millis(150) },
+        timing: Timing {
+            heartbeat: Duration::from_millis(5),
+            detect: Duration::from_millis(150),
+        },
         host: vec![("kernel".to_owned(), "6.18".to_owned())],
         details: Vec::new(),
     }
@@ -108,7 +123,8 @@ struct Primary {
 impl Primary {
     fn connect(backup: &Backup) -> Self {
         let (log, acks) = log::primary(backup.connect(&hello(Channel::Log)).unwrap());
-        let (checkpoints, commits) = checkpoint::primary(backup.connect(&hello(Channel::Checkpoint)).unwrap());
+        let (checkpoints, commits) =
+            checkpoint::primary(backup.connect(&hello(Channel::Checkpoint)).unwrap());
         let control = backup.connect(&hello(Channel::Control)).unwrap();
         let heartbeat = backup.connect(&hello(Channel::Heartbeat)).unwrap();
         let generation = heartbeat.welcome.generation;
@@ -117,7 +133,19 @@ impl Primary {
         let pulse = beats.pulse();
         let (tx, outcomes) = mpsc::channel();
         let beats = thread::spawn(move || beats.run(|o| tx.send(o).unwrap_or_default()));
-        Self { log, acks, checkpoints, commits, control, pulse, beats, outcomes, position: 0, drain: 0, generation }
+        Self {
+            log,
+            acks,
+            checkpoints,
+            commits,
+            control,
+            pulse,
+            beats,
+            outcomes,
+            position: 0,
+            drain: 0,
+            generation,
+        }
     }
 
     fn drain(&mut self, bytes: &[u8]) -> u64 {
@@ -129,12 +157,26 @@ impl Primary {
     }
 
     fn acked(&mut self, drain: u64) {
-        while self.acks.recv(Some(WITHIN)).unwrap().expect("an acknowledgement in time") < drain {}
+        while self
+            .acks
+            .recv(Some(WITHIN))
+            .unwrap()
+            .expect("an acknowledgement in time")
+            < drain
+        {}
     }
 
     fn begin(&self, id: u64, base: Option<u64>, position: u64, image: &[u8]) -> Begin {
-        let cut = Cut { streams: vec![(1, position)], next_stream: 2 };
-        Begin { id, base, cut, image_len: image.len() as u64 }
+        let cut = Cut {
+            streams: vec![(1, position)],
+            next_stream: 2,
+        };
+        Begin {
+            id,
+            base,
+            cut,
+            image_len: image.len() as u64,
+        }
     }
 
     fn checkpoint(&mut self, id: u64, base: Option<u64>, image: &[u8]) -> Commit {
@@ -142,7 +184,10 @@ impl Primary {
         self.checkpoints.begin(&begin).unwrap();
         self.checkpoints.chunk(image).unwrap();
         self.checkpoints.finish().unwrap();
-        self.commits.recv(Some(WITHIN)).unwrap().expect("an answer in time")
+        self.commits
+            .recv(Some(WITHIN))
+            .unwrap()
+            .expect("an answer in time")
     }
 
     fn wait_for_lease(&self) {
@@ -173,14 +218,19 @@ fn protected(backup: &Backup) -> (Primary, Arc<Guard<Chain>>) {
     let mut p = Primary::connect(backup);
     assert!(matches!(backup.event(), Event::Connected(_)));
     assert_eq!(p.checkpoint(1, None, b"image"), Commit::Done { id: 1 });
-    let Event::Protected(guard) = backup.event() else { panic!() };
+    let Event::Protected(guard) = backup.event() else {
+        panic!()
+    };
     p.wait_for_lease();
     (p, guard)
 }
 
 fn whole_log(guard: &Guard<Chain>) -> Vec<u8> {
     let log = guard.log();
-    let (mut out, start) = (Vec::new(), log.streams().find(|s| s.stream == 1).unwrap().start);
+    let (mut out, start) = (
+        Vec::new(),
+        log.streams().find(|s| s.stream == 1).unwrap().start,
+    );
     log.read(1, start, usize::MAX, &mut out).unwrap();
     out
 }
@@ -190,11 +240,24 @@ fn without_a_committed_checkpoint_the_gate_stays_shut() {
     for security in [Security::Insecure, tls()] {
         let backup = Backup::start(security, None);
         let mut p = Primary::connect(&backup);
-        let Event::Connected(guard) = backup.event() else { panic!() };
+        let Event::Connected(guard) = backup.event() else {
+            panic!()
+        };
         let n = p.drain(b"before");
-        assert_eq!(p.outcomes.recv_timeout(WITHIN).unwrap(), Outcome::Unchanged, "no lease");
-        assert_eq!(p.acks.recv(Some(QUIET)).unwrap(), None, "no acknowledgement");
-        assert!(matches!(guard.take_over(), Err(TakeoverError::NoCheckpoint)));
+        assert_eq!(
+            p.outcomes.recv_timeout(WITHIN).unwrap(),
+            Outcome::Unchanged,
+            "no lease"
+        );
+        assert_eq!(
+            p.acks.recv(Some(QUIET)).unwrap(),
+            None,
+            "no acknowledgement"
+        );
+        assert!(matches!(
+            guard.take_over(),
+            Err(TakeoverError::NoCheckpoint)
+        ));
         assert_eq!(p.checkpoint(1, None, b"image"), Commit::Done { id: 1 });
         p.acked(n);
         p.wait_for_lease();
@@ -216,13 +279,21 @@ fn a_lost_primary_is_taken_over_and_fenced_for_good() {
     p.acked(n);
     p.die();
 
-    let Event::Suspected(_, suspicion) = backup.event() else { panic!() };
+    let Event::Suspected(_, suspicion) = backup.event() else {
+        panic!()
+    };
     assert_eq!(suspicion.cause, Cause::Lost);
     let attempt = guard.take_over().unwrap();
-    assert!(matches!(guard.take_over(), Err(TakeoverError::Phase(Phase::TakingOver))));
+    assert!(matches!(
+        guard.take_over(),
+        Err(TakeoverError::Phase(Phase::TakingOver))
+    ));
     assert_eq!(whole_log(&guard), b"second");
     assert_eq!(guard.image().begin.as_ref().map(|b| b.id), Some(2));
-    assert_eq!(guard.image().image.links(), [(1, b"image".to_vec()), (2, b"change".to_vec())]);
+    assert_eq!(
+        guard.image().image.links(),
+        [(1, b"image".to_vec()), (2, b"change".to_vec())]
+    );
     let clear = attempt.clear_at();
     assert!(clear > Nanos(0));
     attempt.wait_until_clear();
@@ -230,19 +301,48 @@ fn a_lost_primary_is_taken_over_and_fenced_for_good() {
     assert_eq!(attempt.go_live().unwrap(), 2);
 
     // The old primary, healed: under its own generation, as any connection of its run, and as a new run.
-    let old = Hello { generation: 1, ..hello(Channel::Heartbeat) };
-    assert_eq!(backup.refusal(&old), Refusal::StaleGeneration { theirs: 1, ours: 2 });
-    let again = Hello { session: 6, ..old.clone() };
-    assert_eq!(backup.refusal(&again), Refusal::StaleGeneration { theirs: 1, ours: 2 });
-    let other = Hello { session: 7, ..hello(Channel::Log) };
+    let old = Hello {
+        generation: 1,
+        ..hello(Channel::Heartbeat)
+    };
+    assert_eq!(
+        backup.refusal(&old),
+        Refusal::StaleGeneration { theirs: 1, ours: 2 }
+    );
+    let again = Hello {
+        session: 6,
+        ..old.clone()
+    };
+    assert_eq!(
+        backup.refusal(&again),
+        Refusal::StaleGeneration { theirs: 1, ours: 2 }
+    );
+    let other = Hello {
+        session: 7,
+        ..hello(Channel::Log)
+    };
     assert!(matches!(backup.refusal(&other), Refusal::NameTaken { .. }));
 
     // And after a restart of the backup, which has forgotten everything but the generation.
     drop(backup);
     let backup = Backup::start(Security::Insecure, Some(state.path().to_owned()));
-    let old = Hello { channel: Channel::Log, ..old };
-    assert_eq!(backup.refusal(&old), Refusal::StaleGeneration { theirs: 1, ours: 2 });
-    assert_eq!(backup.connect(&hello(Channel::Log)).unwrap().welcome.generation, 3, "a new container");
+    let old = Hello {
+        channel: Channel::Log,
+        ..old
+    };
+    assert_eq!(
+        backup.refusal(&old),
+        Refusal::StaleGeneration { theirs: 1, ours: 2 }
+    );
+    assert_eq!(
+        backup
+            .connect(&hello(Channel::Log))
+            .unwrap()
+            .welcome
+            .generation,
+        3,
+        "a new container"
+    );
 }
 
 #[test]
@@ -254,7 +354,10 @@ fn silence_is_noticed_and_a_live_primary_cannot_be_overrun() {
     let (attempt, e) = attempt.go_live().map(|_| ()).unwrap_err();
     assert!(matches!(e, LiveError::Arbiter(_)), "{e}");
     attempt.wait_until_clear();
-    assert!(!p.pulse.lease().is_live(Nanos::now()), "the lease ended before the promise did");
+    assert!(
+        !p.pulse.lease().is_live(Nanos::now()),
+        "the lease ended before the promise did"
+    );
     assert_eq!(attempt.go_live().unwrap(), 2);
     p.beats.join().unwrap().unwrap();
     assert_eq!(p.pulse.lease().fenced(), Some(2));
@@ -267,7 +370,10 @@ fn a_takeover_called_off_gives_everything_back() {
     let attempt = guard.take_over().unwrap();
     let n = p.drain(b"meanwhile");
     assert_eq!(p.acks.recv(Some(QUIET)).unwrap(), None);
-    assert!(matches!(p.checkpoint(2, Some(1), b"x"), Commit::Refused { id: 2, .. }));
+    assert!(matches!(
+        p.checkpoint(2, Some(1), b"x"),
+        Commit::Refused { id: 2, .. }
+    ));
     attempt.wait_until_clear();
     assert!(!p.pulse.lease().is_live(Nanos::now()));
     drop(attempt);
@@ -284,7 +390,9 @@ fn a_primary_that_gives_up_need_not_be_waited_for() {
     let backup = Backup::start(Security::Insecure, None);
     let (p, guard) = protected(&backup);
     p.pulse.give_up().unwrap();
-    let Event::Suspected(_, suspicion) = backup.event() else { panic!() };
+    let Event::Suspected(_, suspicion) = backup.event() else {
+        panic!()
+    };
     assert_eq!(suspicion.cause, Cause::Yielded);
     assert_eq!(guard.take_over().unwrap().go_live().unwrap(), 2);
 }
@@ -294,17 +402,27 @@ fn an_orderly_end_is_no_loss() {
     let backup = Backup::start(Security::Insecure, None);
     let (mut p, guard) = protected(&backup);
     control::send(&p.control.sender, 1, &Request::Status).unwrap();
-    let status: Response = control::recv(&mut p.control.receiver, Some(WITHIN)).unwrap().unwrap();
+    let status: Response = control::recv(&mut p.control.receiver, Some(WITHIN))
+        .unwrap()
+        .unwrap();
     assert!(matches!(status, Response::Status(h) if h.checkpoint == Some(1) && h.generation == 1));
     control::send(&p.control.sender, 1, &Request::Ended { status: 3 }).unwrap();
-    let done: Response = control::recv(&mut p.control.receiver, Some(WITHIN)).unwrap().unwrap();
+    let done: Response = control::recv(&mut p.control.receiver, Some(WITHIN))
+        .unwrap()
+        .unwrap();
     assert_eq!(done, Response::Done);
     assert!(matches!(backup.event(), Event::Ended(_, 3)));
     p.die_quietly();
     assert_eq!(guard.phase(), Phase::Ended);
-    let again = Hello { session: 8, ..hello(Channel::Log) };
+    let again = Hello {
+        session: 8,
+        ..hello(Channel::Log)
+    };
     assert_eq!(backup.connect(&again).unwrap().welcome.generation, 2);
-    assert!(matches!(backup.event(), Event::Connected(_)), "no suspicion in between");
+    assert!(
+        matches!(backup.event(), Event::Connected(_)),
+        "no suspicion in between"
+    );
 }
 
 impl Primary {
@@ -334,7 +452,11 @@ fn a_full_log_holds_the_primary_until_a_checkpoint_commits() {
     while acked < fits {
         acked = p.acks.recv(Some(WITHIN)).unwrap().unwrap();
     }
-    assert_eq!((acked, p.acks.recv(Some(QUIET)).unwrap()), (fits, None), "back-pressure");
+    assert_eq!(
+        (acked, p.acks.recv(Some(QUIET)).unwrap()),
+        (fits, None),
+        "back-pressure"
+    );
     assert!(guard.log().memory() < LOG_CAP + 200_000);
     // Its cut lies behind log that is still on its way: it must not wait for room that only it can make.
     assert_eq!(p.checkpoint(2, Some(1), b"later"), Commit::Done { id: 2 });
@@ -359,7 +481,10 @@ fn a_state_directory_takes_what_memory_does_not() {
     assert!(kept.len() == 5_000_000 && kept.chunks(100_000).all(|c| c == piece));
     p.die();
     drop((guard, backup));
-    let left: Vec<_> = std::fs::read_dir(state.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let left: Vec<_> = std::fs::read_dir(state.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
     assert_eq!(left, ["redis-server.generation"]);
 }
 
@@ -380,8 +505,22 @@ fn in_small_tmpfs(dir: &Path) -> Option<StoreError> {
     use nix::sched::{CloneFlags, unshare};
     // Of this thread alone, which ends with the test; so do namespace and mount.
     unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).ok()?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).ok()?;
-    mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), Some("size=2m")).ok()?;
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        None::<&str>,
+    )
+    .ok()?;
+    mount(
+        Some("tmpfs"),
+        dir,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some("size=2m"),
+    )
+    .ok()?;
     let spill = backup::store::Spill::new(dir).unwrap();
     let mut log = backup::store::LogStore::new(1 << 20, Some(spill));
     (0..100).find_map(|i| log.append(1, i * 100_000, &[1; 100_000]).err())
@@ -391,25 +530,61 @@ fn in_small_tmpfs(dir: &Path) -> Option<StoreError> {
 fn what_does_not_fit_is_refused() {
     let backup = Backup::start(Security::Insecure, None);
     let first = backup.connect(&hello(Channel::Log)).unwrap();
-    assert_eq!(backup.refusal(&hello(Channel::Log)), Refusal::Twice { channel: Channel::Log });
-    let unknown = Hello { session: 1, name: "other".to_owned(), ..hello(Channel::Checkpoint) };
-    assert!(matches!(backup.refusal(&unknown), Refusal::UnknownSession { .. }));
-    let kernel = Hello { host: vec![("kernel".to_owned(), "6.1".to_owned())], ..hello(Channel::Log) };
+    assert_eq!(
+        backup.refusal(&hello(Channel::Log)),
+        Refusal::Twice {
+            channel: Channel::Log
+        }
+    );
+    let unknown = Hello {
+        session: 1,
+        name: "other".to_owned(),
+        ..hello(Channel::Checkpoint)
+    };
+    assert!(matches!(
+        backup.refusal(&unknown),
+        Refusal::UnknownSession { .. }
+    ));
+    let kernel = Hello {
+        host: vec![("kernel".to_owned(), "6.1".to_owned())],
+        ..hello(Channel::Log)
+    };
     assert!(matches!(backup.refusal(&kernel), Refusal::Host { .. }));
-    let taken = Hello { session: 9, ..hello(Channel::Log) };
+    let taken = Hello {
+        session: 9,
+        ..hello(Channel::Log)
+    };
     assert!(matches!(backup.refusal(&taken), Refusal::NameTaken { .. }));
-    let second = backup.connect(&Hello { name: "second".to_owned(), ..hello(Channel::Log) }).unwrap();
-    let third = Hello { name: "third".to_owned(), ..hello(Channel::Log) };
+    let second = backup
+        .connect(&Hello {
+            name: "second".to_owned(),
+            ..hello(Channel::Log)
+        })
+        .unwrap();
+    let third = Hello {
+        name: "third".to_owned(),
+        ..hello(Channel::Log)
+    };
     assert_eq!(backup.refusal(&third), Refusal::Full { containers: 2 });
+    // What was never protected is gone with its primary, and leaves room.
     drop((first, second));
+    let admitted = std::iter::repeat_with(|| backup.connect(&third)).find_map(Result::ok);
+    assert_eq!(admitted.unwrap().welcome.generation, 1);
 }
 
 #[test]
 fn a_bad_checkpoint_leaves_the_one_before() {
     let backup = Backup::start(Security::Insecure, None);
     let (mut p, guard) = protected(&backup);
-    for (id, base, image) in [(2, Some(7), vec![0; 9]), (2, Some(1), vec![0; 9]), (3, None, vec![0; 2 << 20])] {
-        assert!(matches!(p.checkpoint(id, base, &image), Commit::Refused { .. }));
+    for (id, base, image) in [
+        (2, Some(7), vec![0; 9]),
+        (2, Some(1), vec![0; 9]),
+        (3, None, vec![0; 2 << 20]),
+    ] {
+        assert!(matches!(
+            p.checkpoint(id, base, &image),
+            Commit::Refused { .. }
+        ));
         assert_eq!(guard.image().begin.as_ref().map(|b| b.id), Some(1));
     }
     // Half a checkpoint, then the next.
@@ -421,6 +596,41 @@ fn a_bad_checkpoint_leaves_the_one_before() {
     p.die();
 }
 
+/// Strangers send nonsense, half a frame, a huge header, or nothing at all, and go.
+#[test]
+fn nonsense_does_not_disturb_the_others() {
+    for security in [Security::Insecure, tls()] {
+        let backup = Backup::start(security, None);
+        let (mut p, _guard) = protected(&backup);
+        let mut head = Header {
+            kind: Kind::Hello,
+            generation: 0,
+            stream: 0,
+            position: 0,
+        }
+        .seal(&[])
+        .unwrap();
+        head[LENGTH_AT..LENGTH_AT + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+        let noise: Vec<u8> = (0..70_000u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect();
+        for bytes in [
+            &b"GET / HTTP/1.1\r\n\r\n"[..],
+            &head,
+            &head[..20],
+            &noise,
+            &[],
+        ] {
+            let mut socket = TcpStream::connect(backup.addr).unwrap();
+            // The backup may hang up before everything is sent.
+            let _ = socket.write_all(bytes);
+        }
+        let n = p.drain(b"still here");
+        p.acked(n);
+        p.die();
+    }
+}
+
 #[test]
 fn a_gap_in_the_log_ends_its_connection() {
     let backup = Backup::start(Security::Insecure, None);
@@ -428,8 +638,20 @@ fn a_gap_in_the_log_ends_its_connection() {
     p.drain(b"abc");
     p.position += 1;
     p.drain(b"def");
-    let Event::Failed(_, channel, e) = backup.event() else { panic!() };
+    let Event::Failed(_, channel, e) = backup.event() else {
+        panic!()
+    };
     assert_eq!(channel, Channel::Log);
-    assert!(matches!(e, ServeError::Store(StoreError::Gap { expected: 3, found: 4, .. })), "{e}");
+    assert!(
+        matches!(
+            e,
+            ServeError::Store(StoreError::Gap {
+                expected: 3,
+                found: 4,
+                ..
+            })
+        ),
+        "{e}"
+    );
     p.die();
 }

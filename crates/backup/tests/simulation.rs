@@ -16,7 +16,10 @@ use stream::hello::{Timing, Welcome};
 use stream::lease::{Beat, BeatAnswer, Condition, Lease, Outcome};
 
 const MS: u64 = 1_000_000;
-const TIMING: Timing = Timing { heartbeat: Duration::from_millis(10), detect: Duration::from_millis(50) };
+const TIMING: Timing = Timing {
+    heartbeat: Duration::from_millis(10),
+    detect: Duration::from_millis(50),
+};
 /// Faults happen until then; after it the network is whole.
 const CALM: u64 = 1500;
 const END: u64 = 3000;
@@ -105,8 +108,14 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let mut dice = Dice(seed);
-        let welcome = Welcome { generation: 1, instance: 1 };
-        let clock = |dice: &mut Dice| Clock { offset: dice.roll(1 << 40), ppm: dice.roll(10_000) as i64 - 5000 };
+        let welcome = Welcome {
+            generation: 1,
+            instance: 1,
+        };
+        let clock = |dice: &mut Dice| Clock {
+            offset: dice.roll(1 << 40),
+            ppm: dice.roll(10_000) as i64 - 5000,
+        };
         let (a, b) = (clock(&mut dice), clock(&mut dice));
         let loss = [0, 20, 200][dice.roll(3) as usize];
         let commit_at = Some(dice.roll(200));
@@ -135,7 +144,17 @@ impl World {
             took_over_with: 0,
         };
         let (wire, log) = (BTreeMap::new(), Vec::new());
-        Self { dice, now: 0, wire, sent: 0, cut_until: 0, loss, primary, backup, log }
+        Self {
+            dice,
+            now: 0,
+            wire,
+            sent: 0,
+            cut_until: 0,
+            loss,
+            primary,
+            backup,
+            log,
+        }
     }
 
     fn send(&mut self, to_backup: bool, message: Message) {
@@ -145,24 +164,38 @@ impl World {
         }
         let copies = if faulty && self.dice.chance(30) { 2 } else { 1 };
         for _ in 0..copies {
-            let late = if faulty && self.dice.chance(50) { self.dice.roll(150) } else { self.dice.roll(3) };
+            let late = if faulty && self.dice.chance(50) {
+                self.dice.roll(150)
+            } else {
+                self.dice.roll(3)
+            };
             self.sent += 1;
-            self.wire.insert((self.now + 1 + late, self.sent), (to_backup, message));
+            self.wire
+                .insert((self.now + 1 + late, self.sent), (to_backup, message));
         }
     }
 
     /// Drains go over TCP: in order, late under faults, gone with a restart of the backup.
     fn send_in_order(&mut self, to_backup: bool, message: Message) {
-        let late = if self.now < CALM { self.cut_until.saturating_sub(self.now) } else { 0 };
+        let late = if self.now < CALM {
+            self.cut_until.saturating_sub(self.now)
+        } else {
+            0
+        };
         self.sent += 1;
-        self.wire.insert((self.now + 1 + late, self.sent), (to_backup, message));
+        self.wire
+            .insert((self.now + 1 + late, self.sent), (to_backup, message));
     }
 
     fn step(&mut self) {
         self.faults();
         while let Some(entry) = self.wire.first_entry().filter(|e| e.key().0 <= self.now) {
             let (to_backup, message) = entry.remove();
-            if to_backup { self.at_backup(message) } else { self.at_primary(message) }
+            if to_backup {
+                self.at_backup(message)
+            } else {
+                self.at_primary(message)
+            }
         }
         self.primary_acts();
         self.backup_acts();
@@ -176,7 +209,8 @@ impl World {
         }
         if self.dice.chance(3) {
             self.cut_until = self.now + self.dice.roll(200);
-            self.log.push(format!("{} cut until {}", self.now, self.cut_until));
+            self.log
+                .push(format!("{} cut until {}", self.now, self.cut_until));
         }
         if self.now > 300 && self.dice.chance(1) && self.dice.chance(300) {
             self.primary.dead = true;
@@ -212,7 +246,13 @@ impl World {
             return;
         }
         p.instance = b.instance;
-        p.lease = Lease::new(TIMING, Welcome { generation: p.generation, instance: b.instance });
+        p.lease = Lease::new(
+            TIMING,
+            Welcome {
+                generation: p.generation,
+                instance: b.instance,
+            },
+        );
         if p.resumes.is_some() {
             p.lease.give_up();
         }
@@ -235,9 +275,19 @@ impl World {
                     b.detector.yielded(now);
                 }
                 let (generation, instance) = (b.arbiter.generation(), b.instance);
-                self.send(false, Message::Answer(BeatAnswer { seq: beat.seq, generation, instance, verdict }));
+                self.send(
+                    false,
+                    Message::Answer(BeatAnswer {
+                        seq: beat.seq,
+                        generation,
+                        instance,
+                        verdict,
+                    }),
+                );
             }
-            Message::Drain { instance, number } if instance == b.instance => b.held = b.held.max(number),
+            Message::Drain { instance, number } if instance == b.instance => {
+                b.held = b.held.max(number)
+            }
             _ => {}
         }
     }
@@ -255,7 +305,11 @@ impl World {
             },
             Message::Ack { instance, number } if instance == p.instance => {
                 if let Ok(released) = p.acks.acknowledged(number) {
-                    p.released = released.map(|r| r.note).max().unwrap_or(p.released).max(p.released);
+                    p.released = released
+                        .map(|r| r.note)
+                        .max()
+                        .unwrap_or(p.released)
+                        .max(p.released);
                 }
             }
             _ => {}
@@ -307,21 +361,29 @@ impl World {
                 return;
             }
             // Under faults some attempts fail; afterwards, only those whose primary still answers.
-            let fails = if self.now < CALM { self.dice.chance(300) } else { !self.primary.dead && !self.primary.fenced };
+            let fails = if self.now < CALM {
+                self.dice.chance(300)
+            } else {
+                !self.primary.dead && !self.primary.fenced
+            };
             if fails {
                 b.arbiter.revoke();
                 b.detector.rearm(now);
                 b.attempt_ends = None;
                 self.log.push(format!("{} revoked", self.now));
-            } else if now >= b.arbiter.clear_at() {
-                // On disk first, as the guard does it.
-                b.generation += 1;
-                assert_eq!(b.arbiter.go_live(now), Ok(b.generation));
+            } else if let Ok(generation) = b.arbiter.go_live(now) {
+                b.generation = generation;
                 b.attempt_ends = None;
                 self.log.push(format!("{} live", self.now));
             }
-        } else if matches!(b.detector.check(now), Status::Suspected(_)) && b.arbiter.take_over().is_ok() {
-            b.attempt_ends = Some(self.now + self.dice.roll(80));
+            return;
+        }
+        // Also for no good reason: a connection that broke, an operator.
+        let suspected = matches!(b.detector.check(now), Status::Suspected(_));
+        let early = self.now < CALM && self.dice.chance(2);
+        if (suspected || early) && b.arbiter.take_over().is_ok() {
+            let longest = if self.dice.chance(500) { 5 } else { 80 };
+            b.attempt_ends = Some(self.now + self.dice.roll(longest));
             b.took_over_with = b.held;
             self.log.push(format!("{} takeover begins", self.now));
         }
@@ -335,10 +397,20 @@ impl World {
 
     fn check(&self) {
         let live = self.backup.arbiter.phase() == Phase::Live;
-        assert!(!(live && self.primary_speaks()), "both speak at {}: {:#?}", self.now, self.log);
+        assert!(
+            !(live && self.primary_speaks()),
+            "both speak at {}: {:#?}",
+            self.now,
+            self.log
+        );
         if live && self.primary.instance == self.backup.instance {
             let held = self.backup.took_over_with;
-            assert!(self.primary.released <= held, "output beyond the log at {}: {:#?}", self.now, self.log);
+            assert!(
+                self.primary.released <= held,
+                "output beyond the log at {}: {:#?}",
+                self.now,
+                self.log
+            );
         }
     }
 
@@ -369,7 +441,11 @@ fn many_seeds_never_let_both_speak() {
     let (mut live, mut revoked, mut restarted, mut dead) = (0, 0, 0, 0);
     for seed in 0..2000 {
         let w = World::new(seed).run();
-        assert!(settled(&w), "seed {seed} ends with nobody speaking: {:#?}", w.log);
+        assert!(
+            settled(&w),
+            "seed {seed} ends with nobody speaking: {:#?}",
+            w.log
+        );
         live += u32::from(w.backup.arbiter.phase() == Phase::Live);
         revoked += u32::from(w.log.iter().any(|l| l.ends_with("revoked")));
         restarted += u32::from(w.log.iter().any(|l| l.ends_with("restarts")));
@@ -377,7 +453,10 @@ fn many_seeds_never_let_both_speak() {
     }
     // The faults that matter did happen.
     for count in [live, revoked, restarted, dead] {
-        assert!(count > 200, "live {live}, revoked {revoked}, restarted {restarted}, dead {dead}");
+        assert!(
+            count > 200,
+            "live {live}, revoked {revoked}, restarted {restarted}, dead {dead}"
+        );
     }
 }
 

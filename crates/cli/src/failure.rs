@@ -18,12 +18,18 @@ pub(crate) struct Failure {
 impl Failure {
     /// The command line makes no sense.
     pub(crate) fn usage(sentence: impl Into<String>) -> Self {
-        Self { status: USAGE, sentence: sentence.into() }
+        Self {
+            status: USAGE,
+            sentence: sentence.into(),
+        }
     }
 
     /// It makes sense, but cannot be done.
     pub(crate) fn new(sentence: impl Into<String>) -> Self {
-        Self { status: FAILED, sentence: sentence.into() }
+        Self {
+            status: FAILED,
+            sentence: sentence.into(),
+        }
     }
 
     /// Tells it, on one line of standard error, and gives the status to exit with.

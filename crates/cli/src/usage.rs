@@ -4,7 +4,10 @@ use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 
 /// Whether this is no error but an answer: help or the version.
 pub(crate) fn is_answer(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion)
+    matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    )
 }
 
 /// The sentence.
@@ -28,7 +31,10 @@ pub(crate) fn sentence(error: &Error) -> String {
             if argument() == other {
                 format!("{} is given twice", argument())
             } else {
-                format!("{} and {other} exclude each other: give one of them", argument())
+                format!(
+                    "{} and {other} exclude each other: give one of them",
+                    argument()
+                )
             }
         }
         ErrorKind::InvalidValue if value().is_empty() => {
@@ -36,7 +42,11 @@ pub(crate) fn sentence(error: &Error) -> String {
         }
         ErrorKind::InvalidValue => {
             let known = text(error, ContextKind::ValidValue);
-            format!("{:?} is not a value of {}: choose one of {known}", value(), argument())
+            format!(
+                "{:?} is not a value of {}: choose one of {known}",
+                value(),
+                argument()
+            )
         }
         ErrorKind::ValueValidation => {
             let reason = std::error::Error::source(error).map(ToString::to_string);
@@ -67,6 +77,9 @@ fn text(error: &Error, kind: ContextKind) -> String {
 /// What the parser itself would say, without its ornaments.
 fn first_line(error: &Error) -> String {
     let text = error.to_string();
-    let line = text.lines().next().unwrap_or("the command line makes no sense");
+    let line = text
+        .lines()
+        .next()
+        .unwrap_or("the command line makes no sense");
     line.trim_start_matches("error: ").to_owned()
 }

@@ -23,7 +23,9 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         "m" => Some(60_000_000),
         _ => None,
     };
-    let micros = number.checked_mul(micros.ok_or_else(wrong)?).ok_or_else(wrong)?;
+    let micros = number
+        .checked_mul(micros.ok_or_else(wrong)?)
+        .ok_or_else(wrong)?;
     Ok(Duration::from_micros(micros))
 }
 
@@ -104,7 +106,10 @@ impl FromStr for Backup {
 
 /// An address with a port that is not 0.
 pub(crate) fn endpoint(text: &str) -> Result<SocketAddr, String> {
-    let parsed = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
+    let parsed = text
+        .parse()
+        .ok()
+        .filter(|address: &SocketAddr| address.port() != 0);
     parsed.ok_or_else(|| "give IP:PORT, such as 10.0.0.2:7000".to_owned())
 }
 
@@ -115,13 +120,19 @@ pub(crate) fn name(text: &str) -> Result<String, String> {
     if start && text.len() <= NAME_MAX && text.chars().all(good) {
         Ok(text.to_owned())
     } else {
-        Err("give up to 64 letters, digits, dots, underscores and dashes, a letter or digit first".into())
+        Err(
+            "give up to 64 letters, digits, dots, underscores and dashes, a letter or digit first"
+                .into(),
+        )
     }
 }
 
 /// The name a container has if none is given: its command's base name.
 pub(crate) fn default_name(command: &OsStr) -> Result<String, String> {
-    let base = Path::new(command).file_name().and_then(OsStr::to_str).unwrap_or_default();
+    let base = Path::new(command)
+        .file_name()
+        .and_then(OsStr::to_str)
+        .unwrap_or_default();
     name(base).map_err(|_| format!("the command {command:?} gives no name: give one with --name"))
 }
 
@@ -144,7 +155,17 @@ mod tests {
         assert_eq!(duration("100ms"), Ok(Duration::from_millis(100)));
         assert_eq!(duration("1s"), Ok(Duration::from_secs(1)));
         assert_eq!(duration("250us"), Ok(Duration::from_micros(250)));
-        for bad in ["", "10", "ms", "1.5s", "-1s", "1 s", "1h", "99999999999999999999s", "９ms"] {
+        for bad in [
+            "",
+            "10",
+            "ms",
+            "1.5s",
+            "-1s",
+            "1 s",
+            "1h",
+            "99999999999999999999s",
+            "９ms",
+        ] {
             assert!(duration(bad).is_err(), "{bad}");
         }
         assert!(duration(&format!("{}s", u64::MAX)).is_err());
@@ -156,10 +177,28 @@ mod tests {
     fn networks() {
         let parse = |text: &str| text.parse::<Network>();
         let address = Ipv4Addr::new(10, 0, 0, 10);
-        assert_eq!(parse("10.0.0.10/24"), Ok(Network { address, prefix: 24 }));
+        assert_eq!(
+            parse("10.0.0.10/24"),
+            Ok(Network {
+                address,
+                prefix: 24
+            })
+        );
         assert!(parse("10.0.0.10/32").is_ok() && parse("10.0.0.0/31").is_ok());
-        let bad = ["10.0.0.10", "10.0.0.10/33", "10.0.0.10/0", "10.0.0.10/+8", "10.0.0/24", "/24"];
-        for bad in bad.iter().chain(&["10.0.0.0/24", "10.0.0.255/24", "224.0.0.1/24", "127.0.0.1/8"]) {
+        let bad = [
+            "10.0.0.10",
+            "10.0.0.10/33",
+            "10.0.0.10/0",
+            "10.0.0.10/+8",
+            "10.0.0/24",
+            "/24",
+        ];
+        for bad in bad.iter().chain(&[
+            "10.0.0.0/24",
+            "10.0.0.255/24",
+            "224.0.0.1/24",
+            "127.0.0.1/8",
+        ]) {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }
@@ -170,7 +209,10 @@ mod tests {
         for bad in ["", "-x", ".x", "a/b", "ä", "a b", &"x".repeat(65)] {
             assert!(name(bad).is_err(), "{bad}");
         }
-        assert_eq!(default_name(OsStr::new("/usr/bin/redis-server")), Ok("redis-server".into()));
+        assert_eq!(
+            default_name(OsStr::new("/usr/bin/redis-server")),
+            Ok("redis-server".into())
+        );
         assert!(default_name(OsStr::new("/")).is_err());
     }
 
@@ -178,9 +220,18 @@ mod tests {
     fn endpoints() {
         assert_eq!("none".parse(), Ok(Backup::None));
         assert!(matches!("[::1]:7000".parse(), Ok(Backup::At(_))));
-        for bad in ["", "10.0.0.2", "10.0.0.2:", "10.0.0.2:0", "10.0.0.2:70000", "host:1"] {
+        for bad in [
+            "",
+            "10.0.0.2",
+            "10.0.0.2:",
+            "10.0.0.2:0",
+            "10.0.0.2:70000",
+            "host:1",
+        ] {
             assert!(bad.parse::<Backup>().is_err(), "{bad}");
         }
-        assert!(bridge("br0").is_ok() && bridge("a/b").is_err() && bridge(&"b".repeat(16)).is_err());
+        assert!(
+            bridge("br0").is_ok() && bridge("a/b").is_err() && bridge(&"b".repeat(16)).is_err()
+        );
     }
 }

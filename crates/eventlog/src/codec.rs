@@ -11,8 +11,9 @@ use serde::de::DeserializeOwned;
 /// Most bytes of one message: what fits a frame's body.
 pub const MAX_LEN: usize = 1 << 20;
 
-const CONFIG: Configuration<LittleEndian, Fixint, Limit<MAX_LEN>> =
-    bincode::config::standard().with_fixed_int_encoding().with_limit::<MAX_LEN>();
+const CONFIG: Configuration<LittleEndian, Fixint, Limit<MAX_LEN>> = bincode::config::standard()
+    .with_fixed_int_encoding()
+    .with_limit::<MAX_LEN>();
 
 /// Why a value is not a message, or bytes are not a value.
 #[derive(Debug, thiserror::Error)]
@@ -59,10 +60,15 @@ pub enum CodecError {
 /// [`CodecError::Oversized`] above [`MAX_LEN`]; [`CodecError::Encode`] if serde refuses the value.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
     let type_name = short_name::<T>();
-    let bytes = bincode::serde::encode_to_vec(value, CONFIG)
-        .map_err(|e| CodecError::Encode { type_name, source: Box::new(e) })?;
+    let bytes = bincode::serde::encode_to_vec(value, CONFIG).map_err(|e| CodecError::Encode {
+        type_name,
+        source: Box::new(e),
+    })?;
     if bytes.len() > MAX_LEN {
-        return Err(CodecError::Oversized { type_name, len: bytes.len() });
+        return Err(CodecError::Oversized {
+            type_name,
+            len: bytes.len(),
+        });
     }
     Ok(bytes)
 }
@@ -75,15 +81,22 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     let type_name = short_name::<T>();
     if bytes.len() > MAX_LEN {
-        return Err(CodecError::Oversized { type_name, len: bytes.len() });
+        return Err(CodecError::Oversized {
+            type_name,
+            len: bytes.len(),
+        });
     }
-    let (value, used) = bincode::serde::decode_from_slice(bytes, CONFIG).map_err(|e| CodecError::Decode {
-        type_name,
-        len: bytes.len(),
-        source: Box::new(e),
-    })?;
+    let (value, used) =
+        bincode::serde::decode_from_slice(bytes, CONFIG).map_err(|e| CodecError::Decode {
+            type_name,
+            len: bytes.len(),
+            source: Box::new(e),
+        })?;
     if used < bytes.len() {
-        return Err(CodecError::Trailing { type_name, extra: bytes.len() - used });
+        return Err(CodecError::Trailing {
+            type_name,
+            extra: bytes.len() - used,
+        });
     }
     Ok(value)
 }
@@ -104,7 +117,11 @@ mod tests {
     enum Message {
         Empty,
         Pair(u32, i64),
-        Named { name: String, bytes: Vec<u8>, when: Option<u64> },
+        Named {
+            name: String,
+            bytes: Vec<u8>,
+            when: Option<u64>,
+        },
         List(Vec<(u16, String)>),
     }
 
@@ -112,7 +129,11 @@ mod tests {
         prop_oneof![
             Just(Message::Empty),
             any::<(u32, i64)>().prop_map(|(a, b)| Message::Pair(a, b)),
-            (".{0,40}", proptest::collection::vec(any::<u8>(), 0..200), any::<Option<u64>>())
+            (
+                ".{0,40}",
+                proptest::collection::vec(any::<u8>(), 0..200),
+                any::<Option<u64>>()
+            )
                 .prop_map(|(name, bytes, when)| Message::Named { name, bytes, when }),
             proptest::collection::vec((any::<u16>(), ".{0,9}"), 0..30).prop_map(Message::List),
         ]
@@ -143,8 +164,14 @@ mod tests {
         let mut bytes = 2u32.to_le_bytes().to_vec();
         bytes.extend_from_slice(&u64::MAX.to_le_bytes());
         bytes.resize(64, b'a');
-        assert!(matches!(decode::<Message>(&bytes), Err(CodecError::Decode { len: 64, .. })));
-        assert!(matches!(decode::<Vec<u8>>(&vec![0; MAX_LEN + 1]), Err(CodecError::Oversized { .. })));
+        assert!(matches!(
+            decode::<Message>(&bytes),
+            Err(CodecError::Decode { len: 64, .. })
+        ));
+        assert!(matches!(
+            decode::<Vec<u8>>(&vec![0; MAX_LEN + 1]),
+            Err(CodecError::Oversized { .. })
+        ));
         assert!(encode(&vec![0u8; MAX_LEN]).is_err());
     }
 }

@@ -173,7 +173,9 @@ pub enum FrameError {
         len: u64,
     },
     /// The checksum does not fit: a bit was flipped.
-    #[error("frame at byte {at} is damaged: checksum {found:#010x}, but its bytes give {computed:#010x}")]
+    #[error(
+        "frame at byte {at} is damaged: checksum {found:#010x}, but its bytes give {computed:#010x}"
+    )]
     Checksum {
         /// Offset of the frame.
         at: u64,
@@ -202,7 +204,10 @@ impl Header {
     pub fn seal(&self, parts: &[&[u8]]) -> Result<[u8; HEADER_LEN], FrameError> {
         let len: usize = parts.iter().map(|p| p.len()).sum();
         if len > MAX_BODY {
-            return Err(FrameError::Oversized { at: 0, len: len as u64 });
+            return Err(FrameError::Oversized {
+                at: 0,
+                len: len as u64,
+            });
         }
         let mut b = [0; HEADER_LEN];
         b[MAGIC_AT..VERSION_AT].copy_from_slice(&MAGIC.to_le_bytes());
@@ -212,7 +217,11 @@ impl Header {
         b[STREAM_AT..LENGTH_AT].copy_from_slice(&self.stream.to_le_bytes());
         b[LENGTH_AT..POSITION_AT].copy_from_slice(&(len as u32).to_le_bytes());
         b[POSITION_AT..FLAGS_AT].copy_from_slice(&self.position.to_le_bytes());
-        let crc = parts.iter().fold(crc32c::crc32c(&b[..CRC_AT]), |crc, part| crc32c::crc32c_append(crc, part));
+        let crc = parts
+            .iter()
+            .fold(crc32c::crc32c(&b[..CRC_AT]), |crc, part| {
+                crc32c::crc32c_append(crc, part)
+            });
         b[CRC_AT..HEADER_LEN].copy_from_slice(&crc.to_le_bytes());
         Ok(b)
     }
@@ -239,18 +248,28 @@ impl Header {
 /// Any of [`FrameError`] but [`FrameError::Truncated`].
 pub fn decode(bytes: &[u8], at: u64) -> Result<Result<(Frame<'_>, usize), usize>, FrameError> {
     if bytes.len() >= 4 && word(bytes, MAGIC_AT) != MAGIC {
-        return Err(FrameError::BadMagic { at, found: word(bytes, MAGIC_AT) });
+        return Err(FrameError::BadMagic {
+            at,
+            found: word(bytes, MAGIC_AT),
+        });
     }
     if bytes.len() < HEADER_LEN {
         return Ok(Err(HEADER_LEN - bytes.len()));
     }
     let theirs = u16::from_le_bytes([bytes[VERSION_AT], bytes[VERSION_AT + 1]]);
     if theirs != VERSION {
-        return Err(FrameError::Version { at, theirs, ours: VERSION });
+        return Err(FrameError::Version {
+            at,
+            theirs,
+            ours: VERSION,
+        });
     }
     let len = word(bytes, LENGTH_AT);
     if len as usize > MAX_BODY {
-        return Err(FrameError::Oversized { at, len: u64::from(len) });
+        return Err(FrameError::Oversized {
+            at,
+            len: u64::from(len),
+        });
     }
     let total = HEADER_LEN + len as usize;
     if bytes.len() < total {
@@ -260,9 +279,16 @@ pub fn decode(bytes: &[u8], at: u64) -> Result<Result<(Frame<'_>, usize), usize>
     let found = word(bytes, CRC_AT);
     let computed = crc32c::crc32c_append(crc32c::crc32c(&bytes[..CRC_AT]), body);
     if found != computed {
-        return Err(FrameError::Checksum { at, found, computed });
+        return Err(FrameError::Checksum {
+            at,
+            found,
+            computed,
+        });
     }
-    let kind = Kind::from_byte(bytes[KIND_AT]).ok_or(FrameError::BadKind { at, found: bytes[KIND_AT] })?;
+    let kind = Kind::from_byte(bytes[KIND_AT]).ok_or(FrameError::BadKind {
+        at,
+        found: bytes[KIND_AT],
+    })?;
     for found in [u32::from(bytes[ZERO_AT]), word(bytes, FLAGS_AT)] {
         if found != 0 {
             return Err(FrameError::Reserved { at, found });
@@ -291,12 +317,14 @@ mod tests {
     use proptest::prelude::*;
 
     pub(super) fn header() -> impl Strategy<Value = Header> {
-        (1u8..=9, any::<u64>(), any::<u32>(), any::<u64>()).prop_map(|(k, generation, stream, position)| Header {
-            kind: Kind::from_byte(k).unwrap(),
-            generation,
-            stream,
-            position,
-        })
+        (1u8..=9, any::<u64>(), any::<u32>(), any::<u64>()).prop_map(
+            |(k, generation, stream, position)| Header {
+                kind: Kind::from_byte(k).unwrap(),
+                generation,
+                stream,
+                position,
+            },
+        )
     }
 
     proptest! {
@@ -337,22 +365,54 @@ mod tests {
 
     #[test]
     fn a_wrong_header_is_refused_before_its_body_comes() {
-        let h = Header { kind: Kind::Records, generation: 1, stream: 2, position: 3 };
+        let h = Header {
+            kind: Kind::Records,
+            generation: 1,
+            stream: 2,
+            position: 3,
+        };
         let whole = h.seal(&[]).unwrap();
         let mut b = whole;
         b[LENGTH_AT..POSITION_AT].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert_eq!(decode(&b, 7), Err(FrameError::Oversized { at: 7, len: u64::from(u32::MAX) }));
+        assert_eq!(
+            decode(&b, 7),
+            Err(FrameError::Oversized {
+                at: 7,
+                len: u64::from(u32::MAX)
+            })
+        );
         let mut b = whole;
         b[VERSION_AT] = 9;
-        assert_eq!(decode(&b, 7), Err(FrameError::Version { at: 7, theirs: 9, ours: VERSION }));
-        assert_eq!(decode(b"GET / HTTP/1.1", 0), Err(FrameError::BadMagic { at: 0, found: word(b"GET ", 0) }));
-        assert!(matches!(h.seal(&[&[0; MAX_BODY], &[0]]), Err(FrameError::Oversized { .. })));
+        assert_eq!(
+            decode(&b, 7),
+            Err(FrameError::Version {
+                at: 7,
+                theirs: 9,
+                ours: VERSION
+            })
+        );
+        assert_eq!(
+            decode(b"GET / HTTP/1.1", 0),
+            Err(FrameError::BadMagic {
+                at: 0,
+                found: word(b"GET ", 0)
+            })
+        );
+        assert!(matches!(
+            h.seal(&[&[0; MAX_BODY], &[0]]),
+            Err(FrameError::Oversized { .. })
+        ));
         assert!(h.seal(&[&[0; MAX_BODY]]).is_ok());
     }
 
     #[test]
     fn the_layout_is_the_documented_one() {
-        let h = Header { kind: Kind::Records, generation: 0x0807_0605_0403_0201, stream: 0x0c0b_0a09, position: 5 };
+        let h = Header {
+            kind: Kind::Records,
+            generation: 0x0807_0605_0403_0201,
+            stream: 0x0c0b_0a09,
+            position: 5,
+        };
         let b = h.seal(&[b"abc"]).unwrap();
         assert_eq!(&b[..8], b"USFR\x01\x00\x02\x00");
         assert_eq!(b[8..20], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);

@@ -108,11 +108,24 @@ pub enum Malformed {
 impl core::fmt::Display for Malformed {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
-            Self::Truncated { nr, missing } => write!(f, "payload of call {nr} cut short, {missing} bytes missing"),
-            Self::TooLong { nr, argument, len, most } => {
-                write!(f, "buffer {argument} of call {nr} has {len} bytes, more than {most}")
+            Self::Truncated { nr, missing } => {
+                write!(f, "payload of call {nr} cut short, {missing} bytes missing")
             }
-            Self::Excess { nr, len } => write!(f, "payload of call {nr} followed by {len} bytes that belong to nothing"),
+            Self::TooLong {
+                nr,
+                argument,
+                len,
+                most,
+            } => {
+                write!(
+                    f,
+                    "buffer {argument} of call {nr} has {len} bytes, more than {most}"
+                )
+            }
+            Self::Excess { nr, len } => write!(
+                f,
+                "payload of call {nr} followed by {len} bytes that belong to nothing"
+            ),
         }
     }
 }
@@ -123,18 +136,29 @@ impl core::error::Error for Malformed {}
 ///
 /// # Errors
 /// [`Malformed`], naming what does not fit. Never allocates, never looks beyond `payload`.
-pub fn parse<'a>(row: &Syscall, header: &Header, payload: &'a [u8]) -> Result<Parsed<'a>, Malformed> {
+pub fn parse<'a>(
+    row: &Syscall,
+    header: &Header,
+    payload: &'a [u8],
+) -> Result<Parsed<'a>, Malformed> {
     let mut parsed = Parsed::default();
     if payload.is_empty() {
         return Ok(parsed);
     }
     let intent = header.kind == kind::INTENT;
-    let mut rest = Reader { nr: row.nr, bytes: payload };
+    let mut rest = Reader {
+        nr: row.nr,
+        bytes: payload,
+    };
     if MAKES_THREADS.contains(&row.nr) {
         parsed.child = Some(parse_child(&mut rest)?);
     }
     let mut shape = row.args;
-    if if intent { row.capture } else { row.captures(header.result) } {
+    if if intent {
+        row.capture
+    } else {
+        row.captures(header.result)
+    } {
         let mut args = [0; 6];
         for arg in args.iter_mut().take(row.arity()) {
             *arg = rest.u64()?;
@@ -151,8 +175,13 @@ pub fn parse<'a>(row: &Syscall, header: &Header, payload: &'a [u8]) -> Result<Pa
                 arg if arg.is_filled() => parsed.filled[i] = Some(rest.buffer(i, *arg)?),
                 Arg::OutVec => parsed.data = rest.part()?,
                 Arg::OutMsg => {
-                    let (name, control, flags) = (rest.part()?, rest.part()?, word(rest.part()?) as u32);
-                    parsed.message = Some(Message { name, control, flags });
+                    let (name, control, flags) =
+                        (rest.part()?, rest.part()?, word(rest.part()?) as u32);
+                    parsed.message = Some(Message {
+                        name,
+                        control,
+                        flags,
+                    });
                     parsed.data = rest.part()?;
                 }
                 _ => {}
@@ -161,18 +190,32 @@ pub fn parse<'a>(row: &Syscall, header: &Header, payload: &'a [u8]) -> Result<Pa
     }
     if matches!(row.class, Class::Suppressed) && !rest.bytes.is_empty() {
         if shape.contains(&Arg::InMsg) && !intent {
-            parsed.message = Some(Message { control: rest.part()?, ..Message::default() });
+            parsed.message = Some(Message {
+                control: rest.part()?,
+                ..Message::default()
+            });
         } else {
             parsed.data = core::mem::take(&mut rest.bytes);
         }
     }
-    if rest.bytes.is_empty() { Ok(parsed) } else { Err(Malformed::Excess { nr: row.nr, len: rest.bytes.len() }) }
+    if rest.bytes.is_empty() {
+        Ok(parsed)
+    } else {
+        Err(Malformed::Excess {
+            nr: row.nr,
+            len: rest.bytes.len(),
+        })
+    }
 }
 
 /// The stream and the flags behind the header of a clone.
 fn parse_child(rest: &mut Reader<'_>) -> Result<Child, Malformed> {
     let stream = rest.u32()?;
-    let flags = if rest.bytes.is_empty() { None } else { Some(rest.u64()?) };
+    let flags = if rest.bytes.is_empty() {
+        None
+    } else {
+        Some(rest.u64()?)
+    };
     Ok(Child { stream, flags })
 }
 
@@ -185,7 +228,10 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn take(&mut self, n: usize) -> Result<&'a [u8], Malformed> {
         let Some((taken, rest)) = self.bytes.split_at_checked(n) else {
-            return Err(Malformed::Truncated { nr: self.nr, missing: n - self.bytes.len() });
+            return Err(Malformed::Truncated {
+                nr: self.nr,
+                missing: n - self.bytes.len(),
+            });
         };
         self.bytes = rest;
         Ok(taken)
@@ -206,10 +252,18 @@ impl<'a> Reader<'a> {
 
     fn buffer(&mut self, argument: usize, arg: Arg) -> Result<&'a [u8], Malformed> {
         let part = self.part()?;
-        if let Arg::In(Len::Fixed(most)) | Arg::Out(Len::Fixed(most)) | Arg::InOut(Len::Fixed(most)) = arg {
+        if let Arg::In(Len::Fixed(most))
+        | Arg::Out(Len::Fixed(most))
+        | Arg::InOut(Len::Fixed(most)) = arg
+        {
             let most = usize::from(most);
             if part.len() > most {
-                return Err(Malformed::TooLong { nr: self.nr, argument, len: part.len(), most });
+                return Err(Malformed::TooLong {
+                    nr: self.nr,
+                    argument,
+                    len: part.len(),
+                    most,
+                });
             }
         }
         Ok(part)
@@ -218,7 +272,10 @@ impl<'a> Reader<'a> {
 
 /// Up to eight little-endian bytes as a number.
 fn word(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]
@@ -232,7 +289,10 @@ mod tests {
     }
 
     fn header(result: i64) -> Header {
-        Header { result, ..Header::default() }
+        Header {
+            result,
+            ..Header::default()
+        }
     }
 
     fn part(bytes: &[u8]) -> Vec<u8> {
@@ -249,7 +309,13 @@ mod tests {
         let parsed = parse(row("epoll_ctl"), &header(0), &bytes).unwrap();
         assert_eq!(parsed.args, Some([4, 1, 7, 0x1000, 0, 0]));
         assert_eq!(parsed.inputs[3], Some(&[1; 12][..]));
-        let bytes = [words(&[6, 0, 0, 0x800]), part(&16u32.to_le_bytes()), part(&[2; 16]), part(&[16, 0, 0, 0])].concat();
+        let bytes = [
+            words(&[6, 0, 0, 0x800]),
+            part(&16u32.to_le_bytes()),
+            part(&[2; 16]),
+            part(&[16, 0, 0, 0]),
+        ]
+        .concat();
         let parsed = parse(row("accept4"), &header(9), &bytes).unwrap();
         assert_eq!(parsed.filled[1], Some(&[2; 16][..]));
         assert_eq!(parsed.filled[2], Some(&[16, 0, 0, 0][..]));
@@ -259,10 +325,16 @@ mod tests {
     #[test]
     fn command_decides_what_an_ioctl_carries() {
         let set = [words(&[5, 0x5421, 0]), part(&[1, 0, 0, 0])].concat();
-        assert_eq!(parse(row("ioctl"), &header(0), &set).unwrap().inputs[2], Some(&[1, 0, 0, 0][..]));
+        assert_eq!(
+            parse(row("ioctl"), &header(0), &set).unwrap().inputs[2],
+            Some(&[1, 0, 0, 0][..])
+        );
         let ask = [words(&[5, 0x541b, 0]), part(&[9, 0, 0, 0])].concat();
         let parsed = parse(row("ioctl"), &header(0), &ask).unwrap();
-        assert_eq!((parsed.inputs[2], parsed.filled[2]), (None, Some(&[9, 0, 0, 0][..])));
+        assert_eq!(
+            (parsed.inputs[2], parsed.filled[2]),
+            (None, Some(&[9, 0, 0, 0][..]))
+        );
     }
 
     #[test]
@@ -270,38 +342,93 @@ mod tests {
         let flags = 0x20u32.to_le_bytes();
         let bytes = [part(&[1, 0]), part(b"control"), part(&flags), part(b"data")].concat();
         let parsed = parse(row("recvmsg"), &header(4), &bytes).unwrap();
-        assert_eq!(parsed.message, Some(Message { name: &[1, 0], control: b"control", flags: 0x20 }));
+        assert_eq!(
+            parsed.message,
+            Some(Message {
+                name: &[1, 0],
+                control: b"control",
+                flags: 0x20
+            })
+        );
         assert_eq!(parsed.data, b"data");
         let longer = [&bytes[..], b"x"].concat();
-        assert_eq!(parse(row("recvmsg"), &header(4), &longer), Err(Malformed::Excess { nr: 47, len: 1 }));
+        assert_eq!(
+            parse(row("recvmsg"), &header(4), &longer),
+            Err(Malformed::Excess { nr: 47, len: 1 })
+        );
         let sent = part(b"rights");
         let parsed = parse(row("sendmsg"), &header(1), &sent).unwrap();
-        assert_eq!((parsed.message.unwrap().control, parsed.data), (&b"rights"[..], &b""[..]));
-        assert_eq!(parse(row("readv"), &header(2), &part(b"ab")).unwrap().data, b"ab");
+        assert_eq!(
+            (parsed.message.unwrap().control, parsed.data),
+            (&b"rights"[..], &b""[..])
+        );
+        assert_eq!(
+            parse(row("readv"), &header(2), &part(b"ab")).unwrap().data,
+            b"ab"
+        );
     }
 
     #[test]
     fn a_clone_names_its_child() {
         let bytes = [&9u32.to_le_bytes()[..], &0x11u64.to_le_bytes()].concat();
-        assert_eq!(parse(row("clone3"), &header(70), &bytes).unwrap().child, Some(Child { stream: 9, flags: Some(0x11) }));
-        assert_eq!(parse(row("fork"), &header(70), &bytes[..4]).unwrap().child, Some(Child { stream: 9, flags: None }));
+        assert_eq!(
+            parse(row("clone3"), &header(70), &bytes).unwrap().child,
+            Some(Child {
+                stream: 9,
+                flags: Some(0x11)
+            })
+        );
+        assert_eq!(
+            parse(row("fork"), &header(70), &bytes[..4]).unwrap().child,
+            Some(Child {
+                stream: 9,
+                flags: None
+            })
+        );
     }
 
     #[test]
     fn output_to_a_file_is_its_bytes_also_when_only_intended() {
-        assert_eq!(parse(row("write"), &header(3), b"abc").unwrap().data, b"abc");
+        assert_eq!(
+            parse(row("write"), &header(3), b"abc").unwrap().data,
+            b"abc"
+        );
         assert_eq!(parse(row("write"), &header(3), b"").unwrap().data, b"");
-        let intent = Header { kind: kind::INTENT, result: 1, ..Header::default() };
-        assert_eq!(parse(row("write"), &intent, b"abcdef").unwrap().data, b"abcdef");
+        let intent = Header {
+            kind: kind::INTENT,
+            result: 1,
+            ..Header::default()
+        };
+        assert_eq!(
+            parse(row("write"), &intent, b"abcdef").unwrap().data,
+            b"abcdef"
+        );
     }
 
     #[test]
     fn buffers_are_not_longer_than_their_type() {
         let bytes = part(&[0; 145]);
         let error = parse(row("fstat"), &header(0), &bytes);
-        assert_eq!(error, Err(Malformed::TooLong { nr: 5, argument: 1, len: 145, most: 144 }));
-        assert_eq!(parse(row("fstat"), &header(0), &bytes[..9]), Err(Malformed::Truncated { nr: 5, missing: 140 }));
-        assert_eq!(parse(row("getpid"), &header(1), b"?"), Err(Malformed::Excess { nr: 39, len: 1 }));
+        assert_eq!(
+            error,
+            Err(Malformed::TooLong {
+                nr: 5,
+                argument: 1,
+                len: 145,
+                most: 144
+            })
+        );
+        assert_eq!(
+            parse(row("fstat"), &header(0), &bytes[..9]),
+            Err(Malformed::Truncated {
+                nr: 5,
+                missing: 140
+            })
+        );
+        assert_eq!(
+            parse(row("getpid"), &header(1), b"?"),
+            Err(Malformed::Excess { nr: 39, len: 1 })
+        );
     }
 
     proptest! {

@@ -83,8 +83,14 @@ pub mod kind {
     pub const INTENT: u16 = 1032;
     /// The processor and node that getcpu answered.
     pub const GETCPU: u16 = 1033;
-    /// Output accepted on a connection. `arg0`: descriptor; `result`: bytes; `version`: their hash.
+    /// Output accepted on a connection. `arg0`: descriptor; `result`: bytes; `version`: their hash. Payload:
+    /// the connection's entry and flags (32 bits each; bit 0: more of the same call follows, bit 1: the
+    /// bytes themselves follow), and the position behind the bytes in the connection's stream.
     pub const OUTPUT: u16 = 1034;
+    /// A connection got an output entry; just before the record of the accept or connect that made it.
+    /// `arg0`: descriptor; `result`: entry; `version`: its generation. Payload: two socket addresses of 28
+    /// bytes each, own and peer's.
+    pub const CONNECTION: u16 = 1035;
 }
 
 /// A record's header, decoded.

@@ -16,7 +16,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#define MAX_CONNECTIONS 4096
+#define MAX_CONNECTIONS 16384
 #define MAX_HALF_OPEN 16384
 #define MAX_CLOSED 16384
 

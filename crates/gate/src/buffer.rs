@@ -22,6 +22,9 @@ pub trait OutputBuffer {
     /// Frees the room of everything before `to`, and wakes a writer that waits for room.
     fn set_trimmed(&self, to: u64);
 
+    /// The kernel gave the connection up with this errno: the application's next write should meet it.
+    fn set_error(&self, errno: i32);
+
     /// Gives the buffer back for another connection.
     fn free(&self);
 
@@ -42,27 +45,6 @@ pub trait OutputBuffer {
     }
 }
 
-impl<B: OutputBuffer + ?Sized> OutputBuffer for &B {
-    fn written(&self) -> u64 {
-        (**self).written()
-    }
-    fn copy_out(&self, from: u64, out: &mut [u8]) {
-        (**self).copy_out(from, out);
-    }
-    fn set_trimmed(&self, to: u64) {
-        (**self).set_trimmed(to);
-    }
-    fn free(&self) {
-        (**self).free();
-    }
-    fn capacity(&self) -> u64 {
-        (**self).capacity()
-    }
-    fn send(&self, socket: BorrowedFd<'_>, from: u64, to: u64) -> io::Result<u64> {
-        (**self).send(socket, from, to)
-    }
-}
-
 impl<B: OutputBuffer + ?Sized> OutputBuffer for std::sync::Arc<B> {
     fn written(&self) -> u64 {
         (**self).written()
@@ -72,6 +54,9 @@ impl<B: OutputBuffer + ?Sized> OutputBuffer for std::sync::Arc<B> {
     }
     fn set_trimmed(&self, to: u64) {
         (**self).set_trimmed(to);
+    }
+    fn set_error(&self, errno: i32) {
+        (**self).set_error(errno);
     }
     fn free(&self) {
         (**self).free();

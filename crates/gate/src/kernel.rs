@@ -12,6 +12,7 @@ use sys::bpf::MappedArray;
 use crate::error::GateError;
 use crate::facts::{Handshake, Progress, Scale};
 use crate::layout::{COUNTERS, MAX_CONNECTIONS, config, connection, flag, held, option, permit, state};
+use crate::rebuild::Plan;
 use crate::tuple::{Key, Tuple};
 
 /// The eBPF program, built from `bpf/gate.bpf.c` as `bpf/README.md` says.
@@ -23,7 +24,8 @@ pub struct Config {
     /// Connections are clamped and released. Without it the lease alone decides.
     pub gate: bool,
     /// Source MAC of everything that leaves, so that bridges never learn the container's own and flood
-    /// what is sent to it to both hosts.
+    /// what is sent to it to both hosts. Attach before the interface is up: a single frame that passed
+    /// unmasked is remembered for minutes.
     pub mask: Option<[u8; 6]>,
     /// IPv4 for the container is kept (see [`crate::Tap`]) and not delivered.
     pub hold: bool,
@@ -279,6 +281,16 @@ impl Gate {
             .insert(key, index, 0)
             .map_err(|e| GateError::MapAccess { name: "tuples", source: Box::new(e) })?;
         Ok(entry)
+    }
+
+    /// Corrects an adopted entry by what the probe told: call it before the socket goes live.
+    pub fn settle(&self, entry: Entry, handshake: &Handshake, plan: &Plan) {
+        let released = handshake.send_seq(plan.resend.end + plan.swallow).wrapping_add(u32::from(plan.finish));
+        // What lies in the kernel's queue counts as sent, although it did not pass here.
+        let sent = handshake.send_seq(plan.output().sent_to());
+        self.word(entry, connection::UNA).store(plan.snd_una, Release);
+        self.word(entry, connection::SND_NXT).store(sent, Release);
+        self.word(entry, connection::REL_SND).store(released, Release);
     }
 
     /// Gives an entry back. `closed` says that the log holds the close and the peer has everything: what

@@ -2,7 +2,7 @@
 //! numbers at compile time. Values are in host order, ports inside a key in network order.
 
 /// Connections at once.
-pub(crate) const MAX_CONNECTIONS: u32 = 4096;
+pub(crate) const MAX_CONNECTIONS: u32 = 16_384;
 
 /// `struct connection`, by field.
 pub(crate) mod connection {

@@ -10,6 +10,7 @@
 //! In: log positions that the backup has acknowledged, descriptors, buffers. Out: packets. The gate fails
 //! closed: when nobody renews the lease, nothing of any kind leaves.
 
+mod arena;
 mod buffer;
 mod error;
 mod facts;
@@ -23,6 +24,7 @@ mod sender;
 mod tap;
 mod tuple;
 
+pub use arena::ArenaOutput;
 pub use buffer::OutputBuffer;
 pub use error::GateError;
 pub use facts::{Handshake, Progress, Scale, distance, position_of};

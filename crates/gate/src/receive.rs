@@ -5,6 +5,7 @@
 //! where none comes (an upload), a pure acknowledgement is injected.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 
 use crate::error::GateError;
 use crate::facts::{Handshake, Progress, distance};
@@ -56,18 +57,20 @@ impl Injector {
 
     /// Sends the acknowledgement that `entry` lacks, if it lacks one. Call it after
     /// [`Gate::allow_receive`] and after the output that the same log position released, which carries
-    /// the acknowledgement for nothing. Returns whether one was sent.
+    /// the acknowledgement for nothing. Returns whether one was sent: false, too, while the way to the peer
+    /// is full; the next call tries again.
     ///
     /// # Errors
     /// [`GateError::Socket`] if the packet cannot be sent.
     pub fn acknowledge(&self, gate: &Gate, entry: Entry, handshake: &Handshake) -> Result<bool, GateError> {
         let Some(segment) = late_acknowledgement(handshake, &gate.progress(entry)) else { return Ok(false) };
-        self.0.send(&segment.packet(), *handshake.tuple.peer.ip()).map_err(|source| GateError::Socket {
-            tuple: handshake.tuple,
-            step: "sending a late acknowledgement",
-            source,
-        })?;
-        Ok(true)
+        match self.0.send(&segment.packet(), *handshake.tuple.peer.ip()) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::WouldBlock || e.raw_os_error() == Some(nix::libc::ENOBUFS) => Ok(false),
+            Err(source) => {
+                Err(GateError::Socket { tuple: handshake.tuple, step: "sending a late acknowledgement", source })
+            }
+        }
     }
 }
 

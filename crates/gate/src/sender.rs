@@ -1,6 +1,6 @@
 //! Performs the sends of all connections: one thread, no waiting call but [`Sender::turn`]'s.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
@@ -50,7 +50,7 @@ pub struct Sender<B> {
     epoll: Epoll,
     connections: BTreeMap<usize, Adopted<B>>,
     /// Slots with something on its way.
-    busy: Vec<usize>,
+    busy: BTreeSet<usize>,
 }
 
 /// More events than this are left for the next turn.
@@ -64,7 +64,7 @@ impl<B: OutputBuffer> Sender<B> {
     pub fn new() -> Result<Self, GateError> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .map_err(|e| GateError::System { step: "epoll_create1", source: e.into() })?;
-        Ok(Self { epoll, connections: BTreeMap::new(), busy: Vec::new() })
+        Ok(Self { epoll, connections: BTreeMap::new(), busy: BTreeSet::new() })
     }
 
     /// Takes over the output of the connection in `slot`. One that is there already is dropped: its slot
@@ -79,14 +79,8 @@ impl<B: OutputBuffer> Sender<B> {
             .add(&connection.socket, EpollEvent::new(interest, slot as u64))
             .map_err(|e| GateError::System { step: "epoll_ctl", source: e.into() })?;
         self.connections.insert(slot, connection);
-        self.mark(slot);
+        self.busy.insert(slot);
         Ok(())
-    }
-
-    fn mark(&mut self, slot: usize) {
-        if !self.busy.contains(&slot) {
-            self.busy.push(slot);
-        }
     }
 
     /// Releases the output in `slot` up to stream position `to`, and the application's `end` if the
@@ -136,13 +130,13 @@ impl<B: OutputBuffer> Sender<B> {
         }
         c.buffer.set_trimmed(c.state.trim_to());
         if !c.state.is_settled() {
-            self.mark(slot);
+            self.busy.insert(slot);
         }
         failed.map(|error| Outcome::Failed { slot, error })
     }
 
     fn give_up(&mut self, slot: usize, gate: Option<&mut Gate>, closed: bool) -> Outcome {
-        self.busy.retain(|s| *s != slot);
+        self.busy.remove(&slot);
         if let Some(c) = self.connections.remove(&slot) {
             c.buffer.set_trimmed(c.state.trim_to());
             // The duplicate goes only when the gate lets through what its close makes the kernel send.
@@ -180,13 +174,13 @@ impl<B: OutputBuffer> Sender<B> {
                 outcomes.push(Outcome::Failed { slot, error });
             }
             c.state.writable();
-            self.mark(slot);
+            self.busy.insert(slot);
         }
         for slot in std::mem::take(&mut self.busy) {
             let Some(c) = self.connections.get_mut(&slot) else { continue };
             c.learn(gate.as_deref());
             if !c.state.is_settled() {
-                self.busy.push(slot);
+                self.busy.insert(slot);
             }
             outcomes.extend(self.drive(slot, gate.as_deref_mut()));
         }
@@ -218,7 +212,7 @@ impl<B: OutputBuffer> Sender<B> {
 
     /// True if some connection has something on its way: turns should follow within a millisecond or so.
     #[must_use]
-    pub const fn is_busy(&self) -> bool {
+    pub fn is_busy(&self) -> bool {
         !self.busy.is_empty()
     }
 }
@@ -226,6 +220,7 @@ impl<B: OutputBuffer> Sender<B> {
 impl<B: OutputBuffer> Adopted<B> {
     fn fail(&mut self, error: io::Error) -> io::Error {
         self.state.fail();
+        self.buffer.set_error(error.raw_os_error().unwrap_or(nix::libc::EPIPE));
         error
     }
 
@@ -250,10 +245,10 @@ impl<B: OutputBuffer> Adopted<B> {
     /// Learns what the peer has, from the gate or from the socket.
     fn learn(&mut self, gate: Option<&Gate>) {
         let sent = self.state.sent_to();
-        if let (Some(g), Some((entry, handshake))) = (gate, &self.gated) {
-            let progress = g.progress(*entry);
+        if let (Some(g), Some((entry, handshake))) = (gate, self.gated) {
+            let progress = g.progress(entry);
             if progress.over && !self.state.is_failed() && sys::tcp::info(self.socket.as_fd()).is_ok_and(|i| i.state == CLOSED) {
-                self.state.fail();
+                self.fail(io::Error::from_raw_os_error(nix::libc::ECONNRESET));
             }
             self.state.acknowledge(position_of(progress.una, sent, handshake.send_seq(sent)));
         } else if let Ok(waiting) = sys::tcp::unacknowledged(self.socket.as_fd()) {

@@ -41,16 +41,19 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// A reader that begins with the oldest frame that is still there.
+    /// A reader that begins with the first frame that came at `since` or later (boot time in nanoseconds)
+    /// and is still there. `u64::MAX` begins with the next frame to come.
     #[must_use]
-    pub fn oldest() -> Self {
-        Self::default()
-    }
-
-    /// A reader that begins with the next frame to come.
-    #[must_use]
-    pub fn from_now(gate: &Gate) -> Self {
-        Self { next: gate.config.long(config::HELD).load(Acquire), ..Self::default() }
+    pub fn since(gate: &Gate, since: u64) -> Self {
+        let mut next = gate.config.long(config::HELD).load(Acquire);
+        let oldest = next.saturating_sub(u64::from(held::SLOTS));
+        if let Some(map) = gate.held() {
+            let ns = |use_: u64| map.long((use_ % u64::from(held::SLOTS)) as usize * held::LEN + held::NS);
+            while next > oldest && ns(next - 1).load(Acquire) >= since {
+                next -= 1;
+            }
+        }
+        Self { next, ..Self::default() }
     }
 
     /// Slots that were overwritten before they could be read.

@@ -1,6 +1,8 @@
 //! One connection in an awkward state loses its host: half-closed, unread, orphaned, written twice. Needs
 //! root.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::io::{Read, Write};
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 use common::primary::{listen, tuple_of};
 use common::{Bed, MASK, SERVICE_MAC, index, service, until};
 use gate::rebuild::{ConnectionState, Plan, Probed, Prober, Rebuilder, Timestamp, forged_end, plan};
-use gate::{Config, Entry, Gate, Handshake, Injector, Tap, segment};
+use gate::{Config, Entry, Gate, Handshake, Injector, Tap};
 use sys::packet::PacketSocket;
 
 /// One client, one server that logs by hand, and a standby.
@@ -46,7 +48,7 @@ impl Scene {
         }
         let (entry, handshake) = gate.register(&tuple_of(&server)).unwrap();
         let injector = bed.inside('p', || Injector::open().unwrap());
-        let prober = bed.inside('x', || Prober::open(Tap::from_now(&standby)).unwrap());
+        let prober = bed.inside('x', || Prober::open(Tap::since(&standby, u64::MAX)).unwrap());
         let link = bed.inside('b', || PacketSocket::open(index("vx"), 0).unwrap());
         Self { bed, gate, client, server, entry, handshake, injector, standby, prober, link }
     }
@@ -88,7 +90,6 @@ impl Scene {
         drop(self.server);
         self.standby.set_lease(u64::MAX);
         let entry = self.standby.adopt(&state.handshake, &state.progress(sys::bpf::boot_ns())).unwrap();
-        self.standby.allow_send(entry, 1 << 30, false);
         self.prober.ask(&self.standby, state).unwrap();
         let limit = Instant::now() + Duration::from_secs(5);
         let answer = loop {
@@ -98,15 +99,18 @@ impl Scene {
             assert!(Instant::now() < limit, "the client does not answer the probe");
         };
         let plan = plan(state, Probed::Answered { ack: answer.ack }).unwrap();
+        self.standby.settle(entry, &state.handshake, &plan);
         let tail = tail(&plan);
         let rebuilt = self.bed.inside('x', || Rebuilder.build(state, &plan, &tail).unwrap());
         let socket = rebuilt.go_live_with(&tail).unwrap();
-        self.prober.deliver(&self.standby, &self.link).unwrap();
+        self.prober.deliver(&self.standby, &self.link, 0).unwrap();
         if plan.forge_end {
             let end = forged_end(state, plan.snd_una, answer.tsval.unwrap_or(0));
             self.link.send(&end.frame([2, 0, 0, 0, 0, 9], SERVICE_MAC)).unwrap();
         }
         self.standby.allow_receive(entry, 1 << 30, true);
+        let sent = plan.output().released() + plan.swallow;
+        self.standby.allow_send(entry, sent + 100, true);
         (self.bed, self.client, socket, plan)
     }
 }

@@ -1,5 +1,7 @@
 //! Nothing leaves that must not: lease, kills, acknowledgements. Needs root.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::io::{Read, Write};
@@ -43,7 +45,7 @@ fn an_expired_lease_lets_nothing_out() {
     chatter(&bed);
     let mut kinds = Vec::new();
     while !(kinds.contains(&0x0806) && kinds.contains(&0x0800)) {
-        let frame = capture.from_service(Duration::from_secs(5)).expect("the container's chatter before the expiry");
+        let frame = capture.next_of_service(Duration::from_secs(5)).expect("the container's chatter before the expiry");
         assert_eq!(frame[6..12], MASK, "the source is masked");
         kinds.push(ethertype(&frame));
     }
@@ -60,7 +62,7 @@ fn an_expired_lease_lets_nothing_out() {
     // The client asks who has the address: the container's kernel answers, and must not be heard.
     common::ip(&format!("-n {} neigh flush all", bed.path('c').rsplit('/').next().unwrap()));
     client.write_all(b"again").unwrap();
-    let leaked = capture.from_service(Duration::from_millis(600));
+    let leaked = capture.next_of_service(Duration::from_millis(600));
     assert_eq!(leaked, None, "a frame left after the lease");
 }
 
@@ -108,7 +110,7 @@ fn killed(gated: bool) -> Vec<u8> {
     child.kill().unwrap();
     child.wait().unwrap();
     let mut ends = Vec::new();
-    while let Some(frame) = capture.from_service(Duration::from_millis(400)) {
+    while let Some(frame) = capture.next_of_service(Duration::from_millis(400)) {
         ends.extend(parse(&frame).map(|s| s.flags & (flag::FIN | flag::RST)).filter(|f| *f != 0));
     }
     if gated {
@@ -145,7 +147,7 @@ fn acknowledgements_stay_within_the_log() {
     server.set_read_timeout(patience).unwrap();
     let highest = |capture: &mut common::Capture, wait| {
         let mut highest = None;
-        while let Some(frame) = capture.from_service(wait) {
+        while let Some(frame) = capture.next_of_service(wait) {
             let Some(s) = parse(&frame) else { continue };
             let better = highest.is_none_or(|h| distance(s.ack, h) > 0);
             highest = if better && s.flags & flag::RST == 0 { Some(s.ack) } else { highest };

@@ -36,12 +36,15 @@ pub const REPLAY_STDOUT_FD: i32 = 1020;
 /// Where replay keeps the descriptor that stands for the program's standard error.
 pub const REPLAY_STDERR_FD: i32 = 1021;
 
+/// Where a process keeps the eventfd by which the host tells that a full output buffer has room again.
+pub const ROOM_FD: i32 = 1019;
+
 /// Rings in the arena: threads of all processes that can live at once.
 pub const MAX_SLOTS: usize = 256;
 /// Bytes of one ring (a power of two).
 pub const RING_LEN: u64 = 1 << 20;
 /// Connections whose output is owned at once.
-pub const MAX_CONNS: usize = 2048;
+pub const MAX_CONNS: usize = 16_384;
 /// Bytes of one connection's output buffer (a power of two).
 pub const OUTPUT_LEN: u64 = 256 << 10;
 
@@ -94,6 +97,8 @@ pub struct Control {
     pub failure: Failure,
     /// Numbers of refused calls, one bit each (the host names each once).
     pub refused: [AtomicU64; 8],
+    /// One bit for each connection whose counters moved since the host last looked.
+    pub touched: [AtomicU64; MAX_CONNS / 64],
 }
 
 /// Bits of [`Control::flags`].
@@ -202,6 +207,8 @@ pub mod request {
     pub const EXEC: u32 = 1;
     /// Go on.
     pub const GRANTED: u32 = 2;
+    /// The host has seen `EXEC` and is about to answer.
+    pub const SEEN: u32 = 4;
     /// The execve failed: let go again. The host answers with `NONE`.
     pub const EXEC_FAILED: u32 = 3;
 }
@@ -233,7 +240,21 @@ pub struct Conn {
     pub generation: AtomicU32,
     /// Bytes the application has read.
     pub read: AtomicU64,
-    pad: [u64; 7],
+    /// Guest: 1 once the application has read the end of the peer's stream.
+    pub read_end: AtomicU32,
+    /// Host: the error (errno) that ended the connection, 0 while there is none.
+    pub error: AtomicU32,
+    /// Guest: the epoll set from which it took EPOLLOUT while the buffer is full, plus one; 0 for none.
+    pub muted_in: AtomicU32,
+    /// Guest: the events the application asked for there, and its data.
+    pub wanted_events: AtomicU32,
+    /// See `wanted_events`.
+    pub wanted_data: AtomicU64,
+    /// Guest: the epoll set the descriptor was added to last, plus one.
+    pub watched_in: AtomicU32,
+    /// Guest: 1 while a thread appends.
+    pub lock: AtomicU32,
+    pad: [u64; 3],
 }
 
 /// Values of [`Conn::state`].
@@ -242,6 +263,8 @@ pub mod conn {
     pub const FREE: u32 = 0;
     /// Open in the application.
     pub const OPEN: u32 = 1;
+    /// Taken for a connection that is being made.
+    pub const CLAIMED: u32 = 3;
     /// Closed in the application; the host frees it when the client has everything.
     pub const CLOSED: u32 = 2;
 }

@@ -37,7 +37,12 @@ fn main() -> Fallible<()> {
 fn report(name: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
-    println!("{name:16} median {:6.1} µs   p90 {:6.1} µs   p99 {:6.1} µs", at(0.5), at(0.9), at(0.99));
+    println!(
+        "{name:16} median {:6.1} µs   p90 {:6.1} µs   p99 {:6.1} µs",
+        at(0.5),
+        at(0.9),
+        at(0.99)
+    );
 }
 
 fn listen() -> Fallible<(TcpListener, SocketAddr)> {
@@ -80,7 +85,14 @@ fn batches(rounds: usize, security: &Security) -> Fallible<Vec<Duration>> {
     let server = thread::spawn(move || -> Fallible<()> {
         let (socket, peer) = listener.accept()?;
         let pending = connect::accept(socket, peer, &theirs, within)?;
-        let (ack, mut receiver) = log::backup(pending.welcome(Welcome { generation: 1, instance: 1 })?.1);
+        let (ack, mut receiver) = log::backup(
+            pending
+                .welcome(Welcome {
+                    generation: 1,
+                    instance: 1,
+                })?
+                .1,
+        );
         while let Ok(Some(entry)) = receiver.recv(None) {
             if let Entry::Drain(n) = entry {
                 ack.ack(n)?;
@@ -93,7 +105,10 @@ fn batches(rounds: usize, security: &Security) -> Fallible<Vec<Duration>> {
         name: "roundtrip".to_owned(),
         session: 1,
         generation: 0,
-        timing: Timing { heartbeat: Duration::from_millis(10), detect: Duration::from_millis(50) },
+        timing: Timing {
+            heartbeat: Duration::from_millis(10),
+            detect: Duration::from_millis(50),
+        },
         host: Vec::new(),
         details: Vec::new(),
     };

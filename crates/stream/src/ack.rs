@@ -58,7 +58,11 @@ pub enum AckError {
 
 impl<T> Default for AckTracker<T> {
     fn default() -> Self {
-        Self { next: 1, acked: 0, in_flight: VecDeque::new() }
+        Self {
+            next: 1,
+            acked: 0,
+            in_flight: VecDeque::new(),
+        }
     }
 }
 
@@ -74,7 +78,12 @@ impl<T> AckTracker<T> {
         }
         let number = self.next;
         self.next += 1;
-        self.in_flight.push_back(Drain { number, began: now, bytes: 0, note });
+        self.in_flight.push_back(Drain {
+            number,
+            began: now,
+            bytes: 0,
+            note,
+        });
         Ok(number)
     }
 
@@ -90,13 +99,23 @@ impl<T> AckTracker<T> {
     ///
     /// # Errors
     /// [`AckError::Ahead`] if that drain never began; nothing is released then.
-    pub fn acknowledged(&mut self, drain: u64) -> Result<impl Iterator<Item = Released<T>>, AckError> {
+    pub fn acknowledged(
+        &mut self,
+        drain: u64,
+    ) -> Result<impl Iterator<Item = Released<T>>, AckError> {
         if drain >= self.next {
-            return Err(AckError::Ahead { found: drain, last: self.next - 1 });
+            return Err(AckError::Ahead {
+                found: drain,
+                last: self.next - 1,
+            });
         }
         self.acked = self.acked.max(drain);
         let count = self.in_flight.partition_point(|d| d.number <= drain);
-        Ok(self.in_flight.drain(..count).map(|d| Released { drain: d.number, began: d.began, note: d.note }))
+        Ok(self.in_flight.drain(..count).map(|d| Released {
+            drain: d.number,
+            began: d.began,
+            note: d.note,
+        }))
     }
 
     /// The highest acknowledged drain; 0 before the first.
@@ -144,8 +163,17 @@ mod tests {
         let got: Vec<_> = t.acknowledged(first).unwrap().map(|r| r.note).collect();
         assert_eq!(got, ["seen before 1"]);
         assert_eq!(t.acknowledged(first).unwrap().count(), 0);
-        assert_eq!(t.acknowledged(second).unwrap().map(|r| r.note).collect::<Vec<_>>(), ["seen before 2"]);
-        assert_eq!(t.acknowledged(3).err(), Some(AckError::Ahead { found: 3, last: 2 }));
+        assert_eq!(
+            t.acknowledged(second)
+                .unwrap()
+                .map(|r| r.note)
+                .collect::<Vec<_>>(),
+            ["seen before 2"]
+        );
+        assert_eq!(
+            t.acknowledged(3).err(),
+            Some(AckError::Ahead { found: 3, last: 2 })
+        );
         assert_eq!(t.acked(), 2);
     }
 

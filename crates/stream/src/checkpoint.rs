@@ -123,7 +123,10 @@ pub fn decode<'a>(frame: &Frame<'a>) -> Result<Part<'a>, PartError> {
     }
     Ok(match frame.header.stream {
         part::BEGIN => Part::Begin(codec::decode(frame.body)?),
-        part::CHUNK => Part::Chunk { offset: frame.header.position, bytes: frame.body },
+        part::CHUNK => Part::Chunk {
+            offset: frame.header.position,
+            bytes: frame.body,
+        },
         part::FINISH => Part::Finish(codec::decode(frame.body)?),
         other => return Err(PartError::Unknown(other)),
     })
@@ -150,8 +153,16 @@ pub struct CommitReceiver {
 pub fn primary(connection: Connection) -> (CheckpointSender, CommitReceiver) {
     let generation = connection.welcome.generation;
     (
-        CheckpointSender { sender: connection.sender, generation, id: 0, offset: 0, crc: 0 },
-        CommitReceiver { receiver: connection.receiver },
+        CheckpointSender {
+            sender: connection.sender,
+            generation,
+            id: 0,
+            offset: 0,
+            crc: 0,
+        },
+        CommitReceiver {
+            receiver: connection.receiver,
+        },
     )
 }
 
@@ -173,8 +184,10 @@ impl CheckpointSender {
         for piece in bytes.chunks(MAX_BODY) {
             self.crc = crc32c::crc32c_append(self.crc, piece);
             let header = self.header(part::CHUNK, self.offset);
-            let head =
-                header.seal(&[piece]).map_err(|source| StreamError::Frame { peer: self.sender.peer(), source })?;
+            let head = header.seal(&[piece]).map_err(|source| StreamError::Frame {
+                peer: self.sender.peer(),
+                source,
+            })?;
             self.sender.send_bytes(&head)?;
             self.sender.send_bytes(piece)?;
             self.offset += piece.len() as u64;
@@ -187,7 +200,13 @@ impl CheckpointSender {
     /// # Errors
     /// As sending.
     pub fn finish(&mut self) -> Result<(), StreamError> {
-        self.message(part::FINISH, &Finish { id: self.id, crc: self.crc })
+        self.message(
+            part::FINISH,
+            &Finish {
+                id: self.id,
+                crc: self.crc,
+            },
+        )
     }
 
     /// Ends the connection.
@@ -196,12 +215,18 @@ impl CheckpointSender {
     }
 
     fn header(&self, part: u32, position: u64) -> Header {
-        Header { kind: Kind::Checkpoint, generation: self.generation, stream: part, position }
+        Header {
+            kind: Kind::Checkpoint,
+            generation: self.generation,
+            stream: part,
+            position,
+        }
     }
 
     fn message<T: Serialize>(&self, part: u32, message: &T) -> Result<(), StreamError> {
         let peer = self.sender.peer();
-        let body = codec::encode(message).map_err(|source| StreamError::Message { peer, source })?;
+        let body =
+            codec::encode(message).map_err(|source| StreamError::Message { peer, source })?;
         self.sender.send(&self.header(part, self.id), &body)
     }
 }
@@ -213,12 +238,20 @@ impl CommitReceiver {
     /// As receiving.
     pub fn recv(&mut self, within: Option<Duration>) -> Result<Option<Commit>, StreamError> {
         let peer = self.receiver.peer();
-        let Some(frame) = self.receiver.recv(within)? else { return Ok(None) };
+        let Some(frame) = self.receiver.recv(within)? else {
+            return Ok(None);
+        };
         if frame.header.kind != Kind::Checkpoint || frame.header.stream != part::ANSWER {
             let doing = "waiting for a checkpoint to be committed";
-            return Err(StreamError::Unexpected { doing, peer, found: frame.header.kind });
+            return Err(StreamError::Unexpected {
+                doing,
+                peer,
+                found: frame.header.kind,
+            });
         }
-        codec::decode(frame.body).map(Some).map_err(|source| StreamError::Message { peer, source })
+        codec::decode(frame.body)
+            .map(Some)
+            .map_err(|source| StreamError::Message { peer, source })
     }
 }
 
@@ -227,7 +260,18 @@ impl CommitReceiver {
 /// # Errors
 /// As sending.
 pub fn answer(sender: &Sender, generation: u64, commit: &Commit) -> Result<(), StreamError> {
-    let body = codec::encode(commit).map_err(|source| StreamError::Message { peer: sender.peer(), source })?;
+    let body = codec::encode(commit).map_err(|source| StreamError::Message {
+        peer: sender.peer(),
+        source,
+    })?;
     let (Commit::Done { id } | Commit::Refused { id, .. }) = commit;
-    sender.send(&Header { kind: Kind::Checkpoint, generation, stream: part::ANSWER, position: *id }, &body)
+    sender.send(
+        &Header {
+            kind: Kind::Checkpoint,
+            generation,
+            stream: part::ANSWER,
+            position: *id,
+        },
+        &body,
+    )
 }

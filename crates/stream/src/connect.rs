@@ -38,13 +38,16 @@ pub fn connect(
     within: Duration,
 ) -> Result<Connection, StreamError> {
     let deadline = Instant::now() + within;
-    let socket =
-        TcpStream::connect_timeout(&addr, within).map_err(|source| StreamError::Unreachable { addr, source })?;
+    let socket = TcpStream::connect_timeout(&addr, within)
+        .map_err(|source| StreamError::Unreachable { addr, source })?;
     let tls = match security {
         Security::Insecure => None,
         Security::Tls(tls) => {
-            let name = ServerName::try_from("understudy")
-                .map_err(|e| StreamError::Io { doing: "naming", peer: addr, source: io::Error::other(e) })?;
+            let name = ServerName::try_from("understudy").map_err(|e| StreamError::Io {
+                doing: "naming",
+                peer: addr,
+                source: io::Error::other(e),
+            })?;
             let client = ClientConnection::new(tls.client.clone(), name)
                 .map_err(|source| StreamError::Tls { peer: addr, source })?;
             Some(rustls::Connection::Client(client))
@@ -56,8 +59,15 @@ pub fn connect(
     let frame = next(&mut receiver, Kind::Hello, deadline, within, doing)?;
     let answer: Answer =
         codec::decode(frame.body).map_err(|source| StreamError::Message { peer: addr, source })?;
-    let welcome = answer.map_err(|refusal| StreamError::Refused { peer: addr, refusal })?;
-    Ok(Connection { sender, receiver, welcome })
+    let welcome = answer.map_err(|refusal| StreamError::Refused {
+        peer: addr,
+        refusal,
+    })?;
+    Ok(Connection {
+        sender,
+        receiver,
+        welcome,
+    })
 }
 
 /// A primary that has introduced itself and waits for an answer.
@@ -91,14 +101,21 @@ pub fn accept(
     let tls = match security {
         Security::Insecure => None,
         Security::Tls(tls) => {
-            let server =
-                ServerConnection::new(tls.server.clone()).map_err(|source| StreamError::Tls { peer, source })?;
+            let server = ServerConnection::new(tls.server.clone())
+                .map_err(|source| StreamError::Tls { peer, source })?;
             Some(rustls::Connection::Server(server))
         }
     };
     let (sender, mut receiver) = establish(socket, peer, tls, deadline, within)?;
-    let hello = match next(&mut receiver, Kind::Hello, deadline, within, "waiting for hello") {
-        Ok(frame) => codec::decode::<Hello>(frame.body).map_err(|source| StreamError::Message { peer, source })?,
+    let hello = match next(
+        &mut receiver,
+        Kind::Hello,
+        deadline,
+        within,
+        "waiting for hello",
+    ) {
+        Ok(frame) => codec::decode::<Hello>(frame.body)
+            .map_err(|source| StreamError::Message { peer, source })?,
         Err(e) => {
             if let StreamError::Version { ours, .. } = e {
                 // The peer reads no more than the version in the frame's header, and says so to its operator.
@@ -112,7 +129,11 @@ pub fn accept(
         send_hello(&sender, 0, &Answer::Err(refusal.clone()))?;
         return Err(StreamError::Refused { peer, refusal });
     }
-    Ok(Pending { hello, sender, receiver })
+    Ok(Pending {
+        hello,
+        sender,
+        receiver,
+    })
 }
 
 impl Pending {
@@ -134,7 +155,14 @@ impl Pending {
     /// As sending.
     pub fn welcome(self, welcome: Welcome) -> Result<(Hello, Connection), StreamError> {
         send_hello(&self.sender, welcome.generation, &Answer::Ok(welcome))?;
-        Ok((self.hello, Connection { sender: self.sender, receiver: self.receiver, welcome }))
+        Ok((
+            self.hello,
+            Connection {
+                sender: self.sender,
+                receiver: self.receiver,
+                welcome,
+            },
+        ))
     }
 
     /// Refuses the primary.
@@ -146,9 +174,24 @@ impl Pending {
     }
 }
 
-fn send_hello<T: serde::Serialize>(sender: &Sender, generation: u64, message: &T) -> Result<(), StreamError> {
-    let body = codec::encode(message).map_err(|source| StreamError::Message { peer: sender.peer(), source })?;
-    sender.send(&Header { kind: Kind::Hello, generation, stream: 0, position: 0 }, &body)
+fn send_hello<T: serde::Serialize>(
+    sender: &Sender,
+    generation: u64,
+    message: &T,
+) -> Result<(), StreamError> {
+    let body = codec::encode(message).map_err(|source| StreamError::Message {
+        peer: sender.peer(),
+        source,
+    })?;
+    sender.send(
+        &Header {
+            kind: Kind::Hello,
+            generation,
+            stream: 0,
+            position: 0,
+        },
+        &body,
+    )
 }
 
 /// Sets the socket's options and shakes hands.
@@ -159,14 +202,19 @@ fn establish(
     deadline: Instant,
     within: Duration,
 ) -> Result<(Sender, Receiver), StreamError> {
-    let failed = |source| StreamError::Io { doing: "connecting to", peer, source };
+    let failed = |source| StreamError::Io {
+        doing: "connecting to",
+        peer,
+        source,
+    };
     socket.set_nodelay(true).map_err(failed)?;
     if let Some(tls) = &mut tls {
         while tls.is_handshaking() {
             let left = remaining(deadline, within, peer, "encrypting the connection")?;
             socket.set_read_timeout(Some(left)).map_err(failed)?;
             socket.set_write_timeout(Some(left)).map_err(failed)?;
-            tls.complete_io(&mut socket).map_err(|e| handshake_error(peer, within, e))?;
+            tls.complete_io(&mut socket)
+                .map_err(|e| handshake_error(peer, within, e))?;
         }
         socket.set_read_timeout(None).map_err(failed)?;
         socket.set_write_timeout(None).map_err(failed)?;
@@ -179,11 +227,19 @@ fn handshake_error(peer: SocketAddr, within: Duration, e: io::Error) -> StreamEr
         return tls_error(peer, inner.clone());
     }
     match e.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-            StreamError::Timeout { doing: "encrypting the connection", peer, after: within }
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => StreamError::Timeout {
+            doing: "encrypting the connection",
+            peer,
+            after: within,
+        },
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+            StreamError::PeerIsPlain { peer }
         }
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => StreamError::PeerIsPlain { peer },
-        _ => StreamError::Io { doing: "encrypting the connection to", peer, source: e },
+        _ => StreamError::Io {
+            doing: "encrypting the connection to",
+            peer,
+            source: e,
+        },
     }
 }
 
@@ -194,7 +250,15 @@ fn remaining(
     doing: &'static str,
 ) -> Result<Duration, StreamError> {
     let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(StreamError::Timeout { doing, peer, after: within }) } else { Ok(left) }
+    if left.is_zero() {
+        Err(StreamError::Timeout {
+            doing,
+            peer,
+            after: within,
+        })
+    } else {
+        Ok(left)
+    }
 }
 
 /// The next frame, which must be of this kind and come in time.
@@ -208,10 +272,16 @@ fn next<'a>(
     let peer = receiver.peer();
     let left = remaining(deadline, within, peer, doing)?;
     match receiver.recv(Some(left))? {
-        None => Err(StreamError::Timeout { doing, peer, after: within }),
-        Some(frame) if frame.header.kind != kind => {
-            Err(StreamError::Unexpected { doing, peer, found: frame.header.kind })
-        }
+        None => Err(StreamError::Timeout {
+            doing,
+            peer,
+            after: within,
+        }),
+        Some(frame) if frame.header.kind != kind => Err(StreamError::Unexpected {
+            doing,
+            peer,
+            found: frame.header.kind,
+        }),
         Some(frame) => Ok(frame),
     }
 }

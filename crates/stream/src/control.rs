@@ -57,9 +57,24 @@ pub struct Held {
 ///
 /// # Errors
 /// As sending.
-pub fn send<T: Serialize>(sender: &Sender, generation: u64, message: &T) -> Result<(), StreamError> {
-    let body = codec::encode(message).map_err(|source| StreamError::Message { peer: sender.peer(), source })?;
-    sender.send(&Header { kind: Kind::Control, generation, stream: 0, position: 0 }, &body)
+pub fn send<T: Serialize>(
+    sender: &Sender,
+    generation: u64,
+    message: &T,
+) -> Result<(), StreamError> {
+    let body = codec::encode(message).map_err(|source| StreamError::Message {
+        peer: sender.peer(),
+        source,
+    })?;
+    sender.send(
+        &Header {
+            kind: Kind::Control,
+            generation,
+            stream: 0,
+            position: 0,
+        },
+        &body,
+    )
 }
 
 /// Receives one message, waiting as [`Receiver::recv`] does.
@@ -71,10 +86,18 @@ pub fn recv<T: DeserializeOwned>(
     within: Option<Duration>,
 ) -> Result<Option<T>, StreamError> {
     let peer = receiver.peer();
-    let Some(frame) = receiver.recv(within)? else { return Ok(None) };
+    let Some(frame) = receiver.recv(within)? else {
+        return Ok(None);
+    };
     if frame.header.kind != Kind::Control {
         let doing = "waiting for a control message";
-        return Err(StreamError::Unexpected { doing, peer, found: frame.header.kind });
+        return Err(StreamError::Unexpected {
+            doing,
+            peer,
+            found: frame.header.kind,
+        });
     }
-    codec::decode(frame.body).map(Some).map_err(|source| StreamError::Message { peer, source })
+    codec::decode(frame.body)
+        .map(Some)
+        .map_err(|source| StreamError::Message { peer, source })
 }

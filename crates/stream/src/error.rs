@@ -56,7 +56,9 @@ pub enum StreamError {
         after: Duration,
     },
     /// The peer's key is not ours.
-    #[error("{peer} holds another key: copy one directory made by `understudy keygen` to both hosts")]
+    #[error(
+        "{peer} holds another key: copy one directory made by `understudy keygen` to both hosts"
+    )]
     WrongKey {
         /// The peer.
         peer: SocketAddr,
@@ -68,7 +70,9 @@ pub enum StreamError {
         peer: SocketAddr,
     },
     /// The peer's side is encrypted, ours is not.
-    #[error("{peer} encrypts, but this side was given --insecure: give both sides --tls DIR, or both --insecure")]
+    #[error(
+        "{peer} encrypts, but this side was given --insecure: give both sides --tls DIR, or both --insecure"
+    )]
     PeerIsEncrypted {
         /// The peer.
         peer: SocketAddr,
@@ -82,7 +86,9 @@ pub enum StreamError {
         source: rustls::Error,
     },
     /// The peer is of another version.
-    #[error("{peer} speaks protocol version {theirs}, this build speaks {ours}: use the same build on both hosts")]
+    #[error(
+        "{peer} speaks protocol version {theirs}, this build speaks {ours}: use the same build on both hosts"
+    )]
     Version {
         /// The peer.
         peer: SocketAddr,

@@ -11,7 +11,9 @@ use crate::lease::{Beat, BeatAnswer};
 /// A connection's bytes, in pieces whose size the first byte gives; every frame's body is decoded as what
 /// its kind says.
 pub fn fuzz_frames(data: &[u8]) {
-    let Some((&first, mut rest)) = data.split_first() else { return };
+    let Some((&first, mut rest)) = data.split_first() else {
+        return;
+    };
     let piece = usize::from(first) + 1;
     let mut decoder = Decoder::new();
     while !rest.is_empty() {
@@ -55,12 +57,19 @@ pub fn fuzz_hello(data: &[u8]) {
 
 /// A heartbeat or its answer.
 pub fn fuzz_heartbeat(data: &[u8]) {
-    drop((codec::decode::<Beat>(data), codec::decode::<BeatAnswer>(data)));
+    drop((
+        codec::decode::<Beat>(data),
+        codec::decode::<BeatAnswer>(data),
+    ));
 }
 
 /// A control message.
 pub fn fuzz_control(data: &[u8]) {
-    drop((codec::decode::<Request>(data), codec::decode::<Response>(data), codec::decode::<Held>(data)));
+    drop((
+        codec::decode::<Request>(data),
+        codec::decode::<Response>(data),
+        codec::decode::<Held>(data),
+    ));
 }
 
 /// The file of an offline recording.

@@ -33,9 +33,25 @@ pub struct Pulse {
 ///
 /// # Errors
 /// As sending.
-pub fn send<T: Serialize>(sender: &Sender, generation: u64, seq: u64, message: &T) -> Result<(), StreamError> {
-    let body = codec::encode(message).map_err(|source| StreamError::Message { peer: sender.peer(), source })?;
-    sender.send(&Header { kind: Kind::Heartbeat, generation, stream: 0, position: seq }, &body)
+pub fn send<T: Serialize>(
+    sender: &Sender,
+    generation: u64,
+    seq: u64,
+    message: &T,
+) -> Result<(), StreamError> {
+    let body = codec::encode(message).map_err(|source| StreamError::Message {
+        peer: sender.peer(),
+        source,
+    })?;
+    sender.send(
+        &Header {
+            kind: Kind::Heartbeat,
+            generation,
+            stream: 0,
+            position: seq,
+        },
+        &body,
+    )
 }
 
 impl Pulse {
@@ -79,7 +95,10 @@ impl Heartbeats {
             sender: connection.sender,
             stopped: Arc::default(),
         };
-        Self { pulse, receiver: connection.receiver }
+        Self {
+            pulse,
+            receiver: connection.receiver,
+        }
     }
 
     /// A handle for other threads.
@@ -106,7 +125,11 @@ impl Heartbeats {
                     return self.ended(e);
                 }
                 // After a stall, the missed ones are not made up for.
-                due = if due + interval > now { due + interval } else { now + interval };
+                due = if due + interval > now {
+                    due + interval
+                } else {
+                    now + interval
+                };
             }
             let wait = due.since(now).max(Duration::from_micros(1));
             let outcome = match self.receive(wait) {
@@ -122,15 +145,25 @@ impl Heartbeats {
     }
 
     fn ended(&self, e: StreamError) -> Result<(), StreamError> {
-        if self.pulse.stopped.load(Ordering::Acquire) { Ok(()) } else { Err(e) }
+        if self.pulse.stopped.load(Ordering::Acquire) {
+            Ok(())
+        } else {
+            Err(e)
+        }
     }
 
     fn receive(&mut self, wait: Duration) -> Result<Option<Outcome>, StreamError> {
         let peer = self.receiver.peer();
-        let Some(frame) = self.receiver.recv(Some(wait))? else { return Ok(None) };
+        let Some(frame) = self.receiver.recv(Some(wait))? else {
+            return Ok(None);
+        };
         if frame.header.kind != Kind::Heartbeat {
             let doing = "waiting for the answer to a heartbeat";
-            return Err(StreamError::Unexpected { doing, peer, found: frame.header.kind });
+            return Err(StreamError::Unexpected {
+                doing,
+                peer,
+                found: frame.header.kind,
+            });
         }
         let answer: BeatAnswer =
             codec::decode(frame.body).map_err(|source| StreamError::Message { peer, source })?;

@@ -51,7 +51,10 @@ impl Timing {
     /// # Errors
     /// [`Refusal::Timing`] with the times.
     pub fn checked(self) -> Result<Self, Refusal> {
-        if self.heartbeat < MIN_HEARTBEAT || self.detect > MAX_DETECT || self.detect / 2 < self.heartbeat {
+        if self.heartbeat < MIN_HEARTBEAT
+            || self.detect > MAX_DETECT
+            || self.detect / 2 < self.heartbeat
+        {
             return Err(Refusal::Timing { timing: self });
         }
         Ok(self)
@@ -96,10 +99,15 @@ impl Hello {
             || self.name.starts_with('.')
             || !self.name.chars().all(plain)
         {
-            return Err(Refusal::Name { name: self.name.chars().take(MAX_NAME).collect() });
+            return Err(Refusal::Name {
+                name: self.name.chars().take(MAX_NAME).collect(),
+            });
         }
         if self.details.len() > MAX_DETAILS || self.host.len() > MAX_TRAITS {
-            return Err(Refusal::TooLong { details: self.details.len(), traits: self.host.len() });
+            return Err(Refusal::TooLong {
+                details: self.details.len(),
+                traits: self.host.len(),
+            });
         }
         self.timing.checked().map(|_| ())
     }
@@ -108,7 +116,11 @@ impl Hello {
     #[must_use]
     pub fn differs_from(&self, own: &[(String, String)]) -> Option<Refusal> {
         own.iter().find_map(|(what, backup)| {
-            let primary = self.host.iter().find(|(name, _)| name == what).map_or("", |(_, value)| value.as_str());
+            let primary = self
+                .host
+                .iter()
+                .find(|(name, _)| name == what)
+                .map_or("", |(_, value)| value.as_str());
             (primary != backup).then(|| Refusal::Host {
                 what: what.clone(),
                 primary: primary.to_owned(),
@@ -201,15 +213,25 @@ impl fmt::Display for Refusal {
                 "generation {theirs} is stale, the container went on as generation {ours}; this copy must not go on"
             ),
             Self::NameTaken { name } => {
-                write!(f, "the name {name} is in use by another container; choose another with --name")
+                write!(
+                    f,
+                    "the name {name} is in use by another container; choose another with --name"
+                )
             }
-            Self::UnknownSession { name } => write!(f, "it knows no such run of {name}; start the container again"),
-            Self::Twice { channel } => write!(f, "a {channel:?} connection of this run exists already"),
+            Self::UnknownSession { name } => write!(
+                f,
+                "it knows no such run of {name}; start the container again"
+            ),
+            Self::Twice { channel } => {
+                write!(f, "a {channel:?} connection of this run exists already")
+            }
             Self::Name { name } => write!(
                 f,
                 "{name:?} is no container name: use up to {MAX_NAME} letters, digits, '-', '_' and '.'"
             ),
-            Self::Timing { timing: Timing { heartbeat, detect } } => write!(
+            Self::Timing {
+                timing: Timing { heartbeat, detect },
+            } => write!(
                 f,
                 "heartbeat {heartbeat:?} and detection {detect:?} do not fit: heartbeat at least {MIN_HEARTBEAT:?}, \
                  detection at least twice that and at most {MAX_DETECT:?}"
@@ -218,11 +240,18 @@ impl fmt::Display for Refusal {
                 f,
                 "{details} bytes of details and {traits} host traits are more than {MAX_DETAILS} and {MAX_TRAITS}"
             ),
-            Self::Host { what, primary, backup } => write!(
+            Self::Host {
+                what,
+                primary,
+                backup,
+            } => write!(
                 f,
                 "{what} differs: {primary:?} here, {backup:?} on the backup; replay needs them equal"
             ),
-            Self::Full { containers } => write!(f, "it protects {containers} containers already, as many as it can"),
+            Self::Full { containers } => write!(
+                f,
+                "it protects {containers} containers already, as many as it can"
+            ),
             Self::State { reason } => f.write_str(reason),
         }
     }
@@ -238,7 +267,10 @@ mod tests {
             name: "redis-server".to_owned(),
             session: 1,
             generation: 0,
-            timing: Timing { heartbeat: Duration::from_millis(10), detect: Duration::from_millis(50) },
+            timing: Timing {
+                heartbeat: Duration::from_millis(10),
+                detect: Duration::from_millis(50),
+            },
             host: vec![("kernel".to_owned(), "6.18".to_owned())],
             details: Vec::new(),
         }
@@ -248,20 +280,42 @@ mod tests {
     fn names_and_times_are_checked() {
         assert_eq!(hello().check(), Ok(()));
         for name in ["", "..", "a/b", "a b", ".hidden", &"x".repeat(MAX_NAME + 1)] {
-            assert!(matches!(Hello { name: name.to_owned(), ..hello() }.check(), Err(Refusal::Name { .. })), "{name}");
+            assert!(
+                matches!(
+                    Hello {
+                        name: name.to_owned(),
+                        ..hello()
+                    }
+                    .check(),
+                    Err(Refusal::Name { .. })
+                ),
+                "{name}"
+            );
         }
         for (heartbeat, detect) in [(0, 50), (30, 50), (10, 60_001)] {
-            let timing = Timing { heartbeat: Duration::from_millis(heartbeat), detect: Duration::from_millis(detect) };
-            assert_eq!(Hello { timing, ..hello() }.check(), Err(Refusal::Timing { timing }));
+            let timing = Timing {
+                heartbeat: Duration::from_millis(heartbeat),
+                detect: Duration::from_millis(detect),
+            };
+            assert_eq!(
+                Hello { timing, ..hello() }.check(),
+                Err(Refusal::Timing { timing })
+            );
         }
-        let long = Hello { details: vec![0; MAX_DETAILS + 1], ..hello() };
+        let long = Hello {
+            details: vec![0; MAX_DETAILS + 1],
+            ..hello()
+        };
         assert!(matches!(long.check(), Err(Refusal::TooLong { .. })));
     }
 
     #[test]
     fn the_promise_covers_the_lease_and_ends_before_detection() {
         for ms in [2, 50, 1000, 60_000] {
-            let t = Timing { heartbeat: MIN_HEARTBEAT, detect: Duration::from_millis(ms) };
+            let t = Timing {
+                heartbeat: MIN_HEARTBEAT,
+                detect: Duration::from_millis(ms),
+            };
             assert!(t.lease() < t.promise() && t.promise() < t.detect);
         }
     }
@@ -270,8 +324,12 @@ mod tests {
     fn a_differing_host_is_named() {
         let own = |v: &str| vec![("kernel".to_owned(), v.to_owned())];
         assert_eq!(hello().differs_from(&own("6.18")), None);
-        assert!(matches!(hello().differs_from(&own("6.1")), Some(Refusal::Host { what, .. }) if what == "kernel"));
+        assert!(
+            matches!(hello().differs_from(&own("6.1")), Some(Refusal::Host { what, .. }) if what == "kernel")
+        );
         let more = vec![("avx512".to_owned(), "yes".to_owned())];
-        assert!(matches!(hello().differs_from(&more), Some(Refusal::Host { primary, .. }) if primary.is_empty()));
+        assert!(
+            matches!(hello().differs_from(&more), Some(Refusal::Host { primary, .. }) if primary.is_empty())
+        );
     }
 }

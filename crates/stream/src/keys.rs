@@ -16,8 +16,8 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig,
-    SignatureScheme,
+    CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, DistinguishedName,
+    ServerConfig, SignatureScheme,
 };
 
 use crate::error::KeyError;
@@ -53,21 +53,36 @@ pub fn generate(dir: &Path) -> Result<(), KeyError> {
         .recursive(true)
         .mode(0o700)
         .create(dir)
-        .map_err(|source| KeyError::File { path: dir.to_owned(), source })?;
-    create(&dir.join(KEY_FILE), pair.signing_key.serialize_pem().as_bytes())?;
+        .map_err(|source| KeyError::File {
+            path: dir.to_owned(),
+            source,
+        })?;
+    create(
+        &dir.join(KEY_FILE),
+        pair.signing_key.serialize_pem().as_bytes(),
+    )?;
     create(&dir.join(CERTIFICATE_FILE), pair.cert.pem().as_bytes())
 }
 
 /// Writes a new file that only its owner may read.
 fn create(path: &Path, bytes: &[u8]) -> Result<(), KeyError> {
     let write = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
         file.write_all(bytes)?;
         file.sync_all()
     };
     write().map_err(|source| match source.kind() {
-        std::io::ErrorKind::AlreadyExists => KeyError::Exists { path: path.to_owned() },
-        _ => KeyError::File { path: path.to_owned(), source },
+        std::io::ErrorKind::AlreadyExists => KeyError::Exists {
+            path: path.to_owned(),
+        },
+        _ => KeyError::File {
+            path: path.to_owned(),
+            source,
+        },
     })
 }
 
@@ -80,32 +95,51 @@ impl Security {
         let key_path = dir.join(KEY_FILE);
         let meta = File::open(&key_path)
             .and_then(|f| f.metadata())
-            .map_err(|source| KeyError::File { path: key_path.clone(), source })?;
+            .map_err(|source| KeyError::File {
+                path: key_path.clone(),
+                source,
+            })?;
         let mode = meta.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
-            return Err(KeyError::Readable { path: key_path, mode });
+            return Err(KeyError::Readable {
+                path: key_path,
+                mode,
+            });
         }
         let key = PrivateKeyDer::from_pem_file(&key_path).map_err(|e| unreadable(&key_path, e))?;
         let certificate_path = dir.join(CERTIFICATE_FILE);
-        let certificate =
-            CertificateDer::from_pem_file(&certificate_path).map_err(|e| unreadable(&certificate_path, e))?;
-        let tls =
-            configure(certificate, key).map_err(|source| KeyError::Rustls { path: dir.to_owned(), source })?;
+        let certificate = CertificateDer::from_pem_file(&certificate_path)
+            .map_err(|e| unreadable(&certificate_path, e))?;
+        let tls = configure(certificate, key).map_err(|source| KeyError::Rustls {
+            path: dir.to_owned(),
+            source,
+        })?;
         Ok(Self::Tls(Box::new(tls)))
     }
 }
 
 fn unreadable(path: &Path, e: rustls::pki_types::pem::Error) -> KeyError {
     match e {
-        rustls::pki_types::pem::Error::Io(source) => KeyError::File { path: path.to_owned(), source },
-        other => KeyError::Content { path: path.to_owned(), reason: other.to_string() },
+        rustls::pki_types::pem::Error::Io(source) => KeyError::File {
+            path: path.to_owned(),
+            source,
+        },
+        other => KeyError::Content {
+            path: path.to_owned(),
+            reason: other.to_string(),
+        },
     }
 }
 
 /// TLS 1.3 alone, AES-128-GCM first (the cheapest for small batches), neither resumption nor tickets.
-fn configure(certificate: CertificateDer<'static>, key: PrivateKeyDer<'static>) -> Result<Tls, rustls::Error> {
+fn configure(
+    certificate: CertificateDer<'static>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Tls, rustls::Error> {
     let mut provider = ring::default_provider();
-    provider.cipher_suites.sort_by_key(|s| s.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    provider
+        .cipher_suites
+        .sort_by_key(|s| s.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
     let pin = Arc::new(Pinned {
         certificate: certificate.clone(),
         algorithms: provider.signature_verification_algorithms,
@@ -123,7 +157,10 @@ fn configure(certificate: CertificateDer<'static>, key: PrivateKeyDer<'static>) 
         .with_client_cert_verifier(pin)
         .with_single_cert(vec![certificate], key)?;
     server.send_tls13_tickets = 0;
-    Ok(Tls { client: Arc::new(client), server: Arc::new(server) })
+    Ok(Tls {
+        client: Arc::new(client),
+        server: Arc::new(server),
+    })
 }
 
 /// Accepts one certificate: our own.
@@ -138,7 +175,9 @@ impl Pinned {
         if presented.as_ref() == self.certificate.as_ref() {
             return Ok(());
         }
-        Err(rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
+        Err(rustls::Error::InvalidCertificate(
+            CertificateError::ApplicationVerificationFailure,
+        ))
     }
 }
 
@@ -151,7 +190,8 @@ impl ServerCertVerifier for Pinned {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.check(end_entity).map(|()| ServerCertVerified::assertion())
+        self.check(end_entity)
+            .map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -188,7 +228,8 @@ impl ClientCertVerifier for Pinned {
         _intermediates: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.check(end_entity).map(|()| ClientCertVerified::assertion())
+        self.check(end_entity)
+            .map(|()| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -222,7 +263,11 @@ pub(crate) fn is_wrong_key(e: &rustls::Error) -> bool {
         rustls::Error::InvalidCertificate(_)
             | rustls::Error::NoCertificatesPresented
             | rustls::Error::AlertReceived(
-                A::AccessDenied | A::BadCertificate | A::CertificateUnknown | A::DecryptError | A::UnknownCA
+                A::AccessDenied
+                    | A::BadCertificate
+                    | A::CertificateUnknown
+                    | A::DecryptError
+                    | A::UnknownCA
             )
     )
 }
@@ -245,13 +290,22 @@ mod tests {
     #[test]
     fn bad_directories_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(Security::load(dir.path()), Err(KeyError::File { .. })));
+        assert!(matches!(
+            Security::load(dir.path()),
+            Err(KeyError::File { .. })
+        ));
         generate(dir.path()).unwrap();
         let key = dir.path().join(KEY_FILE);
         std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(Security::load(dir.path()), Err(KeyError::Readable { mode: 0o640, .. })));
+        assert!(matches!(
+            Security::load(dir.path()),
+            Err(KeyError::Readable { mode: 0o640, .. })
+        ));
         std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
         std::fs::write(dir.path().join(CERTIFICATE_FILE), "nonsense").unwrap();
-        assert!(matches!(Security::load(dir.path()), Err(KeyError::Content { .. })));
+        assert!(matches!(
+            Security::load(dir.path()),
+            Err(KeyError::Content { .. })
+        ));
     }
 }

@@ -120,7 +120,11 @@ impl Lease {
             self.open.pop_front();
         }
         self.open.push_back((seq, now));
-        Beat { seq, generation: self.welcome.generation, condition: self.condition }
+        Beat {
+            seq,
+            generation: self.welcome.generation,
+            condition: self.condition,
+        }
     }
 
     /// An answer came at `now`.
@@ -131,10 +135,14 @@ impl Lease {
         if answer.generation > self.welcome.generation || answer.verdict == Verdict::Fenced {
             self.fenced = Some(answer.generation);
             self.until = Nanos(0);
-            return Outcome::Fenced { generation: answer.generation };
+            return Outcome::Fenced {
+                generation: answer.generation,
+            };
         }
         if answer.instance != self.welcome.instance {
-            return Outcome::OtherBackup { instance: answer.instance };
+            return Outcome::OtherBackup {
+                instance: answer.instance,
+            };
         }
         let Some(i) = self.open.iter().position(|(seq, _)| *seq == answer.seq) else {
             return Outcome::Unchanged;
@@ -202,14 +210,28 @@ mod tests {
     use super::*;
 
     const MS: u64 = 1_000_000;
-    const WELCOME: Welcome = Welcome { generation: 3, instance: 9 };
+    const WELCOME: Welcome = Welcome {
+        generation: 3,
+        instance: 9,
+    };
 
     fn lease() -> Lease {
-        Lease::new(Timing { heartbeat: Duration::from_millis(10), detect: Duration::from_millis(48) }, WELCOME)
+        Lease::new(
+            Timing {
+                heartbeat: Duration::from_millis(10),
+                detect: Duration::from_millis(48),
+            },
+            WELCOME,
+        )
     }
 
     fn granted(seq: u64) -> BeatAnswer {
-        BeatAnswer { seq, generation: 3, instance: 9, verdict: Verdict::Granted }
+        BeatAnswer {
+            seq,
+            generation: 3,
+            instance: 9,
+            verdict: Verdict::Granted,
+        }
     }
 
     #[test]
@@ -217,28 +239,62 @@ mod tests {
         let mut l = lease();
         assert!(!l.is_live(Nanos(0)));
         let b = l.beat(Nanos(100 * MS));
-        assert_eq!(b, Beat { seq: 1, generation: 3, condition: Condition::Serving });
+        assert_eq!(
+            b,
+            Beat {
+                seq: 1,
+                generation: 3,
+                condition: Condition::Serving
+            }
+        );
         let until = Nanos(145 * MS);
-        assert_eq!(l.answered(&granted(1), Nanos(130 * MS)), Outcome::Extended { until });
+        assert_eq!(
+            l.answered(&granted(1), Nanos(130 * MS)),
+            Outcome::Extended { until }
+        );
         assert!(l.is_live(Nanos(145 * MS - 1)) && !l.is_live(until));
         assert_eq!(l.round_trip(), Some(Duration::from_millis(30)));
-        assert_eq!(l.answered(&granted(1), Nanos(131 * MS)), Outcome::Unchanged, "the same answer again");
+        assert_eq!(
+            l.answered(&granted(1), Nanos(131 * MS)),
+            Outcome::Unchanged,
+            "the same answer again"
+        );
         l.beat(Nanos(140 * MS));
-        assert_eq!(l.answered(&granted(2), Nanos(190 * MS)), Outcome::Unchanged, "an answer that came too late");
-        assert_eq!(l.answered(&granted(77), Nanos(190 * MS)), Outcome::Unchanged, "of no heartbeat of ours");
+        assert_eq!(
+            l.answered(&granted(2), Nanos(190 * MS)),
+            Outcome::Unchanged,
+            "an answer that came too late"
+        );
+        assert_eq!(
+            l.answered(&granted(77), Nanos(190 * MS)),
+            Outcome::Unchanged,
+            "of no heartbeat of ours"
+        );
     }
 
     #[test]
     fn a_promise_withheld_extends_nothing() {
         let mut l = lease();
         l.beat(Nanos(MS));
-        let a = BeatAnswer { verdict: Verdict::Withheld, ..granted(1) };
+        let a = BeatAnswer {
+            verdict: Verdict::Withheld,
+            ..granted(1)
+        };
         assert_eq!(l.answered(&a, Nanos(2 * MS)), Outcome::Unchanged);
         assert!(!l.is_live(Nanos(2 * MS)));
         l.beat(Nanos(3 * MS));
-        let a = BeatAnswer { instance: 8, ..granted(2) };
-        assert_eq!(l.answered(&a, Nanos(4 * MS)), Outcome::OtherBackup { instance: 8 });
-        let a = BeatAnswer { generation: 2, ..granted(2) };
+        let a = BeatAnswer {
+            instance: 8,
+            ..granted(2)
+        };
+        assert_eq!(
+            l.answered(&a, Nanos(4 * MS)),
+            Outcome::OtherBackup { instance: 8 }
+        );
+        let a = BeatAnswer {
+            generation: 2,
+            ..granted(2)
+        };
         assert_eq!(l.answered(&a, Nanos(4 * MS)), Outcome::Unchanged);
         assert!(!l.is_live(Nanos(4 * MS)));
     }
@@ -246,18 +302,34 @@ mod tests {
     #[test]
     fn a_stale_generation_is_fenced_for_good() {
         for fence in [
-            BeatAnswer { generation: 4, ..granted(1) },
-            BeatAnswer { generation: 4, instance: 1, ..granted(1) },
-            BeatAnswer { verdict: Verdict::Fenced, ..granted(1) },
+            BeatAnswer {
+                generation: 4,
+                ..granted(1)
+            },
+            BeatAnswer {
+                generation: 4,
+                instance: 1,
+                ..granted(1)
+            },
+            BeatAnswer {
+                verdict: Verdict::Fenced,
+                ..granted(1)
+            },
         ] {
             let mut l = lease();
             l.beat(Nanos(MS));
             l.answered(&granted(1), Nanos(2 * MS));
             assert!(l.is_live(Nanos(2 * MS)));
-            assert!(matches!(l.answered(&fence, Nanos(3 * MS)), Outcome::Fenced { .. }));
+            assert!(matches!(
+                l.answered(&fence, Nanos(3 * MS)),
+                Outcome::Fenced { .. }
+            ));
             assert!(!l.is_live(Nanos(3 * MS)));
             l.beat(Nanos(4 * MS));
-            assert!(matches!(l.answered(&granted(2), Nanos(5 * MS)), Outcome::Fenced { .. }));
+            assert!(matches!(
+                l.answered(&granted(2), Nanos(5 * MS)),
+                Outcome::Fenced { .. }
+            ));
             assert!(!l.is_live(Nanos(5 * MS)));
         }
     }
@@ -275,7 +347,10 @@ mod tests {
         l.resume();
         assert_eq!(l.answered(&granted(3), Nanos(6 * MS)), Outcome::Unchanged);
         assert_eq!(l.beat(Nanos(7 * MS)).condition, Condition::Serving);
-        assert!(matches!(l.answered(&granted(4), Nanos(8 * MS)), Outcome::Extended { .. }));
+        assert!(matches!(
+            l.answered(&granted(4), Nanos(8 * MS)),
+            Outcome::Extended { .. }
+        ));
     }
 
     #[test]

@@ -34,8 +34,15 @@ pub struct AckReceiver {
 pub fn primary(connection: Connection) -> (LogSender, AckReceiver) {
     let generation = connection.welcome.generation;
     (
-        LogSender { sender: connection.sender, generation, batch: Vec::with_capacity(2 * FLUSH_LEN) },
-        AckReceiver { receiver: connection.receiver, generation },
+        LogSender {
+            sender: connection.sender,
+            generation,
+            batch: Vec::with_capacity(2 * FLUSH_LEN),
+        },
+        AckReceiver {
+            receiver: connection.receiver,
+            generation,
+        },
     )
 }
 
@@ -45,14 +52,27 @@ impl LogSender {
     ///
     /// # Errors
     /// As sending, when the batch has grown large enough to go out early.
-    pub fn records(&mut self, stream: u32, position: u64, parts: &[&[u8]]) -> Result<(), StreamError> {
+    pub fn records(
+        &mut self,
+        stream: u32,
+        position: u64,
+        parts: &[&[u8]],
+    ) -> Result<(), StreamError> {
         let mut at = position;
         let mut frame = |parts: &[&[u8]], len: usize| {
-            let header = Header { kind: Kind::Records, generation: self.generation, stream, position: at };
+            let header = Header {
+                kind: Kind::Records,
+                generation: self.generation,
+                stream,
+                position: at,
+            };
             at += len as u64;
             header
                 .encode(parts, &mut self.batch)
-                .map_err(|source| StreamError::Frame { peer: self.sender.peer(), source })
+                .map_err(|source| StreamError::Frame {
+                    peer: self.sender.peer(),
+                    source,
+                })
         };
         let total: usize = parts.iter().map(|p| p.len()).sum();
         if total <= MAX_BODY {
@@ -62,7 +82,11 @@ impl LogSender {
                 frame(&[piece], piece.len())?;
             }
         }
-        if self.batch.len() >= FLUSH_LEN { self.flush() } else { Ok(()) }
+        if self.batch.len() >= FLUSH_LEN {
+            self.flush()
+        } else {
+            Ok(())
+        }
     }
 
     /// Ends the drain with this number and sends what is left of the batch.
@@ -70,10 +94,18 @@ impl LogSender {
     /// # Errors
     /// As sending. Blocks while the backup takes nothing.
     pub fn drain(&mut self, number: u64) -> Result<(), StreamError> {
-        let header = Header { kind: Kind::Drain, generation: self.generation, stream: 0, position: number };
+        let header = Header {
+            kind: Kind::Drain,
+            generation: self.generation,
+            stream: 0,
+            position: number,
+        };
         header
             .encode(&[], &mut self.batch)
-            .map_err(|source| StreamError::Frame { peer: self.sender.peer(), source })?;
+            .map_err(|source| StreamError::Frame {
+                peer: self.sender.peer(),
+                source,
+            })?;
         self.flush()
     }
 
@@ -96,7 +128,9 @@ impl AckReceiver {
     /// # Errors
     /// As receiving; [`StreamError::Unexpected`] for any other frame.
     pub fn recv(&mut self, within: Option<Duration>) -> Result<Option<u64>, StreamError> {
-        let Some(mut highest) = self.one(within)? else { return Ok(None) };
+        let Some(mut highest) = self.one(within)? else {
+            return Ok(None);
+        };
         while let Some(number) = self.buffered()? {
             highest = highest.max(number);
         }
@@ -110,12 +144,16 @@ impl AckReceiver {
     }
 
     fn buffered(&mut self) -> Result<Option<u64>, StreamError> {
-        let Some(span) = self.receiver.buffered_span()? else { return Ok(None) };
+        let Some(span) = self.receiver.buffered_span()? else {
+            return Ok(None);
+        };
         ack(&span.header, self.generation, &self.receiver).map(Some)
     }
 
     fn one(&mut self, within: Option<Duration>) -> Result<Option<u64>, StreamError> {
-        let Some(span) = self.receiver.recv_span(within)? else { return Ok(None) };
+        let Some(span) = self.receiver.recv_span(within)? else {
+            return Ok(None);
+        };
         ack(&span.header, self.generation, &self.receiver).map(Some)
     }
 }
@@ -123,10 +161,18 @@ impl AckReceiver {
 fn ack(header: &Header, generation: u64, receiver: &Receiver) -> Result<u64, StreamError> {
     let peer = receiver.peer();
     if header.kind != Kind::Ack {
-        return Err(StreamError::Unexpected { doing: "waiting for acknowledgements", peer, found: header.kind });
+        return Err(StreamError::Unexpected {
+            doing: "waiting for acknowledgements",
+            peer,
+            found: header.kind,
+        });
     }
     if header.generation != generation {
-        return Err(StreamError::Generation { peer, theirs: header.generation, ours: generation });
+        return Err(StreamError::Generation {
+            peer,
+            theirs: header.generation,
+            ours: generation,
+        });
     }
     Ok(header.position)
 }
@@ -167,8 +213,15 @@ pub struct AckSender {
 pub fn backup(connection: Connection) -> (AckSender, LogReceiver) {
     let generation = connection.welcome.generation;
     (
-        AckSender { sender: connection.sender, generation },
-        LogReceiver { receiver: connection.receiver, generation, drain: 0 },
+        AckSender {
+            sender: connection.sender,
+            generation,
+        },
+        LogReceiver {
+            receiver: connection.receiver,
+            generation,
+            drain: 0,
+        },
     )
 }
 
@@ -180,21 +233,43 @@ impl LogReceiver {
     /// what a primary would not send.
     pub fn recv(&mut self, within: Option<Duration>) -> Result<Option<Entry<'_>>, StreamError> {
         let peer = self.receiver.peer();
-        let Some(frame) = self.receiver.recv(within)? else { return Ok(None) };
-        let Header { kind, generation, stream, position } = frame.header;
+        let Some(frame) = self.receiver.recv(within)? else {
+            return Ok(None);
+        };
+        let Header {
+            kind,
+            generation,
+            stream,
+            position,
+        } = frame.header;
         if generation != self.generation {
-            return Err(StreamError::Generation { peer, theirs: generation, ours: self.generation });
+            return Err(StreamError::Generation {
+                peer,
+                theirs: generation,
+                ours: self.generation,
+            });
         }
         match kind {
-            Kind::Records => Ok(Some(Entry::Records { stream, position, bytes: frame.body })),
-            Kind::Drain if position != self.drain + 1 => {
-                Err(StreamError::Order { what: "drain", peer, found: position, expected: self.drain + 1 })
-            }
+            Kind::Records => Ok(Some(Entry::Records {
+                stream,
+                position,
+                bytes: frame.body,
+            })),
+            Kind::Drain if position != self.drain + 1 => Err(StreamError::Order {
+                what: "drain",
+                peer,
+                found: position,
+                expected: self.drain + 1,
+            }),
             Kind::Drain => {
                 self.drain = position;
                 Ok(Some(Entry::Drain(position)))
             }
-            found => Err(StreamError::Unexpected { doing: "waiting for the log", peer, found }),
+            found => Err(StreamError::Unexpected {
+                doing: "waiting for the log",
+                peer,
+                found,
+            }),
         }
     }
 }
@@ -205,7 +280,12 @@ impl AckSender {
     /// # Errors
     /// As sending.
     pub fn ack(&self, number: u64) -> Result<(), StreamError> {
-        let header = Header { kind: Kind::Ack, generation: self.generation, stream: 0, position: number };
+        let header = Header {
+            kind: Kind::Ack,
+            generation: self.generation,
+            stream: 0,
+            position: number,
+        };
         self.sender.send(&header, &[])
     }
 

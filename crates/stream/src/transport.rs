@@ -31,7 +31,10 @@ struct Shared {
 
 impl core::fmt::Debug for Shared {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Connection").field("peer", &self.peer).field("encrypted", &self.session.is_some()).finish()
+        f.debug_struct("Connection")
+            .field("peer", &self.peer)
+            .field("encrypted", &self.session.is_some())
+            .finish()
     }
 }
 
@@ -39,10 +42,16 @@ impl Shared {
     fn io(&self, doing: &'static str, source: io::Error) -> StreamError {
         use io::ErrorKind as K;
         match source.kind() {
-            K::UnexpectedEof | K::ConnectionReset | K::BrokenPipe | K::ConnectionAborted | K::NotConnected => {
-                StreamError::Closed { peer: self.peer }
-            }
-            _ => StreamError::Io { doing, peer: self.peer, source },
+            K::UnexpectedEof
+            | K::ConnectionReset
+            | K::BrokenPipe
+            | K::ConnectionAborted
+            | K::NotConnected => StreamError::Closed { peer: self.peer },
+            _ => StreamError::Io {
+                doing,
+                peer: self.peer,
+                source,
+            },
         }
     }
 }
@@ -72,10 +81,26 @@ pub(crate) fn split(
     session: Option<rustls::Connection>,
 ) -> (Sender, Receiver) {
     let encrypted = session.is_some();
-    let shared = Arc::new(Shared { socket, peer, session: session.map(Mutex::new) });
-    let sender = Sender { shared: Arc::clone(&shared), order: Arc::default() };
+    let shared = Arc::new(Shared {
+        socket,
+        peer,
+        session: session.map(Mutex::new),
+    });
+    let sender = Sender {
+        shared: Arc::clone(&shared),
+        order: Arc::default(),
+    };
     let wire = vec![0; if encrypted { WIRE_LEN } else { 0 }];
-    (sender, Receiver { shared, decoder: Decoder::new(), wire, wire_at: 0, wire_end: 0 })
+    (
+        sender,
+        Receiver {
+            shared,
+            decoder: Decoder::new(),
+            wire,
+            wire_at: 0,
+            wire_end: 0,
+        },
+    )
 }
 
 /// A poisoned lock means that a thread panicked between two complete updates; the state is whole.
@@ -98,20 +123,28 @@ impl Sender {
         let mut cipher = locked(&self.order);
         let doing = "sending to";
         let Some(session) = &self.shared.session else {
-            return (&self.shared.socket).write_all(bytes).map_err(|e| self.shared.io(doing, e));
+            return (&self.shared.socket)
+                .write_all(bytes)
+                .map_err(|e| self.shared.io(doing, e));
         };
         let mut rest = bytes;
         while !rest.is_empty() {
             cipher.clear();
             let mut tls = locked(session);
             // rustls bounds what it buffers, so a large run goes in pieces.
-            let n = tls.writer().write(rest).map_err(|e| self.shared.io(doing, e))?;
+            let n = tls
+                .writer()
+                .write(rest)
+                .map_err(|e| self.shared.io(doing, e))?;
             rest = &rest[n..];
             while tls.wants_write() {
-                tls.write_tls(&mut *cipher).map_err(|e| self.shared.io(doing, e))?;
+                tls.write_tls(&mut *cipher)
+                    .map_err(|e| self.shared.io(doing, e))?;
             }
             drop(tls);
-            (&self.shared.socket).write_all(&cipher).map_err(|e| self.shared.io(doing, e))?;
+            (&self.shared.socket)
+                .write_all(&cipher)
+                .map_err(|e| self.shared.io(doing, e))?;
         }
         Ok(())
     }
@@ -124,7 +157,10 @@ impl Sender {
         let mut bytes = Vec::with_capacity(eventlog::frame::HEADER_LEN + body.len());
         header
             .encode(&[body], &mut bytes)
-            .map_err(|source| StreamError::Frame { peer: self.shared.peer, source })?;
+            .map_err(|source| StreamError::Frame {
+                peer: self.shared.peer,
+                source,
+            })?;
         self.send_bytes(&bytes)
     }
 
@@ -153,8 +189,13 @@ impl Receiver {
     /// [`StreamError::Closed`] when the peer has ended the connection; [`StreamError::Frame`],
     /// [`StreamError::Version`] and the like for what it sent. All are final.
     pub fn recv(&mut self, within: Option<Duration>) -> Result<Option<Frame<'_>>, StreamError> {
-        let Some(span) = self.recv_span(within)? else { return Ok(None) };
-        Ok(Some(Frame { header: span.header, body: self.decoder.body(&span) }))
+        let Some(span) = self.recv_span(within)? else {
+            return Ok(None);
+        };
+        Ok(Some(Frame {
+            header: span.header,
+            body: self.decoder.body(&span),
+        }))
     }
 
     /// As [`Receiver::recv`], without borrowing the receiver: [`Receiver::body`] gives the body.
@@ -189,7 +230,9 @@ impl Receiver {
     /// # Errors
     /// As [`Receiver::recv`].
     pub(crate) fn buffered_span(&mut self) -> Result<Option<Received>, StreamError> {
-        self.decoder.next_span().map_err(|e| self.bad_frame(e, false))
+        self.decoder
+            .next_span()
+            .map_err(|e| self.bad_frame(e, false))
     }
 
     /// The body of the frame received last.
@@ -204,7 +247,9 @@ impl Receiver {
             FrameError::Version { theirs, ours, .. } => StreamError::Version { peer, theirs, ours },
             // The first byte of a TLS handshake or alert record, followed by its major version.
             FrameError::BadMagic { found, .. }
-                if at_start && self.shared.session.is_none() && matches!(found & 0xffff, 0x0316 | 0x0315) =>
+                if at_start
+                    && self.shared.session.is_none()
+                    && matches!(found & 0xffff, 0x0316 | 0x0315) =>
             {
                 StreamError::PeerIsEncrypted { peer }
             }
@@ -216,7 +261,9 @@ impl Receiver {
     fn fill(&mut self, wait: Option<Duration>) -> Result<bool, StreamError> {
         let shared = &self.shared;
         let Some(session) = &shared.session else {
-            let Some(n) = receive(shared, self.decoder.room(), wait)? else { return Ok(false) };
+            let Some(n) = receive(shared, self.decoder.room(), wait)? else {
+                return Ok(false);
+            };
             self.decoder.filled(n);
             return Ok(true);
         };
@@ -234,13 +281,18 @@ impl Receiver {
                 }
                 if self.wire_at < self.wire_end {
                     let mut piece = &self.wire[self.wire_at..self.wire_end];
-                    let n = tls.read_tls(&mut piece).map_err(|e| shared.io("receiving from", e))?;
+                    let n = tls
+                        .read_tls(&mut piece)
+                        .map_err(|e| shared.io("receiving from", e))?;
                     self.wire_at += n;
-                    tls.process_new_packets().map_err(|e| tls_error(shared.peer, e))?;
+                    tls.process_new_packets()
+                        .map_err(|e| tls_error(shared.peer, e))?;
                     continue;
                 }
             }
-            let Some(n) = receive(shared, &mut self.wire, wait)? else { return Ok(false) };
+            let Some(n) = receive(shared, &mut self.wire, wait)? else {
+                return Ok(false);
+            };
             (self.wire_at, self.wire_end) = (0, n);
         }
     }
@@ -255,7 +307,11 @@ impl AsFd for Receiver {
 }
 
 /// Reads what is there, waiting as long as told; `None` if nothing came.
-fn receive(shared: &Shared, buf: &mut [u8], wait: Option<Duration>) -> Result<Option<usize>, StreamError> {
+fn receive(
+    shared: &Shared,
+    buf: &mut [u8],
+    wait: Option<Duration>,
+) -> Result<Option<usize>, StreamError> {
     let failed = |e: Errno| shared.io("receiving from", e.into());
     if let Some(wait) = wait.filter(|w| !w.is_zero()) {
         let mut fds = [PollFd::new(shared.socket.as_fd(), PollFlags::POLLIN)];
@@ -265,7 +321,11 @@ fn receive(shared: &Shared, buf: &mut [u8], wait: Option<Duration>) -> Result<Op
             Err(e) => return Err(failed(e)),
         }
     }
-    let flags = if wait.is_some() { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() };
+    let flags = if wait.is_some() {
+        MsgFlags::MSG_DONTWAIT
+    } else {
+        MsgFlags::empty()
+    };
     loop {
         match recv(shared.socket.as_raw_fd(), buf, flags) {
             Ok(0) => return Err(StreamError::Closed { peer: shared.peer }),

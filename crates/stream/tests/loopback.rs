@@ -1,4 +1,5 @@
 //! Whole connections over TCP on loopback, encrypted and plain, with good peers and bad ones.
+#![allow(clippy::unwrap_used, reason = "what cannot be unwrapped here fails the test")]
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -18,7 +19,10 @@ use stream::log::{self, Entry};
 use stream::{Nanos, StreamError, heartbeat};
 
 const WITHIN: Duration = Duration::from_secs(5);
-const WELCOME: Welcome = Welcome { generation: 7, instance: 99 };
+const WELCOME: Welcome = Welcome {
+    generation: 7,
+    instance: 99,
+};
 
 fn hello(channel: Channel) -> Hello {
     Hello {
@@ -26,7 +30,10 @@ fn hello(channel: Channel) -> Hello {
         name: "redis-server".to_owned(),
         session: 5,
         generation: 0,
-        timing: Timing { heartbeat: Duration::from_millis(5), detect: Duration::from_millis(500) },
+        timing: Timing {
+            heartbeat: Duration::from_millis(5),
+            detect: Duration::from_millis(500),
+        },
         host: Vec::new(),
         details: b"details".to_vec(),
     }
@@ -70,9 +77,13 @@ fn meet(ours: &Security, theirs: &Security) -> (StreamError, StreamError) {
     let theirs = theirs.clone();
     let backup = thread::spawn(move || {
         let (socket, peer) = l.accept().unwrap();
-        connect::accept(socket, peer, &theirs, WITHIN).map(|_| ()).unwrap_err()
+        connect::accept(socket, peer, &theirs, WITHIN)
+            .map(|_| ())
+            .unwrap_err()
     });
-    let primary = connect::connect(addr, ours, &hello(Channel::Log), WITHIN).map(|_| ()).unwrap_err();
+    let primary = connect::connect(addr, ours, &hello(Channel::Log), WITHIN)
+        .map(|_| ())
+        .unwrap_err();
     (primary, backup.join().unwrap())
 }
 
@@ -86,7 +97,11 @@ fn batches_cross_and_are_acknowledged() {
             let mut got: Vec<u8> = Vec::new();
             loop {
                 match receiver.recv(None) {
-                    Ok(Some(Entry::Records { stream, position, bytes })) => {
+                    Ok(Some(Entry::Records {
+                        stream,
+                        position,
+                        bytes,
+                    })) => {
                         assert_eq!((stream, position), (3, got.len() as u64));
                         got.extend_from_slice(bytes);
                     }
@@ -127,7 +142,12 @@ fn full_duplex_does_not_lock_up() {
             let sender = c.sender.clone();
             let out = thread::spawn(move || {
                 for position in 0..frames {
-                    let h = Header { kind: Kind::Control, generation: 0, stream: 0, position };
+                    let h = Header {
+                        kind: Kind::Control,
+                        generation: 0,
+                        stream: 0,
+                        position,
+                    };
                     sender.send(&h, &vec![1; MAX_BODY]).unwrap();
                 }
             });
@@ -135,7 +155,10 @@ fn full_duplex_does_not_lock_up() {
             let keep = c.sender;
             let inward = thread::spawn(move || {
                 for position in 0..frames {
-                    let f = receiver.recv(Some(Duration::from_secs(60))).unwrap().unwrap();
+                    let f = receiver
+                        .recv(Some(Duration::from_secs(60)))
+                        .unwrap()
+                        .unwrap();
                     assert_eq!((f.header.position, f.body.len()), (position, MAX_BODY));
                 }
                 drop(keep);
@@ -155,17 +178,51 @@ fn frames_out_of_place_are_refused() {
     let (mut sender, _acks) = log::primary(primary);
     sender.drain(2).unwrap();
     let e = receiver.recv(Some(WITHIN)).unwrap_err();
-    assert!(matches!(e, StreamError::Order { found: 2, expected: 1, .. }), "{e}");
+    assert!(
+        matches!(
+            e,
+            StreamError::Order {
+                found: 2,
+                expected: 1,
+                ..
+            }
+        ),
+        "{e}"
+    );
 
     let (primary, backup) = pair(&Security::Insecure, Channel::Log);
     let (_ack, mut receiver) = log::backup(backup);
-    primary.sender.send(&Header { kind: Kind::Drain, generation: 6, stream: 0, position: 1 }, &[]).unwrap();
+    primary
+        .sender
+        .send(
+            &Header {
+                kind: Kind::Drain,
+                generation: 6,
+                stream: 0,
+                position: 1,
+            },
+            &[],
+        )
+        .unwrap();
     let e = receiver.recv(Some(WITHIN)).unwrap_err();
-    assert!(matches!(e, StreamError::Generation { theirs: 6, ours: 7, .. }), "{e}");
+    assert!(
+        matches!(
+            e,
+            StreamError::Generation {
+                theirs: 6,
+                ours: 7,
+                ..
+            }
+        ),
+        "{e}"
+    );
 
     let (primary, backup) = pair(&Security::Insecure, Channel::Log);
     let (_ack, mut receiver) = log::backup(backup);
-    primary.sender.send_bytes(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    primary
+        .sender
+        .send_bytes(b"GET / HTTP/1.1\r\n\r\n")
+        .unwrap();
     let e = receiver.recv(Some(WITHIN)).unwrap_err();
     assert!(matches!(e, StreamError::Frame { .. }), "{e}");
 }
@@ -181,11 +238,23 @@ fn another_key_is_one_sentence_on_both_sides() {
 #[test]
 fn an_encrypted_side_never_falls_back() {
     let (primary, backup) = meet(&tls(), &Security::Insecure);
-    assert!(matches!(primary, StreamError::PeerIsPlain { .. }), "{primary}");
-    assert!(matches!(backup, StreamError::PeerIsEncrypted { .. }), "{backup}");
+    assert!(
+        matches!(primary, StreamError::PeerIsPlain { .. }),
+        "{primary}"
+    );
+    assert!(
+        matches!(backup, StreamError::PeerIsEncrypted { .. }),
+        "{backup}"
+    );
     let (primary, backup) = meet(&Security::Insecure, &tls());
-    assert!(matches!(primary, StreamError::PeerIsEncrypted { .. }), "{primary}");
-    assert!(matches!(backup, StreamError::PeerIsPlain { .. }), "{backup}");
+    assert!(
+        matches!(primary, StreamError::PeerIsEncrypted { .. }),
+        "{primary}"
+    );
+    assert!(
+        matches!(backup, StreamError::PeerIsPlain { .. }),
+        "{backup}"
+    );
 }
 
 #[test]
@@ -196,11 +265,18 @@ fn a_refusal_reaches_the_primary() {
         let backup = thread::spawn(move || {
             let (socket, peer) = l.accept().unwrap();
             let pending = connect::accept(socket, peer, &theirs, WITHIN).unwrap();
-            pending.refuse(Refusal::StaleGeneration { theirs: 1, ours: 2 }).unwrap();
+            pending
+                .refuse(Refusal::StaleGeneration { theirs: 1, ours: 2 })
+                .unwrap();
         });
-        let e = connect::connect(addr, &security, &hello(Channel::Log), WITHIN).map(|_| ()).unwrap_err();
+        let e = connect::connect(addr, &security, &hello(Channel::Log), WITHIN)
+            .map(|_| ())
+            .unwrap_err();
         let stale = Refusal::StaleGeneration { theirs: 1, ours: 2 };
-        assert!(matches!(&e, StreamError::Refused { refusal, .. } if *refusal == stale), "{e}");
+        assert!(
+            matches!(&e, StreamError::Refused { refusal, .. } if *refusal == stale),
+            "{e}"
+        );
         backup.join().unwrap();
     }
 }
@@ -210,12 +286,31 @@ fn a_bad_hello_is_answered_with_the_reason() {
     let (l, addr) = listener();
     let backup = thread::spawn(move || {
         let (socket, peer) = l.accept().unwrap();
-        connect::accept(socket, peer, &Security::Insecure, WITHIN).map(|_| ()).unwrap_err()
+        connect::accept(socket, peer, &Security::Insecure, WITHIN)
+            .map(|_| ())
+            .unwrap_err()
     });
-    let bad = Hello { name: "../etc".to_owned(), ..hello(Channel::Log) };
-    let e = connect::connect(addr, &Security::Insecure, &bad, WITHIN).map(|_| ()).unwrap_err();
-    assert!(matches!(&e, StreamError::Refused { refusal: Refusal::Name { .. }, .. }), "{e}");
-    assert!(matches!(backup.join().unwrap(), StreamError::Refused { .. }));
+    let bad = Hello {
+        name: "../etc".to_owned(),
+        ..hello(Channel::Log)
+    };
+    let e = connect::connect(addr, &Security::Insecure, &bad, WITHIN)
+        .map(|_| ())
+        .unwrap_err();
+    assert!(
+        matches!(
+            &e,
+            StreamError::Refused {
+                refusal: Refusal::Name { .. },
+                ..
+            }
+        ),
+        "{e}"
+    );
+    assert!(matches!(
+        backup.join().unwrap(),
+        StreamError::Refused { .. }
+    ));
 }
 
 /// The bytes of a hello of another version, sent by hand; and such an answer.
@@ -223,24 +318,49 @@ fn a_bad_hello_is_answered_with_the_reason() {
 fn another_version_is_one_sentence_on_both_sides() {
     let other = |body: &[u8]| {
         let mut b = Vec::new();
-        Header { kind: Kind::Hello, generation: 0, stream: 0, position: 0 }.encode(&[body], &mut b).unwrap();
+        Header {
+            kind: Kind::Hello,
+            generation: 0,
+            stream: 0,
+            position: 0,
+        }
+        .encode(&[body], &mut b)
+        .unwrap();
         b[VERSION_AT] = 250;
         b
     };
     let (l, addr) = listener();
     let backup = thread::spawn(move || {
         let (socket, peer) = l.accept().unwrap();
-        connect::accept(socket, peer, &Security::Insecure, WITHIN).map(|_| ()).unwrap_err()
+        connect::accept(socket, peer, &Security::Insecure, WITHIN)
+            .map(|_| ())
+            .unwrap_err()
     });
     let mut socket = TcpStream::connect(addr).unwrap();
-    socket.write_all(&other(&codec::encode(&hello(Channel::Log)).unwrap())).unwrap();
+    socket
+        .write_all(&other(&codec::encode(&hello(Channel::Log)).unwrap()))
+        .unwrap();
     let e = backup.join().unwrap();
-    assert!(matches!(e, StreamError::Version { theirs: 250, ours: VERSION, .. }), "{e}");
+    assert!(
+        matches!(
+            e,
+            StreamError::Version {
+                theirs: 250,
+                ours: VERSION,
+                ..
+            }
+        ),
+        "{e}"
+    );
     let mut answer = Vec::new();
     socket.read_to_end(&mut answer).unwrap();
     let mut decoder = Decoder::new();
     decoder.push(&answer);
-    assert_eq!(decoder.next_frame().unwrap().unwrap().header.kind, Kind::Hello, "it says its version");
+    assert_eq!(
+        decoder.next_frame().unwrap().unwrap().header.kind,
+        Kind::Hello,
+        "it says its version"
+    );
 
     let (l, addr) = listener();
     let backup = thread::spawn(move || {
@@ -252,7 +372,9 @@ fn another_version_is_one_sentence_on_both_sides() {
         }
         socket.write_all(&other(&[])).unwrap();
     });
-    let e = connect::connect(addr, &Security::Insecure, &hello(Channel::Log), WITHIN).map(|_| ()).unwrap_err();
+    let e = connect::connect(addr, &Security::Insecure, &hello(Channel::Log), WITHIN)
+        .map(|_| ())
+        .unwrap_err();
     assert!(matches!(e, StreamError::Version { theirs: 250, .. }), "{e}");
     backup.join().unwrap();
 }
@@ -262,12 +384,17 @@ fn a_silent_peer_does_not_hold_us() {
     for security in both() {
         let (l, addr) = listener();
         let limit = Duration::from_millis(50);
-        let e = connect::connect(addr, &security, &hello(Channel::Log), limit).map(|_| ()).unwrap_err();
+        let e = connect::connect(addr, &security, &hello(Channel::Log), limit)
+            .map(|_| ())
+            .unwrap_err();
         assert!(matches!(e, StreamError::Timeout { .. }), "{e}");
         let silent = TcpStream::connect(addr).unwrap();
-        let accepted = std::iter::from_fn(|| l.accept().ok()).find(|(_, p)| *p == silent.local_addr().unwrap());
+        let accepted = std::iter::from_fn(|| l.accept().ok())
+            .find(|(_, p)| *p == silent.local_addr().unwrap());
         let (socket, peer) = accepted.unwrap();
-        let e = connect::accept(socket, peer, &security, limit).map(|_| ()).unwrap_err();
+        let e = connect::accept(socket, peer, &security, limit)
+            .map(|_| ())
+            .unwrap_err();
         assert!(matches!(e, StreamError::Timeout { .. }), "{e}");
     }
 }
@@ -275,9 +402,14 @@ fn a_silent_peer_does_not_hold_us() {
 #[test]
 fn nobody_there_and_address_taken_are_named() {
     let (l, addr) = listener();
-    assert!(matches!(connect::listen(addr), Err(StreamError::Listen { .. })));
+    assert!(matches!(
+        connect::listen(addr),
+        Err(StreamError::Listen { .. })
+    ));
     drop(l);
-    let e = connect::connect(addr, &Security::Insecure, &hello(Channel::Log), WITHIN).map(|_| ()).unwrap_err();
+    let e = connect::connect(addr, &Security::Insecure, &hello(Channel::Log), WITHIN)
+        .map(|_| ())
+        .unwrap_err();
     assert!(matches!(e, StreamError::Unreachable { .. }), "{e}");
 }
 
@@ -286,7 +418,11 @@ fn checkpoints_cross_whole() {
     for security in both() {
         let (primary, backup) = pair(&security, Channel::Checkpoint);
         let server = thread::spawn(move || {
-            let Connection { sender, mut receiver, welcome } = backup;
+            let Connection {
+                sender,
+                mut receiver,
+                welcome,
+            } = backup;
             let (mut image, mut begun) = (Vec::new(), None);
             loop {
                 let frame = receiver.recv(Some(WITHIN)).unwrap().unwrap();
@@ -299,21 +435,33 @@ fn checkpoints_cross_whole() {
                     Part::Finish(f) => {
                         let begin: Begin = begun.unwrap();
                         assert_eq!((f.id, f.crc), (begin.id, crc32c::crc32c(&image)));
-                        checkpoint::answer(&sender, welcome.generation, &Commit::Done { id: f.id }).unwrap();
+                        checkpoint::answer(&sender, welcome.generation, &Commit::Done { id: f.id })
+                            .unwrap();
                         return (begin, image);
                     }
                 }
             }
         });
         let image: Vec<u8> = (0..3 * MAX_BODY + 5).map(|i| (i % 253) as u8).collect();
-        let cut = Cut { streams: vec![(1, 100), (4, 0)], next_stream: 6 };
-        let begin = Begin { id: 12, base: None, cut, image_len: image.len() as u64 };
+        let cut = Cut {
+            streams: vec![(1, 100), (4, 0)],
+            next_stream: 6,
+        };
+        let begin = Begin {
+            id: 12,
+            base: None,
+            cut,
+            image_len: image.len() as u64,
+        };
         let (mut sender, mut commits) = checkpoint::primary(primary);
         sender.begin(&begin).unwrap();
         sender.chunk(&image[..77]).unwrap();
         sender.chunk(&image[77..]).unwrap();
         sender.finish().unwrap();
-        assert_eq!(commits.recv(Some(WITHIN)).unwrap(), Some(Commit::Done { id: 12 }));
+        assert_eq!(
+            commits.recv(Some(WITHIN)).unwrap(),
+            Some(Commit::Done { id: 12 })
+        );
         assert!(server.join().unwrap() == (begin, image));
     }
 }
@@ -322,10 +470,14 @@ fn checkpoints_cross_whole() {
 fn control_asks_and_answers() {
     let (mut primary, mut backup) = pair(&tls(), Channel::Control);
     control::send(&primary.sender, 7, &Request::Ended { status: 3 }).unwrap();
-    let request: Request = control::recv(&mut backup.receiver, Some(WITHIN)).unwrap().unwrap();
+    let request: Request = control::recv(&mut backup.receiver, Some(WITHIN))
+        .unwrap()
+        .unwrap();
     assert_eq!(request, Request::Ended { status: 3 });
     control::send(&backup.sender, 7, &Response::Done).unwrap();
-    let response: Response = control::recv(&mut primary.receiver, Some(WITHIN)).unwrap().unwrap();
+    let response: Response = control::recv(&mut primary.receiver, Some(WITHIN))
+        .unwrap()
+        .unwrap();
     assert_eq!(response, Response::Done);
 }
 
@@ -335,30 +487,52 @@ fn heartbeats_extend_the_lease_until_they_are_fenced() {
     for security in both() {
         let (primary, backup) = pair(&security, Channel::Heartbeat);
         let server = thread::spawn(move || {
-            let Connection { sender, mut receiver, .. } = backup;
+            let Connection {
+                sender,
+                mut receiver,
+                ..
+            } = backup;
             for n in 1.. {
                 let frame = receiver.recv(Some(WITHIN)).unwrap().unwrap();
                 let beat: stream::lease::Beat = codec::decode(frame.body).unwrap();
                 assert_eq!((beat.seq, beat.generation), (n, 7));
-                let verdict = if n < 5 { Verdict::Granted } else { Verdict::Fenced };
+                let verdict = if n < 5 {
+                    Verdict::Granted
+                } else {
+                    Verdict::Fenced
+                };
                 let generation = if n < 5 { 7 } else { 8 };
-                let answer = BeatAnswer { seq: n, generation, instance: 99, verdict };
+                let answer = BeatAnswer {
+                    seq: n,
+                    generation,
+                    instance: 99,
+                    verdict,
+                };
                 heartbeat::send(&sender, generation, n, &answer).unwrap();
                 if n == 5 {
                     return;
                 }
             }
         });
-        let beats = heartbeat::Heartbeats::new(primary, Lease::new(hello(Channel::Heartbeat).timing, WELCOME));
+        let beats = heartbeat::Heartbeats::new(
+            primary,
+            Lease::new(hello(Channel::Heartbeat).timing, WELCOME),
+        );
         let pulse = beats.pulse();
         let (tx, rx) = mpsc::channel();
-        beats.run(|outcome| tx.send((outcome, Nanos::now())).unwrap()).unwrap();
+        beats
+            .run(|outcome| tx.send((outcome, Nanos::now())).unwrap())
+            .unwrap();
         drop(tx);
         server.join().unwrap();
         let outcomes: Vec<_> = rx.iter().collect();
         assert_eq!(outcomes.len(), 5);
         for pair in outcomes[..4].windows(2) {
-            let [(Outcome::Extended { until: a }, _), (Outcome::Extended { until: b }, at)] = pair else {
+            let [
+                (Outcome::Extended { until: a }, _),
+                (Outcome::Extended { until: b }, at),
+            ] = pair
+            else {
                 panic!("{outcomes:?}")
             };
             assert!(a < b && at < b);
@@ -371,7 +545,10 @@ fn heartbeats_extend_the_lease_until_they_are_fenced() {
 #[test]
 fn a_stopped_pulse_ends_the_loop() {
     let (primary, backup) = pair(&Security::Insecure, Channel::Heartbeat);
-    let beats = heartbeat::Heartbeats::new(primary, Lease::new(hello(Channel::Heartbeat).timing, WELCOME));
+    let beats = heartbeat::Heartbeats::new(
+        primary,
+        Lease::new(hello(Channel::Heartbeat).timing, WELCOME),
+    );
     let pulse = beats.pulse();
     let t = thread::spawn(move || beats.run(|_| {}));
     pulse.stop();

@@ -65,7 +65,9 @@ impl Hierarchy {
             path: "/proc/self/mounts".into(),
             source,
         })?;
-        Self::choose(&mounts).or_else(|| Self::detached().ok()).ok_or(CgroupError::NotMounted)
+        Self::choose(&mounts)
+            .or_else(|| Self::detached().ok())
+            .ok_or(CgroupError::NotMounted)
     }
 
     /// Mounts version 2 without a place in the tree.
@@ -81,16 +83,19 @@ impl Hierarchy {
         let context = fresh(unsafe { libc::syscall(libc::SYS_fsopen, name, 1) })?;
         let (none, fd) = (std::ptr::null::<u8>(), context.as_raw_fd());
         // SAFETY: this command takes neither key nor value.
-        let made = unsafe {
-            libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, none, none, 0)
-        };
+        let made =
+            unsafe { libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, none, none, 0) };
         if made < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: integers only; 1 closes the descriptor on execve.
         let mount = fresh(unsafe { libc::syscall(libc::SYS_fsmount, fd, 1, 0) })?;
         let path = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
-        Ok(Self { version: Version::V2, mount: path, detached: Some(Arc::new(mount)) })
+        Ok(Self {
+            version: Version::V2,
+            mount: path,
+            detached: Some(Arc::new(mount)),
+        })
     }
 
     /// The best one of a list in the format of `/proc/self/mounts`.
@@ -336,7 +341,10 @@ mod tests {
     #[test]
     fn version_two_is_preferred_and_escapes_are_undone() {
         let found = Hierarchy::choose(MIXED).unwrap();
-        assert_eq!((found.version, found.mount), (Version::V2, "/odd place".into()));
+        assert_eq!(
+            (found.version, found.mount),
+            (Version::V2, "/odd place".into())
+        );
     }
 
     #[test]

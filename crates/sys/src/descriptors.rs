@@ -73,7 +73,12 @@ pub struct Placement {
 /// never be used or dropped afterwards.
 pub fn place(map: &[Placement]) -> io::Result<()> {
     // Above every number involved nothing can be overwritten.
-    let floor = map.iter().map(|entry| entry.from.max(entry.to)).max().unwrap_or(2) + 1;
+    let floor = map
+        .iter()
+        .map(|entry| entry.from.max(entry.to))
+        .max()
+        .unwrap_or(2)
+        + 1;
     let limits = allow_number(floor.saturating_add(i32::try_from(map.len()).unwrap_or(0)))?;
     let mut parked = Vec::with_capacity(map.len());
     for entry in map {
@@ -187,7 +192,11 @@ mod tests {
         let (r, w) = (reader.as_raw_fd(), writer.as_raw_fd());
         let child = fork_pid_one(move || {
             // The two exchange their numbers.
-            let swap = |from, to| Placement { from, to, inherit: true };
+            let swap = |from, to| Placement {
+                from,
+                to,
+                inherit: true,
+            };
             let placed = place(&[swap(r, w), swap(w, r)]).is_ok();
             // SAFETY: only asks whether the number is open.
             let stray = unsafe { libc::fcntl(0, libc::F_GETFD) } >= 0;

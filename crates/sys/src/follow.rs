@@ -4,13 +4,13 @@
 use std::fs;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use guest::Blob;
-use guest::abi::{MAX_SLOTS, inherited, request, slot};
+use guest::abi::{MAX_SLOTS, Slot, inherited, request, slot};
 use libc::pid_t;
 
 use crate::arena::{Arena, futex_wait, futex_wake};
@@ -104,12 +104,6 @@ impl Follower {
         self.first.recv().unwrap_or(Err(FollowError::Ended))
     }
 
-    /// Called when a ring may hold a request.
-    pub fn look(&self) {
-        // The thread ends only when this value does.
-        let _ = self.jobs.send(Job::Look);
-    }
-
     /// A handle for whoever sees requests first.
     #[must_use]
     pub fn caller(&self) -> Caller {
@@ -137,9 +131,13 @@ impl Drop for Follower {
 pub struct Caller(Sender<Job>);
 
 impl Caller {
-    /// See [`Follower::look`].
-    pub fn look(&self) {
-        let _ = self.0.send(Job::Look);
+    /// Passes a ring's request on, if there is a new one. Called by whoever looks at the rings anyway.
+    pub fn notice(&self, ring: &Slot) {
+        let asks = ring.request.load(Acquire) == request::EXEC;
+        if asks && ring.request.compare_exchange(request::EXEC, request::SEEN, AcqRel, Acquire).is_ok() {
+            // The thread ends only when the follower does, and with it the container.
+            let _ = self.0.send(Job::Look);
+        }
     }
 }
 
@@ -159,7 +157,7 @@ fn prepare_first_ring(arena: &Arena) {
 fn serve(arena: &Arena, blob: &Blob, init: pid_t) -> Result<(), FollowError> {
     for index in 0..MAX_SLOTS {
         let ring = arena.slot(index);
-        if ring.state.load(Acquire) != slot::LIVE || ring.request.load(Acquire) != request::EXEC {
+        if ring.request.load(Acquire) != request::SEEN {
             continue;
         }
         let number = ring.tid.load(Acquire);

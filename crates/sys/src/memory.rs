@@ -178,10 +178,20 @@ pub fn write_gather(pid: pid_t, address: u64, pieces: &[io::IoSlice<'_>]) -> Res
     let mut at = address;
     for chunk in pieces.chunks(MAX_RANGES) {
         let len: usize = chunk.iter().map(|piece| piece.len()).sum();
-        let remote = iovec { iov_base: at as *mut _, iov_len: len };
+        let remote = iovec {
+            iov_base: at as *mut _,
+            iov_len: len,
+        };
         // SAFETY: `IoSlice` is laid out as `iovec`; the kernel only reads the pieces.
         let got = unsafe {
-            libc::process_vm_writev(pid, chunk.as_ptr().cast(), chunk.len() as libc::c_ulong, &raw const remote, 1, 0)
+            libc::process_vm_writev(
+                pid,
+                chunk.as_ptr().cast(),
+                chunk.len() as libc::c_ulong,
+                &raw const remote,
+                1,
+                0,
+            )
         };
         outcome("writing", pid, at, len, got)?;
         at += len as u64;

@@ -150,7 +150,10 @@ impl Pagemap {
             // A failing scan has still stored what it found (and protected) before: the end of that is
             // known because every entry is zero between calls.
             for region in self.regions.iter_mut().take_while(|region| region.end != 0) {
-                each(Range { start: region.start, end: region.end });
+                each(Range {
+                    start: region.start,
+                    end: region.end,
+                });
                 *region = Region::default();
             }
             got?;

@@ -103,7 +103,12 @@ impl MapsFile {
     pub fn open(pid: pid_t) -> io::Result<Self> {
         let file = File::open(format!("/proc/{pid}/maps"))?;
         let [text, before] = [(); 2].map(|()| Vec::with_capacity(1 << 18));
-        Ok(Self { file, text, before, mappings: Arc::new([]) })
+        Ok(Self {
+            file,
+            text,
+            before,
+            mappings: Arc::new([]),
+        })
     }
 
     /// The mappings as they are now, by address. Parsed only when they changed.
@@ -122,7 +127,9 @@ impl MapsFile {
             }
         }
         if self.text != self.before {
-            self.mappings = parse(&String::from_utf8_lossy(&self.text)).map_err(io::Error::other)?.into();
+            self.mappings = parse(&String::from_utf8_lossy(&self.text))
+                .map_err(io::Error::other)?
+                .into();
         }
         Ok(Arc::clone(&self.mappings))
     }

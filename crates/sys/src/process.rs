@@ -201,13 +201,19 @@ fn set_scheduler(policy: i32, priority: i32) -> io::Result<()> {
 }
 
 fn set_scheduler_of(tid: pid_t, policy: i32, priority: i32) -> io::Result<()> {
-    let param = libc::sched_param { sched_priority: priority };
+    let param = libc::sched_param {
+        sched_priority: priority,
+    };
     // SAFETY: one live structure; scheduling changes no memory.
-    check(c_long::from(unsafe { libc::sched_setscheduler(tid, policy, &raw const param) })).map(drop)
+    check(c_long::from(unsafe {
+        libc::sched_setscheduler(tid, policy, &raw const param)
+    }))
+    .map(drop)
 }
 
 /// An ordinary thread of another process that runs before every other ordinary thread until this is
-/// dropped: so that one that shall stop gets to stop. Its nice value is kept.
+/// dropped: so that one that shall stop gets to stop. Its nice value is kept. Only a thread that itself
+/// goes before it ([`RealTime`] at priority 2 or above) can hurry another, lest it be kept from running.
 #[derive(Debug)]
 pub struct Hurried {
     tid: pid_t,
@@ -215,16 +221,29 @@ pub struct Hurried {
 }
 
 impl Hurried {
-    /// Hurries a thread; `None` when it is no ordinary one (or is gone, or the privilege is missing).
+    /// Hurries a thread; `None` when it is no ordinary one, or is gone, or the caller does not go before it.
     #[must_use]
     pub fn new(tid: pid_t) -> Option<Self> {
+        let mut own = libc::sched_param { sched_priority: 0 };
+        // SAFETY: fills one live structure with the calling thread's priority.
+        if unsafe { libc::sched_getparam(0, &raw mut own) } != 0 || own.sched_priority < 2 {
+            return None;
+        }
         // SAFETY: takes and returns integers.
         let policy = unsafe { libc::sched_getscheduler(tid) };
-        let ordinary = matches!(policy & !libc::SCHED_RESET_ON_FORK, libc::SCHED_OTHER | libc::SCHED_BATCH);
+        let ordinary = matches!(
+            policy & !libc::SCHED_RESET_ON_FORK,
+            libc::SCHED_OTHER | libc::SCHED_BATCH
+        );
         if !ordinary {
             return None;
         }
-        set_scheduler_of(tid, libc::SCHED_FIFO | policy & libc::SCHED_RESET_ON_FORK, 1).ok()?;
+        set_scheduler_of(
+            tid,
+            libc::SCHED_FIFO | policy & libc::SCHED_RESET_ON_FORK,
+            1,
+        )
+        .ok()?;
         Some(Self { tid, policy })
     }
 }

@@ -106,14 +106,10 @@ pub fn syscall_and_child(
     outcome
 }
 
-/// Signals that an instruction of the thread's own raises; blocking them would make the kernel reset
-/// their handlers.
-const SYNCHRONOUS: u64 = 1 << (libc::SIGTRAP - 1)
-    | 1 << (libc::SIGSYS - 1)
-    | 1 << (libc::SIGSEGV - 1)
-    | 1 << (libc::SIGBUS - 1)
-    | 1 << (libc::SIGILL - 1)
-    | 1 << (libc::SIGFPE - 1);
+/// All signals but the trap's: one that is blocked when it is forced would lose its handler. Others that
+/// instructions raise are blocked, too, because one may be pending from before the stop (SIGSYS of a
+/// dispatched call): it must stay so.
+const HELD_BACK: u64 = !(1 << (libc::SIGTRAP - 1));
 
 /// A stopped thread whose registers we are about to use, with signals held back meanwhile: one that
 /// arrived while it works for us would otherwise have to be dropped.
@@ -130,7 +126,7 @@ impl Borrowed {
             regs: ptrace::regs(tid)?,
             mask: ptrace::sigmask(tid)?,
         };
-        ptrace::set_sigmask(tid, !SYNCHRONOUS)?;
+        ptrace::set_sigmask(tid, HELD_BACK)?;
         Ok(borrowed)
     }
 

@@ -13,9 +13,8 @@ const NOTES: &[(&[u16], &str)] = &[
     // Filtered.
     (
         &[2, 85, 257, 437],
-        "A regular file or directory is opened on both sides, in replay at the logged number, without O_TRUNC, \
-         O_CREAT and O_EXCL unless on a private copy; what cannot be opened then gets a placeholder, since reads \
-         are fed. Anything else (FIFO, device) is fed.",
+        "A regular file is opened on both sides, in replay at the logged number and without O_TRUNC, O_CREAT and \
+         O_EXCL, so that it can be mapped. Anything else exists in replay in the log alone.",
     ),
     (
         &[319],
@@ -44,7 +43,7 @@ const NOTES: &[(&[u16], &str)] = &[
     ),
     (
         &[299, 307],
-        "Taken apart into recvmsg and sendmsg, one record for each message; the call itself is not logged.",
+        "Callers fall back to recvmsg and sendmsg, one record for each message.",
     ),
     (
         &[56, 57, 58, 435],

@@ -14,11 +14,7 @@ const REPLY: u8 = 2;
 const BROADCAST: [u8; 6] = [0xff; 6];
 
 /// One Ethernet and IPv4 ARP frame.
-fn frame(
-    operation: u8,
-    sender: ([u8; 6], Ipv4Addr),
-    target: ([u8; 6], Ipv4Addr),
-) -> [u8; FRAME] {
+fn frame(operation: u8, sender: ([u8; 6], Ipv4Addr), target: ([u8; 6], Ipv4Addr)) -> [u8; FRAME] {
     let mut bytes = [0; FRAME];
     bytes[0..6].copy_from_slice(&BROADCAST);
     bytes[6..12].copy_from_slice(&sender.0);
@@ -67,11 +63,7 @@ pub(super) fn holder(
 
 /// Tells everybody that `address` is at `mac`: once as a request and once as a reply, since some
 /// neighbours take up only one of them.
-pub(super) fn announce(
-    socket: &PacketSocket,
-    mac: [u8; 6],
-    address: Ipv4Addr,
-) -> io::Result<()> {
+pub(super) fn announce(socket: &PacketSocket, mac: [u8; 6], address: Ipv4Addr) -> io::Result<()> {
     socket.send(&frame(REQUEST, (mac, address), ([0; 6], address)))?;
     socket.send(&frame(REPLY, (mac, address), (BROADCAST, address)))
 }
@@ -95,7 +87,10 @@ mod tests {
     #[test]
     fn a_probe_is_what_the_standard_says() {
         let bytes = probe(MAC, ADDRESS);
-        assert_eq!(bytes[..14], [255, 255, 255, 255, 255, 255, 2, 0x75, 10, 0, 0, 1, 8, 6]);
+        assert_eq!(
+            bytes[..14],
+            [255, 255, 255, 255, 255, 255, 2, 0x75, 10, 0, 0, 1, 8, 6]
+        );
         assert_eq!(bytes[14..22], [0, 1, 8, 0, 6, 4, 0, 1]);
         assert_eq!(bytes[28..32], [0; 4]);
         assert_eq!(bytes[38..], [10, 0, 0, 1]);

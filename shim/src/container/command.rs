@@ -22,15 +22,27 @@ pub(super) struct Image {
 impl Image {
     pub(super) fn resolve(program: &Program) -> Result<Self, Error> {
         let name = program.command.first().filter(|name| !name.is_empty());
-        let path = find(name.ok_or(Error::NoCommand)?, env::var_os("PATH").as_deref())?;
+        let path = find(
+            name.ok_or(Error::NoCommand)?,
+            env::var_os("PATH").as_deref(),
+        )?;
         let environment = match &program.environment {
-            Some(given) => given.iter().map(|(key, value)| variable(key, value)).collect(),
-            None => env::vars_os().map(|(key, value)| variable(&key, &value)).collect(),
+            Some(given) => given
+                .iter()
+                .map(|(key, value)| variable(key, value))
+                .collect(),
+            None => env::vars_os()
+                .map(|(key, value)| variable(&key, &value))
+                .collect(),
         };
         let environment: Result<_, _> = environment;
         Ok(Self {
             file: terminated(path.as_os_str())?,
-            arguments: program.command.iter().map(|a| terminated(a)).collect::<Result<_, _>>()?,
+            arguments: program
+                .command
+                .iter()
+                .map(|a| terminated(a))
+                .collect::<Result<_, _>>()?,
             environment: environment?,
             path,
         })
@@ -78,20 +90,42 @@ mod tests {
     #[test]
     fn commands_are_found_as_a_shell_does() {
         let search = Some(OsStr::new("/nonexistent:/bin:/usr/bin"));
-        assert_eq!(find(OsStr::new("sh"), search).unwrap(), Path::new("/bin/sh"));
-        assert_eq!(find(OsStr::new("/bin/sh"), None).unwrap(), Path::new("/bin/sh"));
+        assert_eq!(
+            find(OsStr::new("sh"), search).unwrap(),
+            Path::new("/bin/sh")
+        );
+        assert_eq!(
+            find(OsStr::new("/bin/sh"), None).unwrap(),
+            Path::new("/bin/sh")
+        );
         let missing = find(OsStr::new("no-such-program"), search).unwrap_err();
         assert!(missing.to_string().contains("no-such-program"), "{missing}");
         let directory = find(OsStr::new("/tmp"), None).unwrap_err();
-        assert!(directory.to_string().starts_with("cannot execute /tmp: Is a directory"));
-        assert!(matches!(find(OsStr::new("/etc/passwd"), None), Err(Error::Exec { .. })));
+        assert!(
+            directory
+                .to_string()
+                .starts_with("cannot execute /tmp: Is a directory")
+        );
+        assert!(matches!(
+            find(OsStr::new("/etc/passwd"), None),
+            Err(Error::Exec { .. })
+        ));
     }
 
     #[test]
     fn zero_bytes_and_empty_commands_are_refused() {
         let program = |command: &[&str]| Program::new(command.iter().map(OsString::from).collect());
-        assert!(matches!(Image::resolve(&program(&[])), Err(Error::NoCommand)));
-        assert!(matches!(Image::resolve(&program(&[""])), Err(Error::NoCommand)));
-        assert!(matches!(Image::resolve(&program(&["sh", "a\0b"])), Err(Error::ZeroByte(_))));
+        assert!(matches!(
+            Image::resolve(&program(&[])),
+            Err(Error::NoCommand)
+        ));
+        assert!(matches!(
+            Image::resolve(&program(&[""])),
+            Err(Error::NoCommand)
+        ));
+        assert!(matches!(
+            Image::resolve(&program(&["sh", "a\0b"])),
+            Err(Error::ZeroByte(_))
+        ));
     }
 }

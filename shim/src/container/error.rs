@@ -150,6 +150,9 @@ impl Error {
     }
 
     pub(super) fn network(action: impl Into<String>, source: io::Error) -> Self {
-        Self::Network { action: action.into(), source }
+        Self::Network {
+            action: action.into(),
+            source,
+        }
     }
 }

@@ -19,9 +19,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, setsid};
 use sys::descriptors::{self, Placement};
-use sys::namespaces::{
-    Child, default_signals, fixed_addresses, fork_numbered, pause_for_ever,
-};
+use sys::namespaces::{Child, default_signals, fixed_addresses, fork_numbered, pause_for_ever};
 
 use super::command::Image;
 use super::error::Step;
@@ -56,7 +54,12 @@ pub(super) struct Setup {
 type Failure = (Step, Errno);
 
 fn at<E: Into<io::Error>>(step: Step) -> impl FnOnce(E) -> Failure {
-    move |error| (step, Errno::from_raw(error.into().raw_os_error().unwrap_or(libc::EIO)))
+    move |error| {
+        (
+            step,
+            Errno::from_raw(error.into().raw_os_error().unwrap_or(libc::EIO)),
+        )
+    }
 }
 
 /// The whole life of init; gives its exit code.
@@ -64,7 +67,14 @@ pub(super) fn life(mut setup: Setup) -> i32 {
     let signals = match prepare(&setup) {
         Ok(signals) => signals,
         Err((step, errno)) => {
-            answer(&setup, Reply::Failed { step, errno: errno as i32 }, None);
+            answer(
+                &setup,
+                Reply::Failed {
+                    step,
+                    errno: errno as i32,
+                },
+                None,
+            );
             return 1;
         }
     };
@@ -80,9 +90,14 @@ fn answer(setup: &Setup, reply: Reply, pidfd: Option<&OwnedFd>) {
 
 fn prepare(setup: &Setup) -> Result<SignalFd, Failure> {
     // Standard descriptors stay for the program to inherit; without a program they are not needed.
-    let stay = |fd: RawFd| Placement { from: fd, to: fd, inherit: false };
-    let mut map: Vec<Placement> =
-        [&setup.control, &setup.status, &setup.caller].map(|fd| stay(fd.as_raw_fd())).to_vec();
+    let stay = |fd: RawFd| Placement {
+        from: fd,
+        to: fd,
+        inherit: false,
+    };
+    let mut map: Vec<Placement> = [&setup.control, &setup.status, &setup.caller]
+        .map(|fd| stay(fd.as_raw_fd()))
+        .to_vec();
     if let Some(plan) = &setup.plan {
         map.extend([&plan.gate, &plan.exec].map(|fd| stay(fd.as_raw_fd())));
         map.extend(plan.descriptors.iter().map(|(fd, _)| stay(fd.as_raw_fd())));
@@ -122,8 +137,20 @@ fn mounts() -> nix::Result<()> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     let bare = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some("proc"), "/proc", Some("proc"), bare | MsFlags::MS_NOEXEC, none)?;
-    match mount(Some("shm"), "/dev/shm", Some("tmpfs"), bare, Some("mode=1777")) {
+    mount(
+        Some("proc"),
+        "/proc",
+        Some("proc"),
+        bare | MsFlags::MS_NOEXEC,
+        none,
+    )?;
+    match mount(
+        Some("shm"),
+        "/dev/shm",
+        Some("tmpfs"),
+        bare,
+        Some("mode=1777"),
+    ) {
         // A root directory without it has no shared memory to keep apart.
         Err(Errno::ENOENT) => Ok(()),
         other => other,
@@ -194,7 +221,11 @@ fn take_request(setup: &mut Setup, main: &mut Option<i32>) -> bool {
     };
     let outcome = match Request::decode(&bytes[..length]) {
         Some(Request::Start) => start(setup, main),
-        Some(Request::Spawn { number, main: leads, targets }) => {
+        Some(Request::Spawn {
+            number,
+            main: leads,
+            targets,
+        }) => {
             let child = spawn(number, leads, &passed, &targets);
             if let (Ok(child), true) = (&child, leads) {
                 *main = Some(child.pid);
@@ -211,9 +242,20 @@ fn take_request(setup: &mut Setup, main: &mut Option<i32>) -> bool {
     match outcome {
         Ok(child) => {
             let number = child.as_ref().map_or(0, |child| child.pid);
-            answer(setup, Reply::Done { number }, child.as_ref().map(|child| &child.pidfd));
+            answer(
+                setup,
+                Reply::Done { number },
+                child.as_ref().map(|child| &child.pidfd),
+            );
         }
-        Err((step, errno)) => answer(setup, Reply::Failed { step, errno: errno as i32 }, None),
+        Err((step, errno)) => answer(
+            setup,
+            Reply::Failed {
+                step,
+                errno: errno as i32,
+            },
+            None,
+        ),
     }
     true
 }
@@ -230,7 +272,11 @@ fn start(setup: &mut Setup, main: &mut Option<i32>) -> Result<Option<Child>, Fai
 
 /// Lets go of the caller's standard descriptors.
 fn release_standard() {
-    if let Ok(null) = std::fs::File::options().read(true).write(true).open("/dev/null") {
+    if let Ok(null) = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+    {
         let _ = nix::unistd::dup2_stdin(&null);
         let _ = nix::unistd::dup2_stdout(&null);
         let _ = nix::unistd::dup2_stderr(&null);
@@ -243,15 +289,27 @@ fn program(plan: &Plan) -> i32 {
     let mut map: Vec<Placement> = plan
         .descriptors
         .iter()
-        .map(|(fd, to)| Placement { from: fd.as_raw_fd(), to: *to, inherit: true })
+        .map(|(fd, to)| Placement {
+            from: fd.as_raw_fd(),
+            to: *to,
+            inherit: true,
+        })
         .collect();
     let standard = (0..3).filter(|fd| !targets.contains(fd) && open(*fd));
-    map.extend(standard.map(|fd| Placement { from: fd, to: fd, inherit: true }));
+    map.extend(standard.map(|fd| Placement {
+        from: fd,
+        to: fd,
+        inherit: true,
+    }));
     // Init's own descriptors keep their numbers: the values in `plan` go on naming the right things.
     let own = [&plan.gate, &plan.exec].map(|fd| fd.as_raw_fd());
     let free: Vec<RawFd> = (3..).filter(|fd| !targets.contains(fd)).take(2).collect();
     for (from, to) in own.into_iter().zip(&free) {
-        map.push(Placement { from, to: *to, inherit: false });
+        map.push(Placement {
+            from,
+            to: *to,
+            inherit: false,
+        });
     }
     let ready = descriptors::place(&map).is_ok() && setsid().is_ok();
     if !ready || (plan.fixed_addresses && fixed_addresses().is_err()) {
@@ -284,7 +342,11 @@ fn spawn(
     let map: Vec<Placement> = passed
         .iter()
         .zip(targets)
-        .map(|(fd, to)| Placement { from: fd.as_raw_fd(), to: *to, inherit: true })
+        .map(|(fd, to)| Placement {
+            from: fd.as_raw_fd(),
+            to: *to,
+            inherit: true,
+        })
         .collect();
     fork_numbered(number, move || {
         // Only the program leads a session of its own; see `program`.

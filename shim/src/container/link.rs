@@ -36,15 +36,24 @@ impl Link {
     pub fn check(&self) -> Result<(), Error> {
         let mut netlink = open_netlink()?;
         let bridge = find_bridge(&mut netlink, &self.bridge)?;
-        let taken = |holder| Error::AddressTaken { address: self.address, holder };
-        if netlink.addresses()?.iter().any(|(_, address)| *address == self.address) {
+        let taken = |holder| Error::AddressTaken {
+            address: self.address,
+            holder,
+        };
+        if netlink
+            .addresses()?
+            .iter()
+            .any(|(_, address)| *address == self.address)
+        {
             return Err(taken("this host".into()));
         }
         let own = bridge.mac.unwrap_or_default();
         let holder = PacketSocket::open(bridge.index, arp::ETHERTYPE)
             .and_then(|socket| arp::holder(&socket, own, self.address))
             .map_err(|source| Error::network(format!("probe on {:?}", self.bridge), source))?;
-        holder.map_or(Ok(()), |mac| Err(taken(format!("the host with {}", show(mac)))))
+        holder.map_or(Ok(()), |mac| {
+            Err(taken(format!("the host with {}", show(mac))))
+        })
     }
 }
 
@@ -86,7 +95,11 @@ fn host_name(container: &str) -> String {
     let hash = container.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     });
-    format!("{}.{:04x}", plain.get(..10).unwrap_or("us-"), (hash >> 16) ^ (hash & 0xffff))
+    format!(
+        "{}.{:04x}",
+        plain.get(..10).unwrap_or("us-"),
+        (hash >> 16) ^ (hash & 0xffff)
+    )
 }
 
 fn show(mac: [u8; 6]) -> String {
@@ -107,7 +120,12 @@ fn inside<T: Send>(
 }
 
 fn find(netlink: &mut Netlink, name: &str) -> Result<u32, Error> {
-    let gone = || Error::network(format!("find the link {name}"), io::ErrorKind::NotFound.into());
+    let gone = || {
+        Error::network(
+            format!("find the link {name}"),
+            io::ErrorKind::NotFound.into(),
+        )
+    };
     Ok(netlink.link(name)?.ok_or_else(gone)?.index)
 }
 
@@ -140,18 +158,35 @@ impl Attached {
         let name = host_name(container);
         let mac = mac_of(link.address);
         // A bridge takes the lowest address among its ports for its own: stay above all others.
-        let host = End { name: &name, mac: [0xfe, mac[1], mac[2], mac[3], mac[4], mac[5]], namespace: None };
-        let peer = End { name: INSIDE, mac, namespace: Some(network.as_fd()) };
+        let host = End {
+            name: &name,
+            mac: [0xfe, mac[1], mac[2], mac[3], mac[4], mac[5]],
+            namespace: None,
+        };
+        let peer = End {
+            name: INSIDE,
+            mac,
+            namespace: Some(network.as_fd()),
+        };
         netlink.add_veth(host, peer).map_err(|error| {
             if error.is(libc::EEXIST) {
-                Error::NameTaken { name: container.into(), link: name.clone() }
+                Error::NameTaken {
+                    name: container.into(),
+                    link: name.clone(),
+                }
             } else {
                 error.into()
             }
         })?;
         let host = find(&mut netlink, &name)?;
         match Self::configure(&mut netlink, host, &name, link, network.as_fd()) {
-            Ok(announcer) => Ok(Self { netlink, host, bridge, address: link.address, announcer }),
+            Ok(announcer) => Ok(Self {
+                netlink,
+                host,
+                bridge,
+                address: link.address,
+                announcer,
+            }),
             Err(error) => {
                 // The first error is the one to tell.
                 let _ = netlink.delete(host);
@@ -224,7 +259,10 @@ mod tests {
     fn names_fit_and_differ() {
         assert_eq!(host_name("redis-server"), "us-redis-server");
         let (one, two) = (host_name("redis-server-1"), host_name("redis-server-2"));
-        assert!(one.len() <= NAME_MAX && two.len() <= NAME_MAX, "{one} {two}");
+        assert!(
+            one.len() <= NAME_MAX && two.len() <= NAME_MAX,
+            "{one} {two}"
+        );
         assert_ne!(one, two);
     }
 

@@ -20,7 +20,11 @@ pub(super) enum Request {
     Start,
     /// Fork an empty process; the descriptors beside the message go to `targets`. The answer carries
     /// its pidfd.
-    Spawn { number: Option<i32>, main: bool, targets: Vec<i32> },
+    Spawn {
+        number: Option<i32>,
+        main: bool,
+        targets: Vec<i32>,
+    },
     /// Set the last number given.
     LastNumber(i32),
 }
@@ -31,7 +35,12 @@ fn words(list: &[i32]) -> Vec<u8> {
 
 fn parse(bytes: &[u8]) -> Option<Vec<i32>> {
     let (chunks, rest) = bytes.as_chunks::<4>();
-    rest.is_empty().then(|| chunks.iter().map(|chunk| i32::from_ne_bytes(*chunk)).collect())
+    rest.is_empty().then(|| {
+        chunks
+            .iter()
+            .map(|chunk| i32::from_ne_bytes(*chunk))
+            .collect()
+    })
 }
 
 impl Request {
@@ -39,7 +48,11 @@ impl Request {
         match self {
             Self::Start => words(&[START]),
             Self::LastNumber(last) => words(&[LAST_NUMBER, *last]),
-            Self::Spawn { number, main, targets } => {
+            Self::Spawn {
+                number,
+                main,
+                targets,
+            } => {
                 let head = [SPAWN, number.unwrap_or(0), i32::from(*main)];
                 words(&[&head, targets.as_slice()].concat())
             }
@@ -82,7 +95,10 @@ impl Reply {
             [0, number] => Some(Self::Done { number: *number }),
             [code, errno] => {
                 let step = Step::ALL.into_iter().find(|step| *step as i32 == *code)?;
-                Some(Self::Failed { step, errno: *errno })
+                Some(Self::Failed {
+                    step,
+                    errno: *errno,
+                })
             }
             _ => None,
         }
@@ -113,8 +129,16 @@ mod tests {
 
     #[test]
     fn messages_come_back() {
-        let spawn = Request::Spawn { number: Some(7), main: true, targets: vec![0, 1022] };
-        let any = Request::Spawn { number: None, main: false, targets: vec![] };
+        let spawn = Request::Spawn {
+            number: Some(7),
+            main: true,
+            targets: vec![0, 1022],
+        };
+        let any = Request::Spawn {
+            number: None,
+            main: false,
+            targets: vec![],
+        };
         for request in [Request::Start, spawn, any, Request::LastNumber(9)] {
             assert_eq!(Request::decode(&request.encode()), Some(request));
         }
@@ -129,7 +153,13 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for bytes in [&b""[..], b"abc", &words(&[99]), &words(&[SPAWN, 1]), &words(&[SPAWN, 0, 2])] {
+        for bytes in [
+            &b""[..],
+            b"abc",
+            &words(&[99]),
+            &words(&[SPAWN, 1]),
+            &words(&[SPAWN, 0, 2]),
+        ] {
             assert_eq!(Request::decode(bytes), None, "{bytes:?}");
         }
         assert_eq!(Reply::decode(&words(&[42, 0])), None);

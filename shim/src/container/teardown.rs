@@ -42,7 +42,13 @@ impl Container {
     fn reap_traced(&self) {
         // The last thread of a process leaves the group as a zombie; the program is known by name.
         let zombie = self.program.as_ref().map(|program| program.pid);
-        for thread in self.cgroup.threads().unwrap_or_default().into_iter().chain(zombie) {
+        for thread in self
+            .cgroup
+            .threads()
+            .unwrap_or_default()
+            .into_iter()
+            .chain(zombie)
+        {
             if thread != self.init.pid {
                 reap_one(thread);
             }
@@ -50,7 +56,10 @@ impl Container {
     }
 
     fn try_reap(&self) -> bool {
-        match waitpid(Pid::from_raw(self.init.pid), Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
+        match waitpid(
+            Pid::from_raw(self.init.pid),
+            Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL),
+        ) {
             Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(Errno::ECHILD) => true,
             Ok(_) | Err(_) => false,
         }

@@ -14,7 +14,9 @@ pub fn find(directory: &Path, name: &str) -> Result<PathBuf, Error> {
         .map(|role| role.socket(directory, name))
         .into_iter()
         .find(|path| UnixStream::connect(path).is_ok())
-        .ok_or_else(|| Error::NotFound { name: name.to_owned() })
+        .ok_or_else(|| Error::NotFound {
+            name: name.to_owned(),
+        })
 }
 
 /// All sockets where somebody answers, in the order of their names. No directory, no sockets.
@@ -26,7 +28,10 @@ pub fn list(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut found: Vec<PathBuf> = entries
         .flatten()
         .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "sock"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "sock")
+        })
         .filter(|path| UnixStream::connect(path).is_ok())
         .collect();
     found.sort();
@@ -35,13 +40,22 @@ pub fn list(directory: &Path) -> Result<Vec<PathBuf>, Error> {
 
 /// Asks one thing.
 pub fn ask(path: &Path, request: Request) -> Result<Answer, Error> {
-    let malformed = |source| Error::Malformed { path: path.to_owned(), source };
+    let malformed = |source| Error::Malformed {
+        path: path.to_owned(),
+        source,
+    };
     let mut stream = UnixStream::connect(path).map_err(Error::socket("reach", path))?;
     let mut line = serde_json::to_vec(&request).map_err(malformed)?;
     line.push(b'\n');
-    stream.set_write_timeout(Some(PATIENCE)).map_err(Error::socket("set up", path))?;
-    stream.write_all(&line).map_err(Error::socket("write to", path))?;
-    stream.shutdown(Shutdown::Write).map_err(Error::socket("write to", path))?;
+    stream
+        .set_write_timeout(Some(PATIENCE))
+        .map_err(Error::socket("set up", path))?;
+    stream
+        .write_all(&line)
+        .map_err(Error::socket("write to", path))?;
+    stream
+        .shutdown(Shutdown::Write)
+        .map_err(Error::socket("write to", path))?;
     let mut answer = Vec::new();
     // No limit of time: a switchover answers when it is done.
     BufReader::new(stream.take(LINE_MAX))

@@ -51,7 +51,9 @@ impl Server {
             .create(directory)
             .map_err(Error::socket("make the directory of", directory))?;
         if UnixStream::connect(&path).is_ok() {
-            return Err(Error::Taken { name: name.to_owned() });
+            return Err(Error::Taken {
+                name: name.to_owned(),
+            });
         }
         // What a killed process left behind.
         match fs::remove_file(&path) {
@@ -66,11 +68,17 @@ impl Server {
             .and_then(|()| Ok(nix::unistd::pipe2(OFlag::O_CLOEXEC)?))
             .and_then(|(stopped, stop)| {
                 let accept = move || serve(&listener, &stopped, &handler);
-                let thread = thread::Builder::new().name("control".into()).spawn(accept)?;
+                let thread = thread::Builder::new()
+                    .name("control".into())
+                    .spawn(accept)?;
                 Ok((stop, thread))
             });
         match prepared {
-            Ok((stop, thread)) => Ok(Self { path, stop: Some(stop), thread: Some(thread) }),
+            Ok((stop, thread)) => Ok(Self {
+                path,
+                stop: Some(stop),
+                thread: Some(thread),
+            }),
             Err(error) => {
                 // The first error is the one to tell.
                 let _ = fs::remove_file(&path);
@@ -100,7 +108,8 @@ impl Drop for Server {
 fn serve(listener: &UnixListener, stopped: &OwnedFd, handler: &Arc<dyn Handler>) {
     let busy = Arc::new(AtomicUsize::new(0));
     loop {
-        let mut wanted = [stopped.as_fd(), listener.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let mut wanted =
+            [stopped.as_fd(), listener.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         match poll(&mut wanted, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return tracing::warn!(%error, "the control socket has ended"),
@@ -108,7 +117,9 @@ fn serve(listener: &UnixListener, stopped: &OwnedFd, handler: &Arc<dyn Handler>)
         if wanted[0].any().unwrap_or(true) {
             return;
         }
-        let Ok((stream, _)) = listener.accept() else { continue };
+        let Ok((stream, _)) = listener.accept() else {
+            continue;
+        };
         if busy.fetch_add(1, Ordering::AcqRel) >= AT_ONCE {
             busy.fetch_sub(1, Ordering::AcqRel);
             continue;
@@ -120,7 +131,10 @@ fn serve(listener: &UnixListener, stopped: &OwnedFd, handler: &Arc<dyn Handler>)
             }
             counter.fetch_sub(1, Ordering::AcqRel);
         };
-        if let Err(error) = thread::Builder::new().name("control-answer".into()).spawn(work) {
+        if let Err(error) = thread::Builder::new()
+            .name("control-answer".into())
+            .spawn(work)
+        {
             busy.fetch_sub(1, Ordering::AcqRel);
             tracing::warn!(%error, "a control request could not be answered");
         }
@@ -139,7 +153,9 @@ fn answer(mut stream: UnixStream, handler: &dyn Handler) -> io::Result<()> {
     }
     let answer = match serde_json::from_slice(&line) {
         Ok(Request::Status) => Answer::Status(Box::new(handler.status())),
-        Ok(Request::Switchover) => handler.switchover().map_or_else(Answer::Refused, |()| Answer::Done),
+        Ok(Request::Switchover) => handler
+            .switchover()
+            .map_or_else(Answer::Refused, |()| Answer::Done),
         Err(error) => Answer::Refused(format!("the request makes no sense: {error}")),
     };
     let mut bytes = serde_json::to_vec(&answer)?;
@@ -188,12 +204,18 @@ mod tests {
         let server = bind(directory.path()).unwrap();
         let path = find(directory.path(), "redis").unwrap();
         assert_eq!(path, server.path());
-        assert_eq!(ask(&path, Request::Status).unwrap(), Answer::Status(Box::new(Fixed.status())));
+        assert_eq!(
+            ask(&path, Request::Status).unwrap(),
+            Answer::Status(Box::new(Fixed.status()))
+        );
         let refused = Answer::Refused("the backup has no committed checkpoint yet".into());
         assert_eq!(ask(&path, Request::Switchover).unwrap(), refused);
         assert_eq!(list(directory.path()).unwrap(), [path]);
         drop(server);
-        assert!(matches!(find(directory.path(), "redis"), Err(Error::NotFound { .. })));
+        assert!(matches!(
+            find(directory.path(), "redis"),
+            Err(Error::NotFound { .. })
+        ));
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 

@@ -28,7 +28,9 @@ impl Namespace {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("us-{kind}-{}-{number}", std::process::id());
         must(&format!("ip netns add {name}"));
-        let fd = std::fs::File::open(format!("/run/netns/{name}")).unwrap().into();
+        let fd = std::fs::File::open(format!("/run/netns/{name}"))
+            .unwrap()
+            .into();
         Self { name, fd }
     }
 
@@ -40,7 +42,9 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .status();
     }
 }
 
@@ -56,7 +60,9 @@ impl Bed {
         let (h, c) = (&host.name, &client.name);
         must(&format!("ip -n {h} link add br0 type bridge"));
         must(&format!("ip -n {h} link set br0 up"));
-        must(&format!("ip -n {h} link add tap0 type veth peer name eth0 netns {c}"));
+        must(&format!(
+            "ip -n {h} link add tap0 type veth peer name eth0 netns {c}"
+        ));
         must(&format!("ip -n {h} link set tap0 master br0 up"));
         must(&format!("ip -n {c} addr add 10.9.0.1/24 dev eth0"));
         must(&format!("ip -n {c} link set eth0 up"));
@@ -66,7 +72,9 @@ impl Bed {
 
     /// Whether a link of this name is on the host.
     pub(crate) fn has_link(&self, name: &str) -> bool {
-        let shown = Command::new("ip").args(["-n", &self.host.name, "link", "show", name]).output();
+        let shown = Command::new("ip")
+            .args(["-n", &self.host.name, "link", "show", name])
+            .output();
         shown.unwrap().status.success()
     }
 }
@@ -74,7 +82,12 @@ impl Bed {
 pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 10);
 
 pub(crate) fn link() -> Link {
-    Link { address: ADDRESS, prefix: 24, gateway: None, bridge: "br0".into() }
+    Link {
+        address: ADDRESS,
+        prefix: 24,
+        gateway: None,
+        bridge: "br0".into(),
+    }
 }
 
 /// A name no other test uses.
@@ -83,7 +96,11 @@ pub(crate) fn unique(kind: &str) -> String {
 }
 
 pub(crate) fn spec(name: &str, isolation: Isolation, link: Option<Link>) -> Spec {
-    Spec { name: name.into(), isolation, link }
+    Spec {
+        name: name.into(),
+        isolation,
+        link,
+    }
 }
 
 pub(crate) fn shell(script: &str) -> Program {

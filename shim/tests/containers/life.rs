@@ -40,14 +40,18 @@ fn the_program_ends_as_it_ends() {
 
 #[test]
 fn numbers_names_and_session_are_its_own() {
-    let script = "echo $$ $PPID; hostname; ls -d /proc/[0-9]* | head -n 2; cut -d' ' -f5,6 /proc/$$/stat";
+    let script =
+        "echo $$ $PPID; hostname; ls -d /proc/[0-9]* | head -n 2; cut -d' ' -f5,6 /proc/$$/stat";
     let (text, _) = run(Isolation::FULL, shell(script));
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines[0], "2 1");
     assert!(lines[1].starts_with("test."), "{text}");
     assert_eq!(lines[2..], ["/proc/1", "/proc/2", "2 2"]);
     // A recording's numbers repeat.
-    assert_eq!(run(Isolation::PIDS, shell("echo $$; sh -c 'echo $$; exit'")).0, "2\n3\n");
+    assert_eq!(
+        run(Isolation::PIDS, shell("echo $$; sh -c 'echo $$; exit'")).0,
+        "2\n3\n"
+    );
 }
 
 #[test]
@@ -66,10 +70,13 @@ fn descriptors_arrive_on_their_numbers_and_no_others() {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(b"arena").unwrap();
     file.rewind().unwrap();
-    let mut program = shell("cat /proc/self/fd/1022; ls /proc/$$/fd | tr '\\n' ' '");
-    program.descriptors.push((OwnedFd::from(file), guest::abi::ARENA_FD));
+    let mut program = shell("cat /proc/self/fd/1022; exec ls /proc/self/fd");
+    program
+        .descriptors
+        .push((OwnedFd::from(file), guest::abi::ARENA_FD));
     let (text, _) = run(Isolation::FULL, program);
-    assert_eq!(text, "arena0 1 1022 2 ");
+    // 3 is the directory that `ls` reads.
+    assert_eq!(text, "arena0\n1\n1022\n2\n3\n");
 }
 
 #[test]
@@ -105,13 +112,23 @@ fn signals_reach_the_program_directly_and_through_init() {
         assert_eq!(got, line);
     };
     expect(b"ready\n");
-    container.signaller().unwrap().unwrap().send(libc::SIGUSR1).unwrap();
+    container
+        .signaller()
+        .unwrap()
+        .unwrap()
+        .send(libc::SIGUSR1)
+        .unwrap();
     expect(b"usr1\n");
     nix::sys::signal::kill(Pid::from_raw(init), nix::sys::signal::Signal::SIGTERM).unwrap();
     expect(b"term\n");
     assert_eq!(container.wait().unwrap(), Ended::Exited(3));
     // Whoever comes late does no harm.
-    container.signaller().unwrap().unwrap().send(libc::SIGUSR1).unwrap();
+    container
+        .signaller()
+        .unwrap()
+        .unwrap()
+        .send(libc::SIGUSR1)
+        .unwrap();
 }
 
 #[test]
@@ -124,7 +141,10 @@ fn the_gate_holds_until_opened_and_lets_a_tracer_in() {
     let mut container = prepared.open_gate().unwrap();
     let stop = waitpid(program, Some(WaitPidFlag::__WALL)).unwrap();
     let event = libc::PTRACE_EVENT_EXEC;
-    assert_eq!(stop, WaitStatus::PtraceEvent(program, nix::sys::signal::Signal::SIGTRAP, event));
+    assert_eq!(
+        stop,
+        WaitStatus::PtraceEvent(program, nix::sys::signal::Signal::SIGTRAP, event)
+    );
     container.started().unwrap();
     assert_ne!(fs::read_link(format!("/proc/{program}/exe")).unwrap(), own);
     ptrace::detach(program, None).unwrap();
@@ -133,13 +153,19 @@ fn the_gate_holds_until_opened_and_lets_a_tracer_in() {
 
 #[test]
 fn dropping_ends_everything_even_while_it_is_traced() {
-    let prepared = prepare(Isolation::FULL, shell("sleep 1000 & sleep 1000 & sleep 1000")).unwrap();
+    let prepared = prepare(
+        Isolation::FULL,
+        shell("sleep 1000 & sleep 1000 & sleep 1000"),
+    )
+    .unwrap();
     let (init, program) = (prepared.init_pid, prepared.program_pid);
     ptrace::seize(Pid::from_raw(program), ptrace::Options::empty()).unwrap();
     let container = prepared.start().unwrap();
     assert!(container.processes().unwrap().contains(&program));
     let group = fs::read_to_string(format!("/proc/{init}/cgroup")).unwrap();
-    let group = group.lines().find_map(|l| Some(l.split_once("/understudy/")?.1.to_owned()));
+    let group = group
+        .lines()
+        .find_map(|l| Some(l.split_once("/understudy/")?.1.to_owned()));
     let group = Path::new("/sys/fs/cgroup/unified/understudy").join(group.unwrap());
     drop(container);
     assert!(!alive(init) && !alive(program));
@@ -165,7 +191,10 @@ fn killing_the_container_is_told_apart_from_the_programs_end() {
 
 #[test]
 fn a_program_that_cannot_run_is_named() {
-    let missing = prepare(Isolation::FULL, Program::new(vec!["no-such-program".into()]));
+    let missing = prepare(
+        Isolation::FULL,
+        Program::new(vec!["no-such-program".into()]),
+    );
     assert!(matches!(missing, Err(Error::CommandNotFound(_))));
     let directory = tempfile::tempdir().unwrap();
     let garbage = directory.path().join("garbage");
@@ -173,10 +202,16 @@ fn a_program_that_cannot_run_is_named() {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(&garbage, mode).unwrap();
     let program = Program::new(vec![garbage.clone().into()]);
-    let error = prepare(Isolation::FULL, program).unwrap().start().unwrap_err();
+    let error = prepare(Isolation::FULL, program)
+        .unwrap()
+        .start()
+        .unwrap_err();
     assert_eq!(
         error.to_string(),
-        format!("cannot execute {}: Exec format error (os error 8)", garbage.display())
+        format!(
+            "cannot execute {}: Exec format error (os error 8)",
+            garbage.display()
+        )
     );
 }
 
@@ -185,11 +220,16 @@ fn a_standby_makes_processes_with_given_numbers() {
     let spec = spec(&unique("standby"), Isolation::FULL, None);
     let mut container = Container::stand_by(&spec).unwrap();
     let (output, input) = pipe2(OFlag::O_CLOEXEC).unwrap();
-    let main = container.spawn(Some(2), true, &[(input.as_fd(), 77)]).unwrap();
+    let main = container
+        .spawn(Some(2), true, &[(input.as_fd(), 77)])
+        .unwrap();
     drop(input);
     let status = fs::read_to_string(format!("/proc/{}/status", main.pid)).unwrap();
     let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap();
         line.split_whitespace().last().unwrap().to_owned()
     };
     assert_eq!((field("NSpid:").as_str(), main.number), ("2", 2));
@@ -201,7 +241,12 @@ fn a_standby_makes_processes_with_given_numbers() {
     container.set_last_number(40).unwrap();
     assert_eq!(container.spawn(None, false, &[]).unwrap().number, 41);
     // Only the main process ends the container, and all of it.
-    container.signaller().unwrap().unwrap().send(libc::SIGTERM).unwrap();
+    container
+        .signaller()
+        .unwrap()
+        .unwrap()
+        .send(libc::SIGTERM)
+        .unwrap();
     assert_eq!(container.wait().unwrap(), Ended::Signaled(15));
     assert!(!alive(other.pid));
     let mut rest = Vec::new();

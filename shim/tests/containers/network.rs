@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::bed::{ADDRESS, Bed, link, shell, spec, unique};
 use shim::container::{Container, Ended, Error, Isolation, Link, Program, mac_of};
 use sys::netlink::{End, Netlink};
+use sys::packet::PacketSocket;
 
 /// Asks redis for a PONG over TCP, until it listens; `None` if it never answers.
 fn ping(bed: &Bed) -> Option<String> {
@@ -16,7 +17,8 @@ fn ping(bed: &Bed) -> Option<String> {
         let deadline = Instant::now() + Duration::from_secs(10);
         while Instant::now() < deadline {
             // A refusal means that it is not listening yet; each try costs a round trip.
-            let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(2)) else {
+            let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(2))
+            else {
                 std::thread::yield_now();
                 continue;
             };
@@ -50,8 +52,16 @@ fn a_server_is_reachable_and_everything_goes_with_it() {
     assert!(container.cpu_time().unwrap() > Duration::ZERO);
     let taken = bed.host.inside(|| link().check().unwrap_err());
     let mac = mac_of(ADDRESS).map(|byte| format!("{byte:02x}")).join(":");
-    assert!(matches!(&taken, Error::AddressTaken { holder, .. } if holder.contains(&mac)), "{taken}");
-    container.signaller().unwrap().unwrap().send(libc::SIGTERM).unwrap();
+    assert!(
+        matches!(&taken, Error::AddressTaken { holder, .. } if holder.contains(&mac)),
+        "{taken}"
+    );
+    container
+        .signaller()
+        .unwrap()
+        .unwrap()
+        .send(libc::SIGTERM)
+        .unwrap();
     assert_eq!(container.wait().unwrap(), Ended::Exited(0));
     drop(container);
     assert!(!bed.has_link(&format!("us-{name}")));
@@ -63,9 +73,9 @@ fn a_standby_is_silent_until_attached_and_can_be_detached() {
     let bed = Bed::new();
     let name = unique("s");
     let answers = |bed: &Bed| bed.host.inside(|| link().check().is_err());
-    let mut container = bed.host.inside(|| {
-        Container::stand_by(&spec(&name, Isolation::FULL, Some(link()))).unwrap()
-    });
+    let mut container = bed
+        .host
+        .inside(|| Container::stand_by(&spec(&name, Isolation::FULL, Some(link()))).unwrap());
     assert!(!answers(&bed));
     let begin = Instant::now();
     container.attach().unwrap();
@@ -75,28 +85,42 @@ fn a_standby_is_silent_until_attached_and_can_be_detached() {
     assert!(!answers(&bed));
     // It is on the takeover path: a tenth of a second would be a fault, not noise.
     assert!(took < Duration::from_millis(100), "{took:?}");
-    eprintln!("attach took {took:?}");
 }
 
 #[test]
-fn the_announcement_moves_an_address_that_a_neighbour_knows() {
+fn attaching_announces_the_address_to_the_neighbours() {
     let bed = Bed::new();
-    let make = |name: &str| {
-        Container::stand_by(&spec(&unique(name), Isolation::FULL, Some(link()))).unwrap()
-    };
-    let mut both = bed.host.inside(|| [make("a"), make("b")]);
-    let reach = || {
-        bed.client.inside(|| {
-            let address = SocketAddr::from((ADDRESS, 9));
-            // Nobody listens: an answer is a refusal, no answer a time-out.
-            TcpStream::connect_timeout(&address, Duration::from_secs(2)).unwrap_err().kind()
-        })
-    };
-    both[0].attach().unwrap();
-    assert_eq!(reach(), std::io::ErrorKind::ConnectionRefused);
-    both[0].detach().unwrap();
-    both[1].attach().unwrap();
-    assert_eq!(reach(), std::io::ErrorKind::ConnectionRefused);
+    let ears = bed.client.inside(|| {
+        let index = Netlink::open()
+            .unwrap()
+            .link("eth0")
+            .unwrap()
+            .unwrap()
+            .index;
+        PacketSocket::open(index, 0x0806).unwrap()
+    });
+    let name = unique("a");
+    let mut container = bed
+        .host
+        .inside(|| Container::stand_by(&spec(&name, Isolation::FULL, Some(link()))).unwrap());
+    container.attach().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    // A request and a reply, both to everybody and from the container's address.
+    for operation in [1, 2] {
+        let mut frame = [0; 64];
+        let length = ears.receive(&mut frame, deadline).unwrap();
+        assert!(
+            length.is_some_and(|length| length >= 42),
+            "{operation}: {length:?}"
+        );
+        assert_eq!(frame[..6], [0xff; 6]);
+        assert_eq!(frame[6..12], mac_of(ADDRESS));
+        assert_eq!(frame[21], operation);
+        assert_eq!(
+            (&frame[22..28], &frame[28..32]),
+            (&mac_of(ADDRESS)[..], &ADDRESS.octets()[..])
+        );
+    }
 }
 
 #[test]
@@ -106,7 +130,11 @@ fn a_name_that_is_taken_is_refused_and_nothing_of_its_holder_is_touched() {
     let taken = format!("us-{name}");
     bed.host.inside(|| {
         let mut netlink = Netlink::open().unwrap();
-        let end = |name, last| End { name, mac: [2, 0, 0, 0, 0, last], namespace: None };
+        let end = |name, last| End {
+            name,
+            mac: [2, 0, 0, 0, 0, last],
+            namespace: None,
+        };
         netlink.add_veth(end(&taken, 1), end("other", 2)).unwrap();
         let spec = spec(&name, Isolation::FULL, Some(link()));
         let error = Container::prepare(&spec, shell("exit 0")).unwrap_err();
@@ -119,16 +147,36 @@ fn a_name_that_is_taken_is_refused_and_nothing_of_its_holder_is_touched() {
 fn what_is_wrong_with_a_bridge_is_said() {
     let bed = Bed::new();
     bed.host.inside(|| {
-        let on = |bridge: &str| Link { bridge: bridge.into(), ..link() }.check().unwrap_err();
+        let on = |bridge: &str| {
+            Link {
+                bridge: bridge.into(),
+                ..link()
+            }
+            .check()
+            .unwrap_err()
+        };
         assert!(matches!(on("nowhere"), Error::BridgeMissing(_)));
-        assert!(matches!(on("a-name-too-long-for-a-link"), Error::BridgeMissing(_)));
+        assert!(matches!(
+            on("a-name-too-long-for-a-link"),
+            Error::BridgeMissing(_)
+        ));
         assert!(matches!(on("tap0"), Error::NotABridge(_)));
         let mut netlink = Netlink::open().unwrap();
         netlink.add_bridge("br1").unwrap();
         assert!(matches!(on("br1"), Error::BridgeDown(_)));
         let index = netlink.link("br0").unwrap().unwrap().index;
-        netlink.add_address(index, [10, 9, 0, 12].into(), 24).unwrap();
-        let own = Link { address: [10, 9, 0, 12].into(), ..link() }.check().unwrap_err();
-        assert!(own.to_string().contains("already taken by this host"), "{own}");
+        netlink
+            .add_address(index, [10, 9, 0, 12].into(), 24)
+            .unwrap();
+        let own = Link {
+            address: [10, 9, 0, 12].into(),
+            ..link()
+        }
+        .check()
+        .unwrap_err();
+        assert!(
+            own.to_string().contains("already taken by this host"),
+            "{own}"
+        );
     });
 }

@@ -23,7 +23,10 @@ impl Chain {
     /// An empty chain that holds up to `max` bytes.
     #[must_use]
     pub fn new(max: u64) -> Self {
-        Self { links: Vec::new(), max }
+        Self {
+            links: Vec::new(),
+            max,
+        }
     }
 
     /// The full image and its changes, in order, each with the number of its checkpoint.
@@ -41,10 +44,17 @@ impl Chain {
 
 impl Image for Chain {
     fn apply(&mut self, begin: &Begin, image: Vec<u8>) -> Result<(), String> {
-        let before = if begin.base.is_some() { self.bytes() } else { 0 };
+        let before = if begin.base.is_some() {
+            self.bytes()
+        } else {
+            0
+        };
         let len = before + image.len() as u64;
         if len > self.max {
-            return Err(format!("{len} bytes of images, more than the {} that this backup keeps", self.max));
+            return Err(format!(
+                "{len} bytes of images, more than the {} that this backup keeps",
+                self.max
+            ));
         }
         if begin.base.is_none() {
             self.links.clear();
@@ -62,7 +72,12 @@ mod tests {
     #[test]
     fn a_full_image_starts_anew_and_the_bound_holds() {
         let mut c = Chain::new(10);
-        let begin = |id, base| Begin { id, base, cut: Cut::default(), image_len: 4 };
+        let begin = |id, base| Begin {
+            id,
+            base,
+            cut: Cut::default(),
+            image_len: 4,
+        };
         c.apply(&begin(1, None), vec![1; 4]).unwrap();
         c.apply(&begin(2, Some(1)), vec![2; 4]).unwrap();
         assert!(c.apply(&begin(3, Some(2)), vec![3; 4]).is_err());

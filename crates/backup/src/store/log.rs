@@ -80,7 +80,12 @@ impl LogStore {
     /// # Errors
     /// [`StoreError::Gap`] and [`StoreError::Streams`] for hostile input, [`StoreError::StateFull`] and
     /// [`StoreError::State`] when spilling fails.
-    pub fn append(&mut self, stream: u32, position: u64, mut bytes: &[u8]) -> Result<(), StoreError> {
+    pub fn append(
+        &mut self,
+        stream: u32,
+        position: u64,
+        mut bytes: &[u8],
+    ) -> Result<(), StoreError> {
         if !self.streams.contains_key(&stream) {
             if stream < self.next_stream {
                 return Ok(());
@@ -88,13 +93,28 @@ impl LogStore {
             if self.streams.len() >= MAX_STREAMS {
                 return Err(StoreError::Streams);
             }
-            self.streams.insert(stream, Kept { start: position, end: position, ..Kept::default() });
+            self.streams.insert(
+                stream,
+                Kept {
+                    start: position,
+                    end: position,
+                    ..Kept::default()
+                },
+            );
         }
-        let Some(kept) = self.streams.get_mut(&stream) else { return Ok(()) };
+        let Some(kept) = self.streams.get_mut(&stream) else {
+            return Ok(());
+        };
         if position != kept.end {
-            return Err(StoreError::Gap { stream, expected: kept.end, found: position });
+            return Err(StoreError::Gap {
+                stream,
+                expected: kept.end,
+                found: position,
+            });
         }
-        let end = position.checked_add(bytes.len() as u64).ok_or(StoreError::Overflow { stream })?;
+        let end = position
+            .checked_add(bytes.len() as u64)
+            .ok_or(StoreError::Overflow { stream })?;
         kept.end = end;
         self.in_memory += bytes.len() as u64;
         while !bytes.is_empty() {
@@ -106,7 +126,11 @@ impl LogStore {
                 last.len += now.len();
             }
         }
-        if self.memory() > self.cap { self.spill() } else { Ok(()) }
+        if self.memory() > self.cap {
+            self.spill()
+        } else {
+            Ok(())
+        }
     }
 
     /// True if more may be read from the primary: there is room, or a cut waits for log that lies before it.
@@ -124,10 +148,16 @@ impl LogStore {
         let mut total = 0u64;
         for (stream, found) in cut.iter().flat_map(|c| &c.streams) {
             // A stream that is not known yet may start at its position in the cut.
-            let Some(Kept { end, .. }) = self.streams.get(stream) else { continue };
+            let Some(Kept { end, .. }) = self.streams.get(stream) else {
+                continue;
+            };
             total = total.saturating_add(found.saturating_sub(*end));
             if total > self.cap {
-                return Err(StoreError::Gap { stream: *stream, expected: *end, found: *found });
+                return Err(StoreError::Gap {
+                    stream: *stream,
+                    expected: *end,
+                    found: *found,
+                });
             }
         }
         self.awaited = cut;
@@ -143,10 +173,12 @@ impl LogStore {
     /// True if all log before `cut` has come.
     #[must_use]
     pub fn reached(&self, cut: &Cut) -> bool {
-        cut.streams.iter().all(|(stream, position)| match self.streams.get(stream) {
-            Some(kept) => kept.start <= *position && *position <= kept.end,
-            None => *position == 0,
-        })
+        cut.streams
+            .iter()
+            .all(|(stream, position)| match self.streams.get(stream) {
+                Some(kept) => kept.start <= *position && *position <= kept.end,
+                None => *position == 0,
+            })
     }
 
     /// Drops what lies before `cut`, whose checkpoint is committed.
@@ -173,7 +205,11 @@ impl LogStore {
             position != u64::MAX
         });
         for (stream, position) in at {
-            self.streams.entry(stream).or_insert(Kept { start: position, end: position, ..Kept::default() });
+            self.streams.entry(stream).or_insert(Kept {
+                start: position,
+                end: position,
+                ..Kept::default()
+            });
         }
         if self.awaited.as_ref() == Some(cut) {
             self.awaited = None;
@@ -184,12 +220,28 @@ impl LogStore {
     ///
     /// # Errors
     /// [`StoreError::Absent`] for a position that is not kept; [`StoreError::State`] if the disk fails.
-    pub fn read(&self, stream: u32, position: u64, max: usize, out: &mut Vec<u8>) -> Result<usize, StoreError> {
-        let (start, end) = self.streams.get(&stream).map_or((0, 0), |k| (k.start, k.end));
+    pub fn read(
+        &self,
+        stream: u32,
+        position: u64,
+        max: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<usize, StoreError> {
+        let (start, end) = self
+            .streams
+            .get(&stream)
+            .map_or((0, 0), |k| (k.start, k.end));
         if position < start || position > end {
-            return Err(StoreError::Absent { stream, wanted: position, start, end });
+            return Err(StoreError::Absent {
+                stream,
+                wanted: position,
+                start,
+                end,
+            });
         }
-        let Some(kept) = self.streams.get(&stream) else { return Ok(0) };
+        let Some(kept) = self.streams.get(&stream) else {
+            return Ok(0);
+        };
         let first = kept.segments.partition_point(|s| s.end() <= position);
         let before = out.len();
         let mut at = position;
@@ -216,7 +268,11 @@ impl LogStore {
 
     /// What is kept, stream by stream, in the order of their numbers.
     pub fn streams(&self) -> impl Iterator<Item = StreamRange> {
-        self.streams.iter().map(|(stream, k)| StreamRange { stream: *stream, start: k.start, end: k.end })
+        self.streams.iter().map(|(stream, k)| StreamRange {
+            stream: *stream,
+            start: k.start,
+            end: k.end,
+        })
     }
 
     /// Bytes of log kept.
@@ -233,7 +289,9 @@ impl LogStore {
 
     /// Moves the older segments of every stream to disk until half of the memory is free.
     fn spill(&mut self) -> Result<(), StoreError> {
-        let Some(spill) = &mut self.spill else { return Ok(()) };
+        let Some(spill) = &mut self.spill else {
+            return Ok(());
+        };
         for segment in self.streams.values_mut().flat_map(|k| &mut k.segments) {
             if self.in_memory <= self.cap / 2 {
                 return Ok(());
@@ -255,10 +313,17 @@ impl Kept {
     fn open_segment(&mut self, position: u64) -> &mut Vec<u8> {
         let open = matches!(self.segments.back(), Some(Segment { place: Place::Memory(b), .. }) if b.len() < SLOT_LEN);
         if !open {
-            self.segments.push_back(Segment { start: position, len: 0, place: Place::Memory(Vec::new()) });
+            self.segments.push_back(Segment {
+                start: position,
+                len: 0,
+                place: Place::Memory(Vec::new()),
+            });
         }
         match self.segments.back_mut() {
-            Some(Segment { place: Place::Memory(bytes), .. }) => bytes,
+            Some(Segment {
+                place: Place::Memory(bytes),
+                ..
+            }) => bytes,
             _ => unreachable!("a segment in memory was just found or pushed"),
         }
     }

@@ -3,7 +3,10 @@ use proptest::prelude::*;
 use std::collections::HashMap;
 
 fn cut(streams: &[(u32, u64)], next_stream: u32) -> Cut {
-    Cut { streams: streams.to_vec(), next_stream }
+    Cut {
+        streams: streams.to_vec(),
+        next_stream,
+    }
 }
 
 fn all(log: &LogStore, stream: u32, from: u64) -> Vec<u8> {
@@ -16,11 +19,31 @@ fn all(log: &LogStore, stream: u32, from: u64) -> Vec<u8> {
 fn gaps_and_repetitions_are_errors() {
     let mut log = LogStore::new(1 << 20, None);
     log.append(1, 0, b"abc").unwrap();
-    assert!(matches!(log.append(1, 4, b"x"), Err(StoreError::Gap { stream: 1, expected: 3, found: 4 })));
-    assert!(matches!(log.append(1, 0, b"x"), Err(StoreError::Gap { .. })));
+    assert!(matches!(
+        log.append(1, 4, b"x"),
+        Err(StoreError::Gap {
+            stream: 1,
+            expected: 3,
+            found: 4
+        })
+    ));
+    assert!(matches!(
+        log.append(1, 0, b"x"),
+        Err(StoreError::Gap { .. })
+    ));
     log.append(2, u64::MAX - 1, b"").unwrap();
-    assert!(matches!(log.append(2, u64::MAX - 1, b"xyz"), Err(StoreError::Overflow { stream: 2 })));
-    assert!(matches!(log.read(1, 9, 1, &mut Vec::new()), Err(StoreError::Absent { wanted: 9, end: 3, .. })));
+    assert!(matches!(
+        log.append(2, u64::MAX - 1, b"xyz"),
+        Err(StoreError::Overflow { stream: 2 })
+    ));
+    assert!(matches!(
+        log.read(1, 9, 1, &mut Vec::new()),
+        Err(StoreError::Absent {
+            wanted: 9,
+            end: 3,
+            ..
+        })
+    ));
 }
 
 #[test]
@@ -33,13 +56,21 @@ fn a_commit_drops_what_lies_before_its_cut() {
     assert!(log.reached(&c) && !log.reached(&cut(&[(1, 1001)], 4)));
     log.drop_before(&c);
     let kept: Vec<_> = log.streams().map(|r| (r.stream, r.start, r.end)).collect();
-    assert_eq!(kept, [(1, 1000, 1000), (2, 400, 1000), (4, 0, 1000)], "3 has ended, 4 is new");
+    assert_eq!(
+        kept,
+        [(1, 1000, 1000), (2, 400, 1000), (4, 0, 1000)],
+        "3 has ended, 4 is new"
+    );
     assert_eq!(all(&log, 2, 400), [2; 600]);
     assert!(log.read(2, 399, 1, &mut Vec::new()).is_err());
     log.append(1, 1000, b"on").unwrap();
     assert_eq!(all(&log, 1, 1000), b"on");
     log.append(3, 1000, b"late").unwrap();
-    assert_eq!(log.streams().count(), 3, "the end of a stream that is in the image already");
+    assert_eq!(
+        log.streams().count(),
+        3,
+        "the end of a stream that is in the image already"
+    );
 }
 
 #[test]
@@ -55,7 +86,10 @@ fn the_cap_holds_the_log_back_but_not_from_a_cut() {
     log.drop_before(&c);
     assert!(log.has_room());
     assert_eq!(log.bytes(), 0);
-    assert!(log.await_cut(Some(cut(&[(1, 900_000)], 2))).is_err(), "a cut that far would not be bounded");
+    assert!(
+        log.await_cut(Some(cut(&[(1, 900_000)], 2))).is_err(),
+        "a cut that far would not be bounded"
+    );
 }
 
 #[test]
@@ -64,7 +98,10 @@ fn streams_are_bounded() {
     for s in 0..MAX_STREAMS as u32 {
         log.append(s, 0, b"").unwrap();
     }
-    assert!(matches!(log.append(u32::MAX, 0, b""), Err(StoreError::Streams)));
+    assert!(matches!(
+        log.append(u32::MAX, 0, b""),
+        Err(StoreError::Streams)
+    ));
     let mut log = LogStore::new(10_000, None);
     for s in 0..200 {
         log.append(s, 0, b"").unwrap();
@@ -76,7 +113,11 @@ fn streams_are_bounded() {
 fn spilled_log_is_read_back_and_its_room_used_again() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = LogStore::new(1 << 20, Some(Spill::new(dir.path()).unwrap()));
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "a file without a name");
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "a file without a name"
+    );
     let piece: Vec<u8> = (0..100_000).map(|i| (i % 251) as u8).collect();
     let mut slots = Vec::new();
     for round in 0..4u64 {
@@ -88,7 +129,11 @@ fn spilled_log_is_read_back_and_its_room_used_again() {
         assert_eq!(log.bytes(), 5_000_000);
         assert!(log.on_disk > 3_000_000);
         let got = all(&log, 1, base + 42);
-        assert!(got.len() == 5_000_000 - 42 && got[..99_958] == piece[42..] && got[4_899_958..] == piece[..]);
+        assert!(
+            got.len() == 5_000_000 - 42
+                && got[..99_958] == piece[42..]
+                && got[4_899_958..] == piece[..]
+        );
         log.drop_before(&cut(&[(1, base + 5_000_000)], 2));
         assert_eq!(log.bytes(), 0);
         slots.push(log.spill.as_ref().unwrap().slots);

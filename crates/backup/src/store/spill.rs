@@ -33,8 +33,16 @@ impl Spill {
             .custom_flags(flags)
             .mode(0o600)
             .open(dir)
-            .map_err(|source| StoreError::State { dir: dir.to_owned(), source })?;
-        Ok(Self { file, dir: dir.to_owned(), free: Vec::new(), slots: 0 })
+            .map_err(|source| StoreError::State {
+                dir: dir.to_owned(),
+                source,
+            })?;
+        Ok(Self {
+            file,
+            dir: dir.to_owned(),
+            free: Vec::new(),
+            slots: 0,
+        })
     }
 
     /// Writes `bytes`, at most a slot, and answers where.
@@ -43,7 +51,9 @@ impl Spill {
     /// [`StoreError::StateFull`] when the disk is.
     pub(super) fn put(&mut self, bytes: &[u8]) -> Result<u32, StoreError> {
         let slot = self.free.last().copied().unwrap_or(self.slots);
-        self.file.write_all_at(bytes, at(slot)).map_err(|e| self.failed(e))?;
+        self.file
+            .write_all_at(bytes, at(slot))
+            .map_err(|e| self.failed(e))?;
         if self.free.pop().is_none() {
             self.slots += 1;
         }
@@ -55,7 +65,9 @@ impl Spill {
     /// # Errors
     /// [`StoreError::State`] if the disk fails.
     pub(super) fn get(&self, slot: u32, offset: usize, out: &mut [u8]) -> Result<(), StoreError> {
-        self.file.read_exact_at(out, at(slot) + offset as u64).map_err(|e| self.failed(e))
+        self.file
+            .read_exact_at(out, at(slot) + offset as u64)
+            .map_err(|e| self.failed(e))
     }
 
     /// The slot may be written again.
@@ -66,9 +78,9 @@ impl Spill {
     fn failed(&self, source: io::Error) -> StoreError {
         let dir = self.dir.clone();
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                StoreError::StateFull { dir }
-            }
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::FileTooLarge => StoreError::StateFull { dir },
             _ => StoreError::State { dir, source },
         }
     }

@@ -34,7 +34,11 @@ impl Staging {
     /// Takes images of up to `max` bytes.
     #[must_use]
     pub fn new(max: u64) -> Self {
-        Self { max, last: 0, building: None }
+        Self {
+            max,
+            last: 0,
+            building: None,
+        }
     }
 
     /// A checkpoint begins; one that was under way is dropped.
@@ -45,19 +49,32 @@ impl Staging {
         self.building = None;
         let id = begin.id;
         if id <= self.last {
-            return Err(StoreError::Number { id, last: self.last });
+            return Err(StoreError::Number {
+                id,
+                last: self.last,
+            });
         }
         self.last = id;
         if begin.image_len > self.max {
-            return Err(StoreError::ImageTooLong { len: begin.image_len, max: self.max });
+            return Err(StoreError::ImageTooLong {
+                len: begin.image_len,
+                max: self.max,
+            });
         }
         let mut seen = HashSet::with_capacity(begin.cut.streams.len());
         for (stream, _) in &begin.cut.streams {
             if *stream >= begin.cut.next_stream || !seen.insert(*stream) {
-                return Err(StoreError::Cut { id, stream: *stream });
+                return Err(StoreError::Cut {
+                    id,
+                    stream: *stream,
+                });
             }
         }
-        self.building = Some(Building { begin, image: Vec::new(), crc: 0 });
+        self.building = Some(Building {
+            begin,
+            image: Vec::new(),
+            crc: 0,
+        });
         Ok(())
     }
 
@@ -70,11 +87,17 @@ impl Staging {
         let mut building = self.building.take().ok_or(StoreError::NotBegun)?;
         let expected = building.image.len() as u64;
         if offset != expected {
-            return Err(StoreError::Chunk { found: offset, expected });
+            return Err(StoreError::Chunk {
+                found: offset,
+                expected,
+            });
         }
         let len = expected + bytes.len() as u64;
         if len > building.begin.image_len {
-            return Err(StoreError::ImageTooLong { len, max: building.begin.image_len });
+            return Err(StoreError::ImageTooLong {
+                len,
+                max: building.begin.image_len,
+            });
         }
         building.crc = crc32c::crc32c_append(building.crc, bytes);
         building.image.extend_from_slice(bytes);
@@ -90,13 +113,24 @@ impl Staging {
         let Building { begin, image, crc } = self.building.take().ok_or(StoreError::NotBegun)?;
         let id = begin.id;
         if finish.id != id {
-            return Err(StoreError::Number { id: finish.id, last: id });
+            return Err(StoreError::Number {
+                id: finish.id,
+                last: id,
+            });
         }
         if image.len() as u64 != begin.image_len {
-            return Err(StoreError::Short { id, found: image.len() as u64, expected: begin.image_len });
+            return Err(StoreError::Short {
+                id,
+                found: image.len() as u64,
+                expected: begin.image_len,
+            });
         }
         if crc != finish.crc {
-            return Err(StoreError::Checksum { id, found: finish.crc, computed: crc });
+            return Err(StoreError::Checksum {
+                id,
+                found: finish.crc,
+                computed: crc,
+            });
         }
         Ok(Whole { begin, image })
     }
@@ -120,7 +154,15 @@ mod tests {
     use stream::checkpoint::Cut;
 
     fn begin(id: u64, image_len: u64) -> Begin {
-        Begin { id, base: None, cut: Cut { streams: vec![(1, 5)], next_stream: 2 }, image_len }
+        Begin {
+            id,
+            base: None,
+            cut: Cut {
+                streams: vec![(1, 5)],
+                next_stream: 2,
+            },
+            image_len,
+        }
     }
 
     #[test]
@@ -130,29 +172,66 @@ mod tests {
         s.begin(begin(1, 11)).unwrap();
         s.chunk(0, b"hello ").unwrap();
         s.chunk(6, b"world").unwrap();
-        assert_eq!(s.finish(&Finish { id: 1, crc }).unwrap().image, b"hello world");
-        assert!(matches!(s.finish(&Finish { id: 1, crc }), Err(StoreError::NotBegun)));
+        assert_eq!(
+            s.finish(&Finish { id: 1, crc }).unwrap().image,
+            b"hello world"
+        );
+        assert!(matches!(
+            s.finish(&Finish { id: 1, crc }),
+            Err(StoreError::NotBegun)
+        ));
 
         s.begin(begin(2, 11)).unwrap();
         s.chunk(0, b"hello ").unwrap();
-        assert!(matches!(s.finish(&Finish { id: 2, crc }), Err(StoreError::Short { found: 6, expected: 11, .. })));
+        assert!(matches!(
+            s.finish(&Finish { id: 2, crc }),
+            Err(StoreError::Short {
+                found: 6,
+                expected: 11,
+                ..
+            })
+        ));
         s.begin(begin(3, 11)).unwrap();
         s.chunk(0, b"hello_world").unwrap();
-        assert!(matches!(s.finish(&Finish { id: 3, crc }), Err(StoreError::Checksum { .. })));
+        assert!(matches!(
+            s.finish(&Finish { id: 3, crc }),
+            Err(StoreError::Checksum { .. })
+        ));
         s.begin(begin(4, 11)).unwrap();
-        assert!(matches!(s.chunk(1, b"x"), Err(StoreError::Chunk { found: 1, expected: 0 })));
+        assert!(matches!(
+            s.chunk(1, b"x"),
+            Err(StoreError::Chunk {
+                found: 1,
+                expected: 0
+            })
+        ));
         assert!(matches!(s.chunk(0, b"x"), Err(StoreError::NotBegun)));
         s.begin(begin(5, 2)).unwrap();
-        assert!(matches!(s.chunk(0, b"xyz"), Err(StoreError::ImageTooLong { len: 3, max: 2 })));
+        assert!(matches!(
+            s.chunk(0, b"xyz"),
+            Err(StoreError::ImageTooLong { len: 3, max: 2 })
+        ));
     }
 
     #[test]
     fn a_beginning_is_checked() {
         let mut s = Staging::new(100);
-        assert!(matches!(s.begin(begin(1, 101)), Err(StoreError::ImageTooLong { .. })));
-        assert!(matches!(s.begin(begin(1, 1)), Err(StoreError::Number { id: 1, last: 1 })));
+        assert!(matches!(
+            s.begin(begin(1, 101)),
+            Err(StoreError::ImageTooLong { .. })
+        ));
+        assert!(matches!(
+            s.begin(begin(1, 1)),
+            Err(StoreError::Number { id: 1, last: 1 })
+        ));
         for streams in [vec![(2, 0)], vec![(1, 0), (1, 0)]] {
-            let b = Begin { cut: Cut { streams, next_stream: 2 }, ..begin(s.last + 1, 1) };
+            let b = Begin {
+                cut: Cut {
+                    streams,
+                    next_stream: 2,
+                },
+                ..begin(s.last + 1, 1)
+            };
             assert!(matches!(s.begin(b), Err(StoreError::Cut { .. })));
         }
     }

@@ -32,9 +32,14 @@ pub(crate) fn run(arguments: BackupArguments) -> Result<i32, Failure> {
     }
     std::fs::create_dir_all(&options.state).map_err(|source| {
         let state = options.state.display();
-        Failure::new(format!("cannot make --state {state}: {source}; name a directory you can write"))
+        Failure::new(format!(
+            "cannot make --state {state}: {source}; name a directory you can write"
+        ))
     })?;
-    Err(Failure::new(format!("standing by at {} is not part of this build", options.listen)))
+    Err(Failure::new(format!(
+        "standing by at {} is not part of this build",
+        options.listen
+    )))
 }
 
 fn options(arguments: BackupArguments) -> Result<Options, Failure> {

@@ -14,7 +14,11 @@ pub(crate) fn run() -> Result<i32, Failure> {
             Ok(()) => writeln!(out, "ok       {:22} {}", feature.name, feature.purpose)?,
             Err(error) => {
                 missing.push(feature.name);
-                writeln!(out, "missing  {:22} {} ({error})", feature.name, feature.purpose)?;
+                writeln!(
+                    out,
+                    "missing  {:22} {} ({error})",
+                    feature.name, feature.purpose
+                )?;
             }
         }
     }

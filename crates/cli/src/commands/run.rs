@@ -15,7 +15,9 @@ pub(crate) fn run(arguments: Box<RunArguments>) -> Result<i32, Failure> {
 /// What the arguments mean together.
 fn options(arguments: RunArguments) -> Result<Options, Failure> {
     let command = command(arguments.command)?;
-    let name = arguments.name.map_or_else(|| values::default_name(&command[0]), Ok);
+    let name = arguments
+        .name
+        .map_or_else(|| values::default_name(&command[0]), Ok);
     let name = name.map_err(Failure::usage)?;
     for directory in &arguments.mirror {
         existing_directory(directory, "--mirror", "name one that is there")?;
@@ -53,7 +55,12 @@ fn options(arguments: RunArguments) -> Result<Options, Failure> {
         gateway: arguments.gateway,
         bridge: arguments.bridge,
     };
-    Ok(Options { name, command, link, protection })
+    Ok(Options {
+        name,
+        command,
+        link,
+        protection,
+    })
 }
 
 #[cfg(test)]
@@ -64,7 +71,9 @@ mod tests {
     use std::time::Duration;
 
     fn parse(line: &str) -> Result<Options, Failure> {
-        let words = ["understudy", "run"].into_iter().chain(line.split_whitespace());
+        let words = ["understudy", "run"]
+            .into_iter()
+            .chain(line.split_whitespace());
         match Arguments::try_parse_from(words).unwrap().command {
             Command::Run(arguments) => options(*arguments),
             other => panic!("{other:?}"),
@@ -75,7 +84,9 @@ mod tests {
 
     #[test]
     fn defaults_are_the_contract() {
-        let options = parse(&format!("--backup 10.0.0.2:7000 {BASE} --insecure -- /bin/redis a -b"));
+        let options = parse(&format!(
+            "--backup 10.0.0.2:7000 {BASE} --insecure -- /bin/redis a -b"
+        ));
         let options = options.unwrap();
         assert_eq!((options.name.as_str(), options.command.len()), ("redis", 3));
         let protection = options.protection.unwrap();
@@ -94,12 +105,20 @@ mod tests {
         );
         let protection = parse(&line).unwrap().protection.unwrap();
         assert_eq!(protection.mirrors.len(), 2);
-        assert_eq!((protection.mode, protection.epoch), (Mode::Active, Duration::from_secs(1)));
+        assert_eq!(
+            (protection.mode, protection.epoch),
+            (Mode::Active, Duration::from_secs(1))
+        );
         assert_eq!(protection.on_backup_loss, OnBackupLoss::Continue);
     }
 
     #[test]
     fn a_bare_run_needs_no_security() {
-        assert_eq!(parse(&format!("--backup none {BASE} -- cmd")).unwrap().protection, None);
+        assert_eq!(
+            parse(&format!("--backup none {BASE} -- cmd"))
+                .unwrap()
+                .protection,
+            None
+        );
     }
 }

@@ -13,13 +13,21 @@ pub(crate) fn run(arguments: &StatusArguments) -> Result<i32, Failure> {
     let text = match &arguments.name {
         Some(name) => {
             let status = ask(&control::find(&directory, name)?)?;
-            if arguments.json { serde_json::to_string(&status)? + "\n" } else { details(&status) }
+            if arguments.json {
+                serde_json::to_string(&status)? + "\n"
+            } else {
+                details(&status)
+            }
         }
         None => {
             // One that ends between being listed and being asked is not there any more.
             let paths = control::list(&directory)?;
             let all: Vec<Status> = paths.iter().filter_map(|path| ask(path).ok()).collect();
-            if arguments.json { serde_json::to_string(&all)? + "\n" } else { table(&all) }
+            if arguments.json {
+                serde_json::to_string(&all)? + "\n"
+            } else {
+                table(&all)
+            }
         }
     };
     io::stdout().write_all(text.as_bytes())?;
@@ -49,14 +57,20 @@ fn fields(status: &Status) -> [(&'static str, String); 13] {
         ("generation", status.generation.to_string()),
         ("epoch", status.epoch.to_string()),
         ("log_lag_bytes", status.log_lag_bytes.to_string()),
-        ("replay_ms_predicted", status.replay_ms_predicted.to_string()),
+        (
+            "replay_ms_predicted",
+            status.replay_ms_predicted.to_string(),
+        ),
         ("pause_us_p50", status.pause_us_p50.to_string()),
         ("pause_us_p99", status.pause_us_p99.to_string()),
     ]
 }
 
 fn details(status: &Status) -> String {
-    fields(status).iter().map(|(name, value)| format!("{name:20} {value}\n")).collect()
+    fields(status)
+        .iter()
+        .map(|(name, value)| format!("{name:20} {value}\n"))
+        .collect()
 }
 
 /// The first seven fields of each, in columns.
@@ -68,10 +82,19 @@ fn table(all: &[Status]) -> String {
     let rows: Vec<_> = all.iter().map(fields).collect();
     let mut lines = vec![rows[0].clone().map(|(name, _)| name.to_uppercase())];
     lines.extend(rows.into_iter().map(|row| row.map(|(_, value)| value)));
-    let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
+    let width = |column: usize| {
+        lines
+            .iter()
+            .map(|line| line[column].len())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..COLUMNS).map(width).collect();
     let format = |line: &[String; 13]| {
-        let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        let cells = line
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
     };
     lines.iter().map(format).collect()

@@ -10,6 +10,9 @@ pub(crate) fn run(arguments: &SwitchoverArguments) -> Result<i32, Failure> {
     match control::ask(&path, Request::Switchover)? {
         Answer::Done => Ok(0),
         Answer::Refused(reason) => Err(Failure::new(reason)),
-        Answer::Status(_) => Err(Failure::new(format!("{} does not switch over", path.display()))),
+        Answer::Status(_) => Err(Failure::new(format!(
+            "{} does not switch over",
+            path.display()
+        ))),
     }
 }

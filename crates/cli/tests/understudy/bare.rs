@@ -7,30 +7,51 @@ use crate::bed::{Bed, told, understudy};
 
 const RUN: &str = "run --backup none --ip 10.9.0.10/24 --bridge br0 --name";
 
-/// Starts a shell script in a container; the script's first line of output must be `ready`.
-fn start(bed: &Bed, name: &str, script: &str) -> (Child, BufReader<ChildStdout>) {
-    let mut command = bed.understudy(&format!("{RUN} {name} -- sh -c"));
-    let mut child = command.arg(script).stdout(Stdio::piped()).spawn().unwrap();
-    let mut output = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    output.read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n");
-    (child, output)
+/// An `understudy run`; killed when dropped.
+struct Running(Child);
+
+impl Running {
+    /// Starts a shell script in a container; the script's first line of output must be `ready`.
+    fn start(bed: &Bed, name: &str, script: &str) -> (Self, BufReader<ChildStdout>) {
+        let mut command = bed.understudy(&format!("{RUN} {name} -- sh -c"));
+        let mut running = Self(command.arg(script).stdout(Stdio::piped()).spawn().unwrap());
+        let mut output = BufReader::new(running.0.stdout.take().unwrap());
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        (running, output)
+    }
+
+    fn signal(&self, signal: nix::sys::signal::Signal) {
+        // `ip netns exec` becomes the program, so the child is `understudy` itself.
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
 }
 
-fn signal(child: &Child, signal: nix::sys::signal::Signal) {
-    // `ip netns exec` becomes the program, so the child is `understudy` itself.
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
-    nix::sys::signal::kill(pid, signal).unwrap();
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail after an orderly end.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]
 fn output_and_status_are_the_commands() {
     let bed = Bed::new();
-    let run = |script: &str| bed.understudy(&format!("{RUN} s -- sh -c")).arg(script).output().unwrap();
+    let run = |script: &str| {
+        bed.understudy(&format!("{RUN} s -- sh -c"))
+            .arg(script)
+            .output()
+            .unwrap()
+    };
     let output = run("echo $$; hostname; echo complaint >&2; exit 9");
     assert_eq!(output.status.code(), Some(9));
-    assert_eq!((output.stdout.as_slice(), told(&output).as_str()), (&b"2\ns\n"[..], "complaint\n"));
+    assert_eq!(
+        (output.stdout.as_slice(), told(&output).as_str()),
+        (&b"2\ns\n"[..], "complaint\n")
+    );
     assert_eq!(run("kill -KILL $$").status.code(), Some(137));
     assert!(!bed.links().contains("us-"), "{}", bed.links());
 }
@@ -39,8 +60,10 @@ fn output_and_status_are_the_commands() {
 fn signals_are_passed_on_and_status_tells() {
     let bed = Bed::new();
     let script = "trap 'exit 6' TERM; echo ready; while :; do sleep 1000 & wait; done";
-    let (mut child, _output) = start(&bed, "web", script);
-    assert!(bed.inside(&["ping", "-c1", "-W2", "10.9.0.10"]).status.success());
+    let (mut running, _output) = Running::start(&bed, "web", script);
+    // Nobody listens, so the container itself refuses.
+    let knock = bed.inside(&["bash", "-c", "exec 3<>/dev/tcp/10.9.0.10/9"]);
+    assert!(told(&knock).contains("refused"), "{}", told(&knock));
     let ask = |line: &str| {
         let output = bed.understudy(line).output().unwrap();
         assert!(output.status.success(), "{line}: {}", told(&output));
@@ -50,25 +73,44 @@ fn signals_are_passed_on_and_status_tells() {
     let all: serde_json::Value = serde_json::from_str(&ask("status --json")).unwrap();
     assert_eq!(all, serde_json::json!([one]));
     for field in [
-        "name", "role", "mode", "epoch", "generation", "log_lag_bytes", "replay_ms_predicted",
-        "pause_us_p50", "pause_us_p99", "backup", "state",
+        "name",
+        "role",
+        "mode",
+        "epoch",
+        "generation",
+        "log_lag_bytes",
+        "replay_ms_predicted",
+        "pause_us_p50",
+        "pause_us_p99",
+        "backup",
+        "state",
     ] {
         assert!(one.get(field).is_some(), "{field}: {one}");
     }
-    assert_eq!((&one["name"], &one["state"]), (&"web".into(), &"unprotected".into()));
+    assert_eq!(
+        (&one["name"], &one["state"]),
+        (&"web".into(), &"unprotected".into())
+    );
     assert!(ask("status web").contains("10.9.0.10/24"));
     assert_eq!(ask("status").lines().count(), 2);
     let refused = bed.understudy("switchover web").output().unwrap();
     assert_eq!(refused.status.code(), Some(1));
     assert!(told(&refused).contains("without a backup"));
     // The address and the name are both guarded while it runs.
-    let taken = bed.understudy(&format!("{RUN} other -- true")).output().unwrap();
+    let taken = bed
+        .understudy(&format!("{RUN} other -- true"))
+        .output()
+        .unwrap();
     assert!(told(&taken).contains("10.9.0.10 is already taken by the host with 02:75:0a:09:00:0a"));
     let line = "run --backup none --ip 10.9.0.11/24 --bridge br0 --name web -- true";
     let taken = bed.understudy(line).output().unwrap();
-    assert!(told(&taken).contains("\"web\"") && taken.status.code() == Some(1), "{}", told(&taken));
-    signal(&child, nix::sys::signal::Signal::SIGTERM);
-    assert_eq!(child.wait().unwrap().code(), Some(6));
+    assert!(
+        told(&taken).contains("\"web\"") && taken.status.code() == Some(1),
+        "{}",
+        told(&taken)
+    );
+    running.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(running.0.wait().unwrap().code(), Some(6));
     assert_eq!(ask("status"), "no container runs here\n");
     assert_eq!(std::fs::read_dir(bed.run_directory()).unwrap().count(), 0);
 }
@@ -76,16 +118,20 @@ fn signals_are_passed_on_and_status_tells() {
 #[test]
 fn killing_understudy_kills_the_container_and_leaves_nothing() {
     let bed = Bed::new();
-    let (mut child, mut output) = start(&bed, "web", "echo ready; sleep 1000 & sleep 1000");
-    signal(&child, nix::sys::signal::Signal::SIGKILL);
-    child.wait().unwrap();
+    let (mut running, mut output) =
+        Running::start(&bed, "web", "echo ready; sleep 1000 & sleep 1000");
+    running.signal(nix::sys::signal::Signal::SIGKILL);
+    running.0.wait().unwrap();
     // The pipe ends when the last process that holds it is gone.
     let mut rest = String::new();
     output.read_to_string(&mut rest).unwrap();
     // A second start finds the name, the address and the link free. The link goes with its
     // namespace, which the kernel takes apart a little later.
     let next = loop {
-        let next = bed.understudy(&format!("{RUN} web -- true")).output().unwrap();
+        let next = bed
+            .understudy(&format!("{RUN} web -- true"))
+            .output()
+            .unwrap();
         if !told(&next).contains("already") {
             break next;
         }

@@ -16,26 +16,51 @@ impl Bed {
     pub(crate) fn new() -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("us-cli-{}-{number}", std::process::id());
-        let bed = Self { name, run: tempfile::tempdir().unwrap() };
+        let bed = Self {
+            name,
+            run: tempfile::tempdir().unwrap(),
+        };
         must(&["ip", "netns", "add", &bed.name]);
-        must(&["ip", "-n", &bed.name, "link", "add", "br0", "type", "bridge"]);
+        must(&[
+            "ip", "-n", &bed.name, "link", "add", "br0", "type", "bridge",
+        ]);
         must(&["ip", "-n", &bed.name, "link", "set", "br0", "up"]);
         must(&["ip", "-n", &bed.name, "link", "set", "lo", "up"]);
-        must(&["ip", "-n", &bed.name, "addr", "add", "10.9.0.1/24", "dev", "br0"]);
+        must(&[
+            "ip",
+            "-n",
+            &bed.name,
+            "addr",
+            "add",
+            "10.9.0.1/24",
+            "dev",
+            "br0",
+        ]);
         bed
     }
 
     /// `understudy` inside, its arguments split at spaces.
     pub(crate) fn understudy(&self, line: &str) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name, env!("CARGO_BIN_EXE_understudy")]);
-        command.args(line.split_whitespace()).env("UNDERSTUDY_RUN_DIR", self.run.path());
+        command.args([
+            "netns",
+            "exec",
+            &self.name,
+            env!("CARGO_BIN_EXE_understudy"),
+        ]);
+        command
+            .args(line.split_whitespace())
+            .env("UNDERSTUDY_RUN_DIR", self.run.path());
         command
     }
 
     /// Any other command inside.
     pub(crate) fn inside(&self, words: &[&str]) -> Output {
-        Command::new("ip").args(["netns", "exec", &self.name]).args(words).output().unwrap()
+        Command::new("ip")
+            .args(["netns", "exec", &self.name])
+            .args(words)
+            .output()
+            .unwrap()
     }
 
     /// Where the control sockets are.
@@ -51,7 +76,9 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .status();
     }
 }
 

@@ -10,7 +10,10 @@ fn assert_refused(case: &str, output: &Output, status: i32, mentions: &[&str]) {
     let text = told(output);
     assert_eq!(output.status.code(), Some(status), "{case}: {text}");
     assert_eq!(text.lines().count(), 1, "{case}: {text}");
-    assert!(text.starts_with("understudy: ") && text.ends_with('\n'), "{case}: {text}");
+    assert!(
+        text.starts_with("understudy: ") && text.ends_with('\n'),
+        "{case}: {text}"
+    );
     for word in mentions {
         assert!(text.contains(word), "{case}: no {word:?} in {text}");
     }
@@ -26,32 +29,95 @@ fn wrong_command_lines() {
         ("--fast", &["\"--fast\""]),
         ("run --fast", &["\"--fast\""]),
         ("run", &["--backup", "missing"]),
-        ("run --backup none --bridge br0 -- true", &["--ip", "missing"]),
-        ("run --backup nobody --ip 10.9.0.10/24 --bridge br0 -- true", &["\"nobody\"", "--backup", "IP:PORT"]),
-        ("run --backup none --ip 10.9.0.300/24 --bridge br0 -- true", &["\"10.9.0.300/24\"", "--ip"]),
-        ("run --backup none --ip 10.9.0.10 --bridge br0 -- true", &["\"10.9.0.10\"", "length"]),
-        ("run --backup none --ip 10.9.0.0/24 --bridge br0 -- true", &["\"10.9.0.0/24\""]),
-        ("run --backup none --ip 10.9.0.10/24 --bridge br0", &["no command to run", "`--`"]),
-        ("run --backup none --ip 10.9.0.10/24 --bridge br0 --", &["no command to run"]),
-        ("run --backup none --ip 10.9.0.10/24 --bridge br0 true", &["\"true\"", "`--`"]),
-        ("run --backup none --ip 10.9.0.10/24 --bridge br0 --name a/b -- true", &["\"a/b\"", "--name"]),
-        ("run --backup none --ip 10.9.0.10/24 --bridge br0 -- /", &["--name"]),
+        (
+            "run --backup none --bridge br0 -- true",
+            &["--ip", "missing"],
+        ),
+        (
+            "run --backup nobody --ip 10.9.0.10/24 --bridge br0 -- true",
+            &["\"nobody\"", "--backup", "IP:PORT"],
+        ),
+        (
+            "run --backup none --ip 10.9.0.300/24 --bridge br0 -- true",
+            &["\"10.9.0.300/24\"", "--ip"],
+        ),
+        (
+            "run --backup none --ip 10.9.0.10 --bridge br0 -- true",
+            &["\"10.9.0.10\"", "length"],
+        ),
+        (
+            "run --backup none --ip 10.9.0.0/24 --bridge br0 -- true",
+            &["\"10.9.0.0/24\""],
+        ),
+        (
+            "run --backup none --ip 10.9.0.10/24 --bridge br0",
+            &["no command to run", "`--`"],
+        ),
+        (
+            "run --backup none --ip 10.9.0.10/24 --bridge br0 --",
+            &["no command to run"],
+        ),
+        (
+            "run --backup none --ip 10.9.0.10/24 --bridge br0 true",
+            &["\"true\"", "`--`"],
+        ),
+        (
+            "run --backup none --ip 10.9.0.10/24 --bridge br0 --name a/b -- true",
+            &["\"a/b\"", "--name"],
+        ),
+        (
+            "run --backup none --ip 10.9.0.10/24 --bridge br0 -- /",
+            &["--name"],
+        ),
         (&format!("{run} -- true"), &["--tls", "--insecure"]),
-        (&format!("{run} --tls /tmp --insecure -- true"), &["--tls", "--insecure", "exclude"]),
-        (&format!("{run} --tls /no/where -- true"), &["/no/where", "keygen"]),
-        (&format!("{run} --insecure --insecure -- true"), &["--insecure", "twice"]),
-        (&format!("{run} --insecure --epoch 100 -- true"), &["\"100\"", "--epoch", "unit"]),
-        (&format!("{run} --insecure --epoch 1ms -- true"), &["\"1ms\"", "10ms to 10s"]),
-        (&format!("{run} --insecure --heartbeat fast -- true"), &["\"fast\"", "--heartbeat"]),
-        (&format!("{run} --insecure --heartbeat 50ms -- true"), &["--detect 50ms", "--heartbeat 50ms"]),
-        (&format!("{run} --insecure --mode best -- true"), &["\"best\"", "hybrid", "active"]),
-        (&format!("{run} --insecure --on-backup-loss cry -- true"), &["\"cry\"", "stall"]),
-        (&format!("{run} --insecure --mirror /no/where -- true"), &["--mirror /no/where"]),
+        (
+            &format!("{run} --tls /tmp --insecure -- true"),
+            &["--tls", "--insecure", "exclude"],
+        ),
+        (
+            &format!("{run} --tls /no/where -- true"),
+            &["/no/where", "keygen"],
+        ),
+        (
+            &format!("{run} --insecure --insecure -- true"),
+            &["--insecure", "twice"],
+        ),
+        (
+            &format!("{run} --insecure --epoch 100 -- true"),
+            &["\"100\"", "--epoch", "unit"],
+        ),
+        (
+            &format!("{run} --insecure --epoch 1ms -- true"),
+            &["\"1ms\"", "10ms to 10s"],
+        ),
+        (
+            &format!("{run} --insecure --heartbeat fast -- true"),
+            &["\"fast\"", "--heartbeat"],
+        ),
+        (
+            &format!("{run} --insecure --heartbeat 50ms -- true"),
+            &["--detect 50ms", "--heartbeat 50ms"],
+        ),
+        (
+            &format!("{run} --insecure --mode best -- true"),
+            &["\"best\"", "hybrid", "active"],
+        ),
+        (
+            &format!("{run} --insecure --on-backup-loss cry -- true"),
+            &["\"cry\"", "stall"],
+        ),
+        (
+            &format!("{run} --insecure --mirror /no/where -- true"),
+            &["--mirror /no/where"],
+        ),
         (&format!("{run} --insecure --epoch"), &["--epoch", "value"]),
         ("backup --insecure", &["--listen", "missing"]),
         ("backup --listen 10.9.0.2:0 --insecure", &["\"10.9.0.2:0\""]),
         ("backup --listen 127.0.0.1:7000", &["--tls", "--insecure"]),
-        ("backup --listen 127.0.0.1:7000 --insecure --bridge a/b", &["\"a/b\""]),
+        (
+            "backup --listen 127.0.0.1:7000 --insecure --bridge a/b",
+            &["\"a/b\""],
+        ),
         ("status a b", &["\"b\""]),
         ("switchover", &["<NAME>", "missing"]),
         ("keygen", &["<DIR>", "missing"]),
@@ -70,7 +136,10 @@ fn wrong_command_lines() {
 fn help_and_version_are_answers() {
     for line in ["help", "--help", "run --help", "--version"] {
         let output = understudy(line);
-        assert!(output.status.success() && told(&output).is_empty(), "{line}");
+        assert!(
+            output.status.success() && told(&output).is_empty(),
+            "{line}"
+        );
         assert!(!output.stdout.is_empty(), "{line}");
     }
 }
@@ -80,20 +149,61 @@ fn what_cannot_be_done_here() {
     let bed = Bed::new();
     let run = "run --ip 10.9.0.10/24 --backup";
     let table: &[(&str, i32, &[&str])] = &[
-        (&format!("{run} none --bridge nowhere -- true"), 1, &["\"nowhere\"", "ip link add"]),
-        (&format!("{run} none --bridge lo -- true"), 1, &["\"lo\"", "not a bridge"]),
-        (&format!("{run} none --bridge br0 -- no-such-program"), 1, &["no-such-program", "PATH"]),
-        (&format!("{run} none --bridge br0 -- /etc/passwd"), 1, &["/etc/passwd", "Permission denied"]),
-        (&format!("{run} none --bridge br0 --gateway 192.0.2.1 -- true"), 1, &["192.0.2.1"]),
-        (&format!("{run} 127.0.0.1:9 --bridge br0 --insecure -- true"), 1, &["127.0.0.1:9", "cannot be reached"]),
-        ("run --ip 10.9.0.1/24 --backup none --bridge br0 -- true", 1, &["10.9.0.1", "already taken"]),
-        ("backup --listen 127.0.0.1:7000 --insecure --bridge nowhere", 1, &["\"nowhere\""]),
-        ("backup --listen 127.0.0.1:7000 --insecure --state /proc/no", 1, &["/proc/no"]),
+        (
+            &format!("{run} none --bridge nowhere -- true"),
+            1,
+            &["\"nowhere\"", "ip link add"],
+        ),
+        (
+            &format!("{run} none --bridge lo -- true"),
+            1,
+            &["\"lo\"", "not a bridge"],
+        ),
+        (
+            &format!("{run} none --bridge br0 -- no-such-program"),
+            1,
+            &["no-such-program", "PATH"],
+        ),
+        (
+            &format!("{run} none --bridge br0 -- /etc/passwd"),
+            1,
+            &["/etc/passwd", "Permission denied"],
+        ),
+        (
+            &format!("{run} none --bridge br0 --gateway 192.0.2.1 -- true"),
+            1,
+            &["192.0.2.1"],
+        ),
+        (
+            &format!("{run} 127.0.0.1:9 --bridge br0 --insecure -- true"),
+            1,
+            &["127.0.0.1:9", "cannot be reached"],
+        ),
+        (
+            "run --ip 10.9.0.1/24 --backup none --bridge br0 -- true",
+            1,
+            &["10.9.0.1", "already taken"],
+        ),
+        (
+            "backup --listen 127.0.0.1:7000 --insecure --bridge nowhere",
+            1,
+            &["\"nowhere\""],
+        ),
+        (
+            "backup --listen 127.0.0.1:7000 --insecure --state /proc/no",
+            1,
+            &["/proc/no"],
+        ),
         ("status nobody", 1, &["\"nobody\""]),
         ("switchover nobody", 1, &["\"nobody\""]),
     ];
     for (line, status, mentions) in table {
-        assert_refused(line, &bed.understudy(line).output().unwrap(), *status, mentions);
+        assert_refused(
+            line,
+            &bed.understudy(line).output().unwrap(),
+            *status,
+            mentions,
+        );
     }
     assert!(!bed.links().contains("us-"), "{}", bed.links());
 }
@@ -109,7 +219,12 @@ fn without_root() {
     std::fs::copy(env!("CARGO_BIN_EXE_understudy"), &copy).unwrap();
     let nobody = |line: &str| {
         let mut command = Command::new(&copy);
-        command.args(line.split_whitespace()).uid(65534).gid(65534).output().unwrap()
+        command
+            .args(line.split_whitespace())
+            .uid(65534)
+            .gid(65534)
+            .output()
+            .unwrap()
     };
     for line in [
         "run --backup none --ip 10.9.0.10/24 --bridge br0 -- true",
@@ -122,6 +237,13 @@ fn without_root() {
     assert_eq!(doctor.status.code(), Some(1));
     assert_eq!(told(&doctor).lines().count(), 1);
     let shown = String::from_utf8(doctor.stdout).unwrap();
-    let missing = |name: &str| shown.lines().any(|l| l.starts_with("missing") && l.contains(name));
-    assert!(missing("root") && missing("tcp-repair") && missing("clone3-set-tid"), "{shown}");
+    let missing = |name: &str| {
+        shown
+            .lines()
+            .any(|l| l.starts_with("missing") && l.contains(name))
+    };
+    assert!(
+        missing("root") && missing("tcp-repair") && missing("clone3-set-tid"),
+        "{shown}"
+    );
 }

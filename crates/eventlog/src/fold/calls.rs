@@ -34,7 +34,11 @@ pub(super) struct Call<'a> {
 impl<'a> Call<'a> {
     /// The arguments.
     pub(super) fn args(&self) -> Result<[u64; 6], FoldError> {
-        let missing = FoldError::NoArguments { stream: self.stream, record: self.record, nr: self.nr };
+        let missing = FoldError::NoArguments {
+            stream: self.stream,
+            record: self.record,
+            nr: self.nr,
+        };
         self.parsed.args.or(self.announced.args).ok_or(missing)
     }
 
@@ -50,13 +54,21 @@ impl<'a> Call<'a> {
 
     /// The bytes that were written, as far as they are known.
     pub(super) fn data(&self) -> &'a [u8] {
-        let data = if self.parsed.data.is_empty() { self.announced.data } else { self.parsed.data };
+        let data = if self.parsed.data.is_empty() {
+            self.announced.data
+        } else {
+            self.parsed.data
+        };
         &data[..data.len().min(usize::try_from(self.result).unwrap_or(0))]
     }
 
     /// The thread that was made.
     pub(super) fn child(&self) -> Result<payload::Child, FoldError> {
-        let missing = FoldError::NoArguments { stream: self.stream, record: self.record, nr: self.nr };
+        let missing = FoldError::NoArguments {
+            stream: self.stream,
+            record: self.record,
+            nr: self.nr,
+        };
         self.parsed.child.or(self.announced.child).ok_or(missing)
     }
 
@@ -75,21 +87,30 @@ impl Fold {
     /// Applies the record of a system call.
     pub(super) fn call(&mut self, id: StreamId, record: &Record<'_>) -> Result<(), FoldError> {
         let header = &record.header;
-        let Some(stream) = self.streams.get_mut(&id) else { return Err(FoldError::UnknownStream { stream: id }) };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Err(FoldError::UnknownStream { stream: id });
+        };
         let (pid, number) = (stream.pid, stream.records);
         let row = sysabi::lookup(u64::from(header.kind)).ok_or(FoldError::UnknownCall {
             stream: id,
             record: number,
             nr: i64::from(header.kind),
         })?;
-        let intent = stream.intent.take().filter(|intent| intent.nr == header.kind);
+        let intent = stream
+            .intent
+            .take()
+            .filter(|intent| intent.nr == header.kind);
         let stamped = row.object().is_none() && sees_table(header.kind) && header.version != 0;
         if stamped || (stream.seen.is_some() && row.object() == Some(Object::Descriptors)) {
             stream.seen = stream.seen.max(Some(header.version));
         }
         let seen = stream.seen;
-        let parsed = payload::parse(row, header, record.payload)
-            .map_err(|source| FoldError::Payload { stream: id, record: number, source })?;
+        let parsed =
+            payload::parse(row, header, record.payload).map_err(|source| FoldError::Payload {
+                stream: id,
+                record: number,
+                source,
+            })?;
         let call = Call {
             nr: header.kind,
             stream: id,
@@ -102,15 +123,28 @@ impl Fold {
             parsed,
             announced: intent.as_ref().and_then(Intent::parsed).unwrap_or_default(),
         };
-        if header.result < 0 { self.failed(&call) } else { self.succeeded(&call) }
+        if header.result < 0 {
+            self.failed(&call)
+        } else {
+            self.succeeded(&call)
+        }
     }
 
     /// A call that returned an error: nearly always without effect.
     fn failed(&mut self, call: &Call<'_>) -> Result<(), FoldError> {
         match call.nr {
             nr::CLOSE if call.result != EBADF => self.closed(call),
-            nr::CONNECT if [EINPROGRESS, EINTR].contains(&call.result) => return self.connected(call, false),
-            nr::READ | nr::READV | nr::RECVFROM | nr::RECVMSG | nr::WRITE | nr::WRITEV | nr::SENDTO | nr::SENDMSG
+            nr::CONNECT if [EINPROGRESS, EINTR].contains(&call.result) => {
+                return self.connected(call, false);
+            }
+            nr::READ
+            | nr::READV
+            | nr::RECVFROM
+            | nr::RECVMSG
+            | nr::WRITE
+            | nr::WRITEV
+            | nr::SENDTO
+            | nr::SENDMSG
             | nr::SENDFILE
                 if BROKEN.contains(&call.result) =>
             {
@@ -127,21 +161,45 @@ impl Fold {
         match call.nr {
             nr::READ | nr::READV | nr::RECVFROM | nr::RECVMSG => self.read(call)?,
             nr::WRITE | nr::WRITEV | nr::SENDTO | nr::SENDMSG => self.wrote(call)?,
-            nr::SENDFILE | nr::SPLICE | nr::TEE | nr::VMSPLICE | nr::COPY_FILE_RANGE => self.moved(call)?,
+            nr::SENDFILE | nr::SPLICE | nr::TEE | nr::VMSPLICE | nr::COPY_FILE_RANGE => {
+                self.moved(call)?
+            }
             nr::OPEN | nr::OPENAT | nr::OPENAT2 | nr::CREAT => self.opened(call)?,
-            nr::MEMFD_CREATE | nr::PIPE | nr::PIPE2 | nr::EVENTFD | nr::EVENTFD2 | nr::SIGNALFD | nr::SIGNALFD4
-            | nr::TIMERFD_CREATE | nr::INOTIFY_INIT | nr::INOTIFY_INIT1 | nr::PIDFD_OPEN | nr::EPOLL_CREATE
+            nr::MEMFD_CREATE
+            | nr::PIPE
+            | nr::PIPE2
+            | nr::EVENTFD
+            | nr::EVENTFD2
+            | nr::SIGNALFD
+            | nr::SIGNALFD4
+            | nr::TIMERFD_CREATE
+            | nr::INOTIFY_INIT
+            | nr::INOTIFY_INIT1
+            | nr::PIDFD_OPEN
+            | nr::EPOLL_CREATE
             | nr::EPOLL_CREATE1 => self.made(call)?,
             nr::CLOSE => self.closed(call),
             nr::CLOSE_RANGE => self.closed_range(call)?,
             nr::DUP | nr::DUP2 | nr::DUP3 => self.duplicated(call)?,
             nr::FCNTL => self.controlled(call)?,
             nr::IOCTL => self.ioctl(call)?,
-            nr::LSEEK | nr::FTRUNCATE | nr::FALLOCATE | nr::GETDENTS | nr::GETDENTS64 | nr::FLOCK => self.positioned(call)?,
-            nr::RENAME | nr::RENAMEAT | nr::RENAMEAT2 | nr::UNLINK | nr::UNLINKAT | nr::RMDIR => self.renamed(call)?,
+            nr::LSEEK
+            | nr::FTRUNCATE
+            | nr::FALLOCATE
+            | nr::GETDENTS
+            | nr::GETDENTS64
+            | nr::FLOCK => self.positioned(call)?,
+            nr::RENAME | nr::RENAMEAT | nr::RENAMEAT2 | nr::UNLINK | nr::UNLINKAT | nr::RMDIR => {
+                self.renamed(call)?
+            }
             nr::CHDIR | nr::FCHDIR | nr::CHROOT | nr::GETCWD | nr::UMASK => self.moved_to(call)?,
             nr::SOCKET | nr::SOCKETPAIR => self.socket(call)?,
-            nr::BIND | nr::LISTEN | nr::SHUTDOWN | nr::SETSOCKOPT | nr::GETSOCKNAME | nr::GETPEERNAME => self.configured(call)?,
+            nr::BIND
+            | nr::LISTEN
+            | nr::SHUTDOWN
+            | nr::SETSOCKOPT
+            | nr::GETSOCKNAME
+            | nr::GETPEERNAME => self.configured(call)?,
             nr::CONNECT => self.connected(call, true)?,
             nr::ACCEPT | nr::ACCEPT4 => self.accepted(call)?,
             nr::EPOLL_CTL => self.interest(call)?,
@@ -150,11 +208,27 @@ impl Fold {
             nr::CLONE | nr::CLONE3 | nr::FORK | nr::VFORK => self.cloned(call)?,
             nr::WAIT4 | nr::WAITID => self.wait_result(call),
             nr::RT_SIGACTION => self.action(call)?,
-            nr::SETITIMER | nr::ALARM | nr::TIMER_CREATE | nr::TIMER_SETTIME | nr::TIMER_DELETE | nr::TIMERFD_SETTIME => {
+            nr::SETITIMER
+            | nr::ALARM
+            | nr::TIMER_CREATE
+            | nr::TIMER_SETTIME
+            | nr::TIMER_DELETE
+            | nr::TIMERFD_SETTIME => {
                 self.timer(call)?;
             }
-            nr::SETUID | nr::SETGID | nr::SETREUID | nr::SETREGID | nr::SETRESUID | nr::SETRESGID | nr::SETGROUPS
-            | nr::CAPSET | nr::SETPGID | nr::SETSID | nr::SETRLIMIT | nr::PRLIMIT64 | nr::PRCTL => self.credential(call)?,
+            nr::SETUID
+            | nr::SETGID
+            | nr::SETREUID
+            | nr::SETREGID
+            | nr::SETRESUID
+            | nr::SETRESGID
+            | nr::SETGROUPS
+            | nr::CAPSET
+            | nr::SETPGID
+            | nr::SETSID
+            | nr::SETRLIMIT
+            | nr::PRLIMIT64
+            | nr::PRCTL => self.credential(call)?,
             _ => {}
         }
         Ok(())
@@ -171,10 +245,15 @@ impl Fold {
 
     /// Output that the gate took over.
     pub(super) fn output(&mut self, id: StreamId, header: &Header) {
-        let Some(stream) = self.streams.get(&id) else { return };
+        let Some(stream) = self.streams.get(&id) else {
+            return;
+        };
         let named = self.meant(stream.pid, header.arg0.cast_signed(), stream.seen);
         match named.and_then(|id| self.socket_mut(id)) {
-            Some(socket) => super::bump(&mut socket.written, u64::try_from(header.result).unwrap_or(0)),
+            Some(socket) => super::bump(
+                &mut socket.written,
+                u64::try_from(header.result).unwrap_or(0),
+            ),
             None => super::bump(&mut self.strays, 1),
         }
     }
@@ -184,6 +263,11 @@ impl Fold {
 pub(super) const fn sees_table(nr: u16) -> bool {
     matches!(
         nr,
-        nr::EPOLL_WAIT | nr::EPOLL_PWAIT | nr::EPOLL_PWAIT2 | nr::EPOLL_CTL | nr::SETSOCKOPT | nr::SHUTDOWN
+        nr::EPOLL_WAIT
+            | nr::EPOLL_PWAIT
+            | nr::EPOLL_PWAIT2
+            | nr::EPOLL_CTL
+            | nr::SETSOCKOPT
+            | nr::SHUTDOWN
     )
 }

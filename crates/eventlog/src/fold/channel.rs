@@ -37,12 +37,19 @@ impl Channel {
         let units = if self.messages { 1 } else { result };
         let owed = self.read.saturating_sub(self.written).min(units);
         super::bump(&mut self.written, units);
-        let skip = if self.messages { if owed == 0 { 0 } else { data.len() } } else { owed as usize };
+        let skip = if self.messages {
+            if owed == 0 { 0 } else { data.len() }
+        } else {
+            owed as usize
+        };
         let fresh = data.get(skip..).unwrap_or_default();
         if !fresh.is_empty() || (self.messages && owed == 0) {
             super::bump(&mut self.unread_bytes, fresh.len() as u64);
             if self.unread_bytes > MAX_UNREAD || self.unread.len() as u64 > MAX_UNREAD / 16 {
-                return Err(FoldError::TooMany { what: "unread bytes of a channel", most: MAX_UNREAD });
+                return Err(FoldError::TooMany {
+                    what: "unread bytes of a channel",
+                    most: MAX_UNREAD,
+                });
             }
             self.unread.push_back(fresh.to_vec());
         }
@@ -54,7 +61,9 @@ impl Channel {
         let mut left = if self.messages { 1 } else { count };
         super::bump(&mut self.read, left);
         while left > 0 {
-            let Some(first) = self.unread.front_mut() else { break };
+            let Some(first) = self.unread.front_mut() else {
+                break;
+            };
             let len = first.len() as u64;
             if self.messages || len <= left {
                 left -= if self.messages { 1 } else { len };
@@ -88,7 +97,10 @@ mod tests {
 
     #[test]
     fn messages_keep_their_boundaries() {
-        let mut socket = Channel { messages: true, ..Channel::default() };
+        let mut socket = Channel {
+            messages: true,
+            ..Channel::default()
+        };
         socket.take(100);
         for message in [&b"first"[..], b"", b"third"] {
             socket.write(message, message.len() as u64).unwrap();
@@ -105,6 +117,9 @@ mod tests {
         for _ in 0..8 {
             pipe.write(&block, 1 << 20).unwrap();
         }
-        assert!(matches!(pipe.write(b"x", 1), Err(FoldError::TooMany { .. })));
+        assert!(matches!(
+            pipe.write(b"x", 1),
+            Err(FoldError::TooMany { .. })
+        ));
     }
 }

@@ -15,13 +15,19 @@ impl Fold {
     pub(super) fn credential(&mut self, call: &Call<'_>) -> Result<(), FoldError> {
         let first = call.fd.cast_unsigned();
         let whole = matches!(call.nr, nr::SETUID | nr::SETGID | nr::SETSID);
-        let args = if whole { [u64::from(first), 0, 0, 0, 0, 0] } else { call.args()? };
+        let args = if whole {
+            [u64::from(first), 0, 0, 0, 0, 0]
+        } else {
+            call.args()?
+        };
         let arg = |i: usize| args[i] as u32;
         let other = match call.nr {
             nr::SETPGID | nr::PRLIMIT64 if arg(0) != 0 => arg(0),
             _ => call.pid,
         };
-        let Some(process) = self.processes.get_mut(&other) else { return Ok(()) };
+        let Some(process) = self.processes.get_mut(&other) else {
+            return Ok(());
+        };
         let mine = &mut process.credentials;
         match call.nr {
             nr::SETUID if mine.privileged() => mine.users = [Some(first); 3],
@@ -34,15 +40,29 @@ impl Fold {
             nr::SETRESGID => set_all(&mut mine.groups, [arg(0), arg(1), arg(2)]),
             nr::SETGROUPS => {
                 let list = call.input(1).unwrap_or_default();
-                mine.supplementary = Some(list.chunks_exact(4).take(MAX_GROUPS).map(|id| word(id, 0, 4) as u32).collect());
+                mine.supplementary = Some(
+                    list.chunks_exact(4)
+                        .take(MAX_GROUPS)
+                        .map(|id| word(id, 0, 4) as u32)
+                        .collect(),
+                );
             }
             nr::CAPSET => mine.capabilities = call.input(1).map(<[u8]>::to_vec),
             nr::SETPGID => process.group = Some(if arg(1) == 0 { other } else { arg(1) }),
             nr::SETSID => (process.session, process.group) = (Some(call.pid), Some(call.pid)),
             nr::SETRLIMIT | nr::PRLIMIT64 => {
-                let (resource, buffer) = if call.nr == nr::SETRLIMIT { (arg(0), 1) } else { (arg(1), 2) };
-                if let Some(limit) = call.input(buffer).filter(|limit| limit.len() == 16 && resource < 16) {
-                    process.limits.insert(resource, (word(limit, 0, 8), word(limit, 8, 8)));
+                let (resource, buffer) = if call.nr == nr::SETRLIMIT {
+                    (arg(0), 1)
+                } else {
+                    (arg(1), 2)
+                };
+                if let Some(limit) = call
+                    .input(buffer)
+                    .filter(|limit| limit.len() == 16 && resource < 16)
+                {
+                    process
+                        .limits
+                        .insert(resource, (word(limit, 0, 8), word(limit, 8, 8)));
                 }
             }
             nr::PRCTL => {
@@ -61,12 +81,20 @@ impl Fold {
         let (child, killed, gone) = if call.nr == nr::WAIT4 {
             let status = word(call.filled(1), 0, 4);
             // Without a status buffer one cannot tell a stop from an end; a stop needs WUNTRACED.
-            (call.result as u32, status & 0x7f != 0 && status & 0x7f != 0x7f, status & 0xff != 0x7f && status != 0xffff)
+            (
+                call.result as u32,
+                status & 0x7f != 0 && status & 0x7f != 0x7f,
+                status & 0xff != 0x7f && status != 0xffff,
+            )
         } else {
             // siginfo: signal, errno, code (CLD_EXITED 1, CLD_KILLED 2, CLD_DUMPED 3), then the process.
             let info = call.filled(2);
             let code = int(word(info, 8, 4));
-            (word(info, 16, 4) as u32, matches!(code, 2 | 3), matches!(code, 1..=3))
+            (
+                word(info, 16, 4) as u32,
+                matches!(code, 2 | 3),
+                matches!(code, 1..=3),
+            )
         };
         if child != 0 && gone {
             self.waited(child, killed);

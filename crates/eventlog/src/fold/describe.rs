@@ -19,7 +19,11 @@ impl Fold {
     fn write_all(&self, to: &mut String) -> fmt::Result {
         for (pid, process) in &self.processes {
             write_process(to, *pid, process)?;
-            for (fd, entry) in self.table(*pid).into_iter().flat_map(|table| &table.entries) {
+            for (fd, entry) in self
+                .table(*pid)
+                .into_iter()
+                .flat_map(|table| &table.entries)
+            {
                 let cloexec = if entry.cloexec { " cloexec" } else { "" };
                 write!(to, "  {fd:>4} -> {}{cloexec} ", entry.description)?;
                 match self.descriptions.get(&entry.description) {
@@ -29,61 +33,129 @@ impl Fold {
             }
         }
         for orphan in &self.orphans {
-            write!(to, "closed {}: {} of process {} ", orphan.close, orphan.fd, orphan.pid)?;
+            write!(
+                to,
+                "closed {}: {} of process {} ",
+                orphan.close, orphan.fd, orphan.pid
+            )?;
             write_socket(to, &orphan.socket)?;
         }
-        for (id, stream) in self.streams.iter().filter(|(_, stream)| stream.intent.is_some()) {
-            let call = stream.intent.as_ref().and_then(|intent| sysabi::lookup(u64::from(intent.nr)));
+        for (id, stream) in self
+            .streams
+            .iter()
+            .filter(|(_, stream)| stream.intent.is_some())
+        {
+            let call = stream
+                .intent
+                .as_ref()
+                .and_then(|intent| sysabi::lookup(u64::from(intent.nr)));
             let call = call.map_or("?", |row| row.name);
             writeln!(to, "stream {id}: thread {} is inside {call}", stream.tid)?;
         }
-        writeln!(to, "{} descriptions, {} channels, {} strays", self.descriptions.len(), self.channels.len(), self.strays)
+        writeln!(
+            to,
+            "{} descriptions, {} channels, {} strays",
+            self.descriptions.len(),
+            self.channels.len(),
+            self.strays
+        )
     }
 
     fn write_description(&self, to: &mut String, description: &Description) -> fmt::Result {
         write!(to, "flags {:#o} ", description.flags)?;
         match &description.kind {
-            Kind::Standard(n) => writeln!(to, "standard {}", ["input", "output", "error"][usize::from(*n).min(2)]),
+            Kind::Standard(n) => writeln!(
+                to,
+                "standard {}",
+                ["input", "output", "error"][usize::from(*n).min(2)]
+            ),
             Kind::File(file) => {
                 let end = if file.at_end { " (end)" } else { "" };
                 let unlinked = if file.unlinked { ", unlinked" } else { "" };
                 let path = String::from_utf8_lossy(&file.path);
                 writeln!(to, "file {path:?} at {}{end}{unlinked}", file.offset)
             }
-            Kind::Memfd { name, size, offset, .. } => {
-                writeln!(to, "memfd {:?} of {size} at {offset}", String::from_utf8_lossy(name))
+            Kind::Memfd {
+                name, size, offset, ..
+            } => {
+                writeln!(
+                    to,
+                    "memfd {:?} of {size} at {offset}",
+                    String::from_utf8_lossy(name)
+                )
             }
             Kind::Socket(socket) => write_socket(to, socket),
-            Kind::Pipe { channel, writes, .. } => {
-                let unread = self.channels.get(channel).map_or(0, |channel| channel.unread_bytes);
-                writeln!(to, "pipe {channel}, {} end, {unread} unread", if *writes { "writing" } else { "reading" })
+            Kind::Pipe {
+                channel, writes, ..
+            } => {
+                let unread = self
+                    .channels
+                    .get(channel)
+                    .map_or(0, |channel| channel.unread_bytes);
+                writeln!(
+                    to,
+                    "pipe {channel}, {} end, {unread} unread",
+                    if *writes { "writing" } else { "reading" }
+                )
             }
             Kind::Epoll(interests) => {
                 writeln!(to, "epoll of {}", interests.len())?;
-                for ((fd, _), Interest { events, data, armed }) in interests {
+                for (
+                    (fd, _),
+                    Interest {
+                        events,
+                        data,
+                        armed,
+                    },
+                ) in interests
+                {
                     let rests = if *armed { "" } else { ", rests" };
-                    writeln!(to, "       watches {fd}: events {events:#x}, data {data:#x}{rests}")?;
+                    writeln!(
+                        to,
+                        "       watches {fd}: events {events:#x}, data {data:#x}{rests}"
+                    )?;
                 }
                 Ok(())
             }
-            Kind::Event { added, taken, semaphore } => {
+            Kind::Event {
+                added,
+                taken,
+                semaphore,
+            } => {
                 let semaphore = if *semaphore { ", semaphore" } else { "" };
                 writeln!(to, "eventfd at {}{semaphore}", added.wrapping_sub(*taken))
             }
             Kind::Timer { clock, armed } => {
-                writeln!(to, "timerfd of clock {clock}, {}", if armed.is_some() { "armed" } else { "not armed" })
+                writeln!(
+                    to,
+                    "timerfd of clock {clock}, {}",
+                    if armed.is_some() {
+                        "armed"
+                    } else {
+                        "not armed"
+                    }
+                )
             }
             Kind::Signal(mask) => writeln!(to, "signalfd of {:#x}", word(mask, 0, 8)),
             Kind::Inotify(watches) => writeln!(to, "inotify of {}", watches.len()),
             Kind::Process(pid) => writeln!(to, "pidfd of {pid}"),
-            Kind::Other(nr) => writeln!(to, "made by {}", sysabi::lookup(u64::from(*nr)).map_or("?", |row| row.name)),
+            Kind::Other(nr) => writeln!(
+                to,
+                "made by {}",
+                sysabi::lookup(u64::from(*nr)).map_or("?", |row| row.name)
+            ),
         }
     }
 }
 
 fn write_process(to: &mut String, pid: u32, process: &Process) -> fmt::Result {
     let program = String::from_utf8_lossy(&process.program);
-    write!(to, "process {pid} of {} {program:?}, {} threads", process.parent, process.threads.len())?;
+    write!(
+        to,
+        "process {pid} of {} {program:?}, {} threads",
+        process.parent,
+        process.threads.len()
+    )?;
     if !process.cwd.is_empty() {
         write!(to, ", in {:?}", String::from_utf8_lossy(&process.cwd))?;
     }
@@ -103,17 +175,30 @@ fn write_process(to: &mut String, pid: u32, process: &Process) -> fmt::Result {
 }
 
 fn write_socket(to: &mut String, socket: &Socket) -> fmt::Result {
-    let Socket { domain, kind, protocol, .. } = socket;
+    let Socket {
+        domain,
+        kind,
+        protocol,
+        ..
+    } = socket;
     write!(to, "socket {domain}/{kind}/{protocol} ")?;
     match socket.state {
         State::New => write!(to, "new")?,
         State::Bound => write!(to, "bound to {}", name(&socket.local))?,
         State::Listening { backlog, accepted } => {
-            write!(to, "listens on {} (backlog {backlog}), accepted {accepted}", name(&socket.local))?;
+            write!(
+                to,
+                "listens on {} (backlog {backlog}), accepted {accepted}",
+                name(&socket.local)
+            )?;
         }
         State::Connecting => write!(to, "connecting to {}", name(&socket.peer))?,
         State::Connected => write!(to, "connected to {}", name(&socket.peer))?,
-        State::Accepted { port, ordinal, .. } => write!(to, "accepted {ordinal} on {port} from {}", name(&socket.peer))?,
+        State::Accepted { port, ordinal, .. } => write!(
+            to,
+            "accepted {ordinal} on {port} from {}",
+            name(&socket.peer)
+        )?,
     }
     write!(to, ", read {}, written {}", socket.read, socket.written)?;
     let marks = [
@@ -135,11 +220,17 @@ fn name(address: &[u8]) -> String {
             let ip = std::net::Ipv4Addr::new(address[4], address[5], address[6], address[7]);
             format!("{ip}:{}", port(address))
         }
-        10 => match address.get(8..24).and_then(|ip| <[u8; 16]>::try_from(ip).ok()) {
+        10 => match address
+            .get(8..24)
+            .and_then(|ip| <[u8; 16]>::try_from(ip).ok())
+        {
             Some(ip) => format!("[{}]:{}", std::net::Ipv6Addr::from(ip), port(address)),
             None => "?".to_owned(),
         },
-        1 => format!("{:?}", String::from_utf8_lossy(address.get(2..).unwrap_or_default())),
+        1 => format!(
+            "{:?}",
+            String::from_utf8_lossy(address.get(2..).unwrap_or_default())
+        ),
         _ => "?".to_owned(),
     }
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::{
-    ChannelId, Closed, Description, DescriptionId, Entry, Fold, FoldError, Kind, MAX_DESCRIPTIONS, MAX_ORPHANS, Orphan,
-    Pid, Socket, State, Table, TableId,
+    ChannelId, Closed, Description, DescriptionId, Entry, Fold, FoldError, Kind, MAX_DESCRIPTIONS,
+    MAX_ORPHANS, Orphan, Pid, Socket, State, Table, TableId,
 };
 
 /// Closed descriptors that a table remembers.
@@ -16,30 +16,67 @@ pub(super) const STREAM: u32 = 1;
 
 impl Fold {
     /// A new description without references.
-    pub(super) fn describe_new(&mut self, kind: Kind, flags: u32) -> Result<DescriptionId, FoldError> {
+    pub(super) fn describe_new(
+        &mut self,
+        kind: Kind,
+        flags: u32,
+    ) -> Result<DescriptionId, FoldError> {
         if self.descriptions.len() >= MAX_DESCRIPTIONS {
-            return Err(FoldError::TooMany { what: "open file descriptions", most: MAX_DESCRIPTIONS as u64 });
+            return Err(FoldError::TooMany {
+                what: "open file descriptions",
+                most: MAX_DESCRIPTIONS as u64,
+            });
         }
         let id = self.fresh_id();
-        let description = Description { references: 0, flags, watchers: BTreeSet::new(), owner: None, lock: None, kind };
+        let description = Description {
+            references: 0,
+            flags,
+            watchers: BTreeSet::new(),
+            owner: None,
+            lock: None,
+            kind,
+        };
         self.descriptions.insert(id, description);
         Ok(id)
     }
 
     /// Lets `fd` of a process refer to `id`; what it referred to is closed.
-    pub(super) fn install(&mut self, pid: Pid, fd: i32, id: DescriptionId, cloexec: bool, version: u64) {
+    pub(super) fn install(
+        &mut self,
+        pid: Pid,
+        fd: i32,
+        id: DescriptionId,
+        cloexec: bool,
+        version: u64,
+    ) {
         self.retain(id);
         self.close(pid, fd, version);
-        match self.table_mut(pid).filter(|table| table.users > 0) {
-            Some(table) => drop(table.entries.insert(fd, Entry { description: id, cloexec, since: version })),
+        let alive = self.descriptions.contains_key(&id);
+        match self.table_mut(pid).filter(|table| alive && table.users > 0) {
+            Some(table) => {
+                let entry = Entry {
+                    description: id,
+                    cloexec,
+                    since: version,
+                };
+                table.entries.insert(fd, entry);
+            }
             None => self.release(id, pid, fd),
         }
     }
 
     /// Makes a description and lets `fd` refer to it.
-    pub(super) fn open(&mut self, at: (Pid, i64, u64), kind: Kind, flags: u32, cloexec: bool) -> Result<(), FoldError> {
+    pub(super) fn open(
+        &mut self,
+        at: (Pid, i64, u64),
+        kind: Kind,
+        flags: u32,
+        cloexec: bool,
+    ) -> Result<(), FoldError> {
         let (pid, fd, version) = at;
-        let Ok(fd) = i32::try_from(fd) else { return Ok(()) };
+        let Ok(fd) = i32::try_from(fd) else {
+            return Ok(());
+        };
         let id = self.describe_new(kind, flags)?;
         if fd >= 0 {
             self.install(pid, fd, id, cloexec, version);
@@ -52,9 +89,17 @@ impl Fold {
 
     /// Closes a descriptor; false if there is none.
     pub(super) fn close(&mut self, pid: Pid, fd: i32, version: u64) -> bool {
-        let Some(table) = self.table_mut(pid) else { return false };
-        let Some(entry) = table.entries.remove(&fd) else { return false };
-        table.remember(Closed { fd, entry, until: version });
+        let Some(table) = self.table_mut(pid) else {
+            return false;
+        };
+        let Some(entry) = table.entries.remove(&fd) else {
+            return false;
+        };
+        table.remember(Closed {
+            fd,
+            entry,
+            until: version,
+        });
         self.release(entry.description, pid, fd);
         true
     }
@@ -85,7 +130,9 @@ impl Fold {
     pub(super) fn release(&mut self, id: DescriptionId, pid: Pid, fd: i32) {
         let mut pending = vec![(id, pid, fd)];
         while let Some((id, pid, fd)) = pending.pop() {
-            let Some(description) = self.descriptions.get_mut(&id) else { continue };
+            let Some(description) = self.descriptions.get_mut(&id) else {
+                continue;
+            };
             description.references = description.references.saturating_sub(1);
             if description.references == 0
                 && let Some(description) = self.descriptions.remove(&id)
@@ -97,9 +144,19 @@ impl Fold {
     }
 
     /// What follows from a description's end; answers with the descriptions that were in flight to it.
-    fn end(&mut self, id: DescriptionId, description: Description, pid: Pid, fd: i32) -> Vec<DescriptionId> {
+    fn end(
+        &mut self,
+        id: DescriptionId,
+        description: Description,
+        pid: Pid,
+        fd: i32,
+    ) -> Vec<DescriptionId> {
         for watcher in &description.watchers {
-            if let Some(Description { kind: Kind::Epoll(interests), .. }) = self.descriptions.get_mut(watcher) {
+            if let Some(Description {
+                kind: Kind::Epoll(interests),
+                ..
+            }) = self.descriptions.get_mut(watcher)
+            {
                 interests.retain(|(_, watched), _| *watched != id);
             }
         }
@@ -120,13 +177,22 @@ impl Fold {
                     unsent.extend(self.leave(sends));
                 }
                 if let State::Listening { .. } = socket.state {
-                    let waiting = self.meetings.remove(&super::sockets::address(&socket.local)).unwrap_or_default();
+                    let waiting = self
+                        .meetings
+                        .remove(&super::sockets::address(&socket.local))
+                        .unwrap_or_default();
                     for (receives, sends) in waiting.connected.into_iter().chain(waiting.accepted) {
                         unsent.extend(self.leave(receives));
                         unsent.extend(self.leave(sends));
                     }
                 }
-                self.remember(Orphan { description: id, pid, fd, close: 0, socket });
+                self.remember(Orphan {
+                    description: id,
+                    pid,
+                    fd,
+                    close: 0,
+                    socket,
+                });
                 unsent
             }
             _ => Vec::new(),
@@ -136,7 +202,10 @@ impl Fold {
     /// Keeps a closed TCP connection until the gate says that the client has everything.
     fn remember(&mut self, mut orphan: Orphan) {
         let socket = &orphan.socket;
-        let connected = matches!(socket.state, State::Connected | State::Connecting | State::Accepted { .. });
+        let connected = matches!(
+            socket.state,
+            State::Connected | State::Connecting | State::Accepted { .. }
+        );
         if INTERNET.contains(&socket.domain) && socket.kind == STREAM && connected {
             super::bump(&mut self.closes, 1);
             orphan.close = self.closes;
@@ -149,12 +218,18 @@ impl Fold {
 
     /// One end of a channel is gone; with the last one its bytes are, too.
     fn leave(&mut self, id: ChannelId) -> Vec<DescriptionId> {
-        let Some(channel) = self.channels.get_mut(&id) else { return Vec::new() };
+        let Some(channel) = self.channels.get_mut(&id) else {
+            return Vec::new();
+        };
         channel.ends = channel.ends.saturating_sub(1);
         if channel.ends > 0 {
             return Vec::new();
         }
-        self.channels.remove(&id).into_iter().flat_map(|channel| channel.passed.into_iter().flatten()).collect()
+        self.channels
+            .remove(&id)
+            .into_iter()
+            .flat_map(|channel| channel.passed.into_iter().flatten())
+            .collect()
     }
 
     pub(super) fn table_mut(&mut self, pid: Pid) -> Option<&mut Table> {
@@ -176,8 +251,12 @@ impl Fold {
 
     /// A process lets go of its table; the last one closes everything in it, in the order of numbers.
     pub(super) fn leave_table(&mut self, pid: Pid) {
-        let Some(id) = self.processes.get(&pid).map(|process| process.table) else { return };
-        let Some(table) = self.tables.get_mut(&id) else { return };
+        let Some(id) = self.processes.get(&pid).map(|process| process.table) else {
+            return;
+        };
+        let Some(table) = self.tables.get_mut(&id) else {
+            return;
+        };
         table.users = table.users.saturating_sub(1);
         if table.users > 0 {
             return;
@@ -185,7 +264,11 @@ impl Fold {
         // The table stays, empty, for late records of the process's other threads.
         let entries = std::mem::take(&mut table.entries);
         for (fd, entry) in &entries {
-            table.remember(Closed { fd: *fd, entry: *entry, until: u64::MAX });
+            table.remember(Closed {
+                fd: *fd,
+                entry: *entry,
+                until: u64::MAX,
+            });
         }
         for (fd, entry) in entries {
             self.release(entry.description, pid, fd);
@@ -206,9 +289,17 @@ impl Fold {
     /// The socket behind a description, also if it was closed.
     pub(super) fn socket_mut(&mut self, id: DescriptionId) -> Option<&mut Socket> {
         match self.descriptions.get_mut(&id) {
-            Some(Description { kind: Kind::Socket(socket), .. }) => Some(socket),
+            Some(Description {
+                kind: Kind::Socket(socket),
+                ..
+            }) => Some(socket),
             Some(_) => None,
-            None => self.orphans.iter_mut().rev().find(|o| o.description == id).map(|orphan| &mut orphan.socket),
+            None => self
+                .orphans
+                .iter_mut()
+                .rev()
+                .find(|o| o.description == id)
+                .map(|orphan| &mut orphan.socket),
         }
     }
 }

@@ -33,12 +33,31 @@ impl Fold {
             nr::OPEN => (AT_FDCWD, 0, args[1]),
             nr::CREAT => (AT_FDCWD, 0, 0o1101),
             nr::OPENAT => (int(args[0]), 1, args[2]),
-            _ => (int(args[0]), 1, word(call.input(2).unwrap_or_default(), 0, 8)),
+            _ => (
+                int(args[0]),
+                1,
+                word(call.input(2).unwrap_or_default(), 0, 8),
+            ),
         };
         let flags = flags as u32;
-        let path = self.resolve(call.pid, directory, text(call.input(path).unwrap_or_default()));
-        let file = File { path, flags, offset: 0, at_end: false, unlinked: false };
-        self.open(call.at(call.result), Kind::File(file), flags & (O_ACCMODE | SETTABLE), flags & O_CLOEXEC != 0)
+        let path = self.resolve(
+            call.pid,
+            directory,
+            text(call.input(path).unwrap_or_default()),
+        );
+        let file = File {
+            path,
+            flags,
+            offset: 0,
+            at_end: false,
+            unlinked: false,
+        };
+        self.open(
+            call.at(call.result),
+            Kind::File(file),
+            flags & (O_ACCMODE | SETTABLE),
+            flags & O_CLOEXEC != 0,
+        )
     }
 
     /// Descriptors that have no name.
@@ -49,40 +68,93 @@ impl Fold {
             nr::PIPE | nr::PIPE2 => return self.pipe(call, arg(1)),
             nr::MEMFD_CREATE => {
                 let name = text(call.input(0).unwrap_or_default()).to_vec();
-                let kind = Kind::Memfd { name, flags: arg(1), size: 0, offset: 0, seals: 0 };
+                let kind = Kind::Memfd {
+                    name,
+                    flags: arg(1),
+                    size: 0,
+                    offset: 0,
+                    seals: 0,
+                };
                 return self.open(call.at(call.result), kind, 2, arg(1) & MFD_CLOEXEC != 0);
             }
-            nr::EVENTFD => (Kind::Event { added: args[0] & 0xffff_ffff, taken: 0, semaphore: false }, 0),
+            nr::EVENTFD => (
+                Kind::Event {
+                    added: args[0] & 0xffff_ffff,
+                    taken: 0,
+                    semaphore: false,
+                },
+                0,
+            ),
             nr::EVENTFD2 => {
                 let semaphore = arg(1) & EFD_SEMAPHORE != 0;
-                (Kind::Event { added: args[0] & 0xffff_ffff, taken: 0, semaphore }, arg(1))
+                (
+                    Kind::Event {
+                        added: args[0] & 0xffff_ffff,
+                        taken: 0,
+                        semaphore,
+                    },
+                    arg(1),
+                )
             }
-            nr::TIMERFD_CREATE => (Kind::Timer { clock: arg(0), armed: None }, arg(1)),
+            nr::TIMERFD_CREATE => (
+                Kind::Timer {
+                    clock: arg(0),
+                    armed: None,
+                },
+                arg(1),
+            ),
             nr::SIGNALFD | nr::SIGNALFD4 => {
                 let mask = call.input(1).unwrap_or_default().to_vec();
                 if int(args[0]) >= 0 {
-                    if let Some(Description { kind: Kind::Signal(old), .. }) = self.description_mut(call) {
+                    if let Some(Description {
+                        kind: Kind::Signal(old),
+                        ..
+                    }) = self.description_mut(call)
+                    {
                         *old = mask;
                     }
                     return Ok(());
                 }
-                (Kind::Signal(mask), if call.nr == nr::SIGNALFD4 { arg(3) } else { 0 })
+                (
+                    Kind::Signal(mask),
+                    if call.nr == nr::SIGNALFD4 { arg(3) } else { 0 },
+                )
             }
             nr::INOTIFY_INIT | nr::INOTIFY_INIT1 => (Kind::Inotify(Default::default()), arg(0)),
             nr::PIDFD_OPEN => (Kind::Process(arg(0)), arg(1) | O_CLOEXEC),
             nr::EPOLL_CREATE1 => (Kind::Epoll(Default::default()), arg(0)),
             _ => (Kind::Epoll(Default::default()), 0),
         };
-        self.open(call.at(call.result), kind, 2 | flags & O_NONBLOCK, flags & O_CLOEXEC != 0)
+        self.open(
+            call.at(call.result),
+            kind,
+            2 | flags & O_NONBLOCK,
+            flags & O_CLOEXEC != 0,
+        )
     }
 
     fn pipe(&mut self, call: &Call<'_>, flags: u32) -> Result<(), FoldError> {
         let channel = self.fresh_id();
-        self.channels.insert(channel, Channel { ends: 2, ..Channel::default() });
+        self.channels.insert(
+            channel,
+            Channel {
+                ends: 2,
+                ..Channel::default()
+            },
+        );
         for (i, writes) in [false, true].into_iter().enumerate() {
             let fd = word(call.filled(0), 4 * i, 4) as i64;
-            let kind = Kind::Pipe { channel, writes, capacity: None };
-            self.open(call.at(fd), kind, u32::from(writes) | flags & O_NONBLOCK, flags & O_CLOEXEC != 0)?;
+            let kind = Kind::Pipe {
+                channel,
+                writes,
+                capacity: None,
+            };
+            self.open(
+                call.at(fd),
+                kind,
+                u32::from(writes) | flags & O_NONBLOCK,
+                flags & O_CLOEXEC != 0,
+            )?;
         }
         Ok(())
     }
@@ -100,9 +172,15 @@ impl Fold {
             self.unshare_table(call.pid);
         }
         let within = |fd: &i32| (first..=last).contains(&u64::try_from(*fd).unwrap_or(u64::MAX));
-        let Some(table) = self.table_mut(call.pid) else { return Ok(()) };
+        let Some(table) = self.table_mut(call.pid) else {
+            return Ok(());
+        };
         if flags & CLOSE_RANGE_CLOEXEC != 0 {
-            table.entries.iter_mut().filter(|(fd, _)| within(fd)).for_each(|(_, entry)| entry.cloexec = true);
+            table
+                .entries
+                .iter_mut()
+                .filter(|(fd, _)| within(fd))
+                .for_each(|(_, entry)| entry.cloexec = true);
             return Ok(());
         }
         let closing: Vec<i32> = table.entries.keys().copied().filter(within).collect();
@@ -119,7 +197,9 @@ impl Fold {
     }
 
     fn duplicate(&mut self, call: &Call<'_>, cloexec: bool) {
-        let (Ok(new), Some(id)) = (i32::try_from(call.result), self.named(call)) else { return };
+        let (Ok(new), Some(id)) = (i32::try_from(call.result), self.named(call)) else {
+            return;
+        };
         if new != call.fd {
             self.install(call.pid, new, id, cloexec, call.version);
         }
@@ -133,11 +213,19 @@ impl Fold {
             2 => self.set_cloexec(call, value & 1 != 0),
             _ => {
                 let result = call.result.unsigned_abs();
-                let Some(description) = self.description_mut(call) else { return Ok(()) };
+                let Some(description) = self.description_mut(call) else {
+                    return Ok(());
+                };
                 match (command, &mut description.kind) {
                     (4, _) => description.flags = description.flags & !SETTABLE | value & SETTABLE,
-                    (8, _) => description.owner = Some((value.cast_signed(), description.owner.map_or(0, |o| o.1))),
-                    (10, _) => description.owner = Some((description.owner.map_or(0, |o| o.0), value.cast_signed())),
+                    (8, _) => {
+                        description.owner =
+                            Some((value.cast_signed(), description.owner.map_or(0, |o| o.1)))
+                    }
+                    (10, _) => {
+                        description.owner =
+                            Some((description.owner.map_or(0, |o| o.0), value.cast_signed()))
+                    }
                     (1031, Kind::Pipe { capacity, .. }) => *capacity = Some(result),
                     (1033, Kind::Memfd { seals, .. }) => *seals |= value,
                     _ => {}
@@ -152,7 +240,8 @@ impl Fold {
             FIONBIO => {
                 let on = word(call.input(2).unwrap_or_default(), 0, 4) != 0;
                 if let Some(description) = self.description_mut(call) {
-                    description.flags = description.flags & !O_NONBLOCK | if on { O_NONBLOCK } else { 0 };
+                    description.flags =
+                        description.flags & !O_NONBLOCK | if on { O_NONBLOCK } else { 0 };
                 }
             }
             request @ (FIOCLEX | FIONCLEX) => self.set_cloexec(call, request == FIOCLEX),
@@ -162,7 +251,10 @@ impl Fold {
     }
 
     fn set_cloexec(&mut self, call: &Call<'_>, on: bool) {
-        match self.table_mut(call.pid).and_then(|table| table.entries.get_mut(&call.fd)) {
+        match self
+            .table_mut(call.pid)
+            .and_then(|table| table.entries.get_mut(&call.fd))
+        {
             Some(entry) => entry.cloexec = on,
             None => super::bump(&mut self.strays, 1),
         }
@@ -171,14 +263,20 @@ impl Fold {
     /// lseek, ftruncate, fallocate, getdents, flock.
     pub(super) fn positioned(&mut self, call: &Call<'_>) -> Result<(), FoldError> {
         let args = call.parsed.args.unwrap_or_default();
-        let Some(description) = self.description_mut(call) else { return Ok(()) };
+        let Some(description) = self.description_mut(call) else {
+            return Ok(());
+        };
         let result = call.result.unsigned_abs();
         match (call.nr, &mut description.kind) {
-            (nr::FLOCK, _) => description.lock = Some(args[1] as u32 & 3).filter(|_| args[1] & 8 == 0),
+            (nr::FLOCK, _) => {
+                description.lock = Some(args[1] as u32 & 3).filter(|_| args[1] & 8 == 0)
+            }
             (nr::LSEEK, Kind::File(file)) => (file.offset, file.at_end) = (result, false),
             (nr::LSEEK, Kind::Memfd { offset, .. }) => *offset = result,
             (nr::FTRUNCATE, Kind::Memfd { size, .. }) => *size = args[1],
-            (nr::FALLOCATE, Kind::Memfd { size, .. }) => *size = (*size).max(args[2].saturating_add(args[3])),
+            (nr::FALLOCATE, Kind::Memfd { size, .. }) => {
+                *size = (*size).max(args[2].saturating_add(args[3]))
+            }
             (nr::GETDENTS | nr::GETDENTS64, Kind::File(file)) => {
                 if let Some(next) = last_entry(call.filled(1)) {
                     file.offset = next;
@@ -194,7 +292,10 @@ impl Fold {
         let args = call.args()?;
         let name = |i: usize| text(call.input(i).unwrap_or_default());
         let (old, new) = match call.nr {
-            nr::RENAME => (self.resolve(call.pid, AT_FDCWD, name(0)), Some(self.resolve(call.pid, AT_FDCWD, name(1)))),
+            nr::RENAME => (
+                self.resolve(call.pid, AT_FDCWD, name(0)),
+                Some(self.resolve(call.pid, AT_FDCWD, name(1))),
+            ),
             nr::UNLINK | nr::RMDIR => (self.resolve(call.pid, AT_FDCWD, name(0)), None),
             nr::UNLINKAT => (self.resolve(call.pid, int(args[0]), name(1)), None),
             _ => {
@@ -203,7 +304,9 @@ impl Fold {
             }
         };
         for description in self.descriptions.values_mut() {
-            let Kind::File(file) = &mut description.kind else { continue };
+            let Kind::File(file) = &mut description.kind else {
+                continue;
+            };
             if Some(&file.path) == new.as_ref() && file.path != old {
                 file.unlinked = true;
             } else if let Some(below) = file.path.strip_prefix(&old[..])
@@ -222,12 +325,16 @@ impl Fold {
     /// chdir, fchdir, chroot, getcwd, umask.
     pub(super) fn moved_to(&mut self, call: &Call<'_>) -> Result<(), FoldError> {
         let path = match call.nr {
-            nr::CHDIR | nr::CHROOT => self.resolve(call.pid, AT_FDCWD, text(call.input(0).unwrap_or_default())),
+            nr::CHDIR | nr::CHROOT => {
+                self.resolve(call.pid, AT_FDCWD, text(call.input(0).unwrap_or_default()))
+            }
             nr::FCHDIR => self.resolve(call.pid, call.fd, b""),
             nr::GETCWD => text(call.filled(0)).to_vec(),
             _ => Vec::new(),
         };
-        let Some(process) = self.processes.get_mut(&call.pid) else { return Ok(()) };
+        let Some(process) = self.processes.get_mut(&call.pid) else {
+            return Ok(());
+        };
         match call.nr {
             nr::UMASK => process.umask = Some(call.fd.cast_unsigned() & 0o777),
             nr::CHROOT => process.root = path,
@@ -246,7 +353,13 @@ impl Fold {
             self.processes.get(&pid).map(|process| process.cwd.clone())
         } else {
             match self.descriptor(pid, directory) {
-                Some((_, Description { kind: Kind::File(file), .. })) => Some(file.path.clone()),
+                Some((
+                    _,
+                    Description {
+                        kind: Kind::File(file),
+                        ..
+                    },
+                )) => Some(file.path.clone()),
                 _ => None,
             }
         };
@@ -264,7 +377,11 @@ impl Fold {
         let args = call.args()?;
         let path = self.resolve(call.pid, AT_FDCWD, text(call.input(1).unwrap_or_default()));
         let result = call.result as i32;
-        if let Some(Description { kind: Kind::Inotify(watches), .. }) = self.description_mut(call) {
+        if let Some(Description {
+            kind: Kind::Inotify(watches),
+            ..
+        }) = self.description_mut(call)
+        {
             if call.nr == nr::INOTIFY_ADD_WATCH {
                 watches.insert(result, (path, args[2] as u32));
             } else {

@@ -98,7 +98,12 @@ impl Merge {
         let remains = self.held.iter().filter_map(|(stream, waiting)| {
             let (first, _) = record::decode(waiting.front()?).ok()?;
             let Header { kind, version, .. } = first.header;
-            Some(Remains { stream: *stream, records: waiting.len(), kind, version })
+            Some(Remains {
+                stream: *stream,
+                records: waiting.len(),
+                kind,
+                version,
+            })
         });
         remains.collect()
     }
@@ -128,7 +133,11 @@ impl Merge {
         }
         if record.header.kind == kind::EXEC || record.header.kind == kind::EXIT {
             let Self { fold, spaces, .. } = self;
-            spaces.retain(|space, _| fold.processes.values().any(|process| process.space == *space));
+            spaces.retain(|space, _| {
+                fold.processes
+                    .values()
+                    .any(|process| process.space == *space)
+            });
         }
         Ok(true)
     }
@@ -142,7 +151,8 @@ impl Merge {
                 _ => Ok(Turn::Never),
             };
         };
-        let Some(row) = sysabi::lookup(u64::from(header.kind)).filter(|_| header.version != 0) else {
+        let Some(row) = sysabi::lookup(u64::from(header.kind)).filter(|_| header.version != 0)
+        else {
             return Ok(Turn::Now);
         };
         let versions = self.spaces.entry(space).or_default();
@@ -150,7 +160,9 @@ impl Merge {
             Some(Object::Descriptors) => &mut versions.descriptors,
             Some(Object::Signals) => &mut versions.signals,
             None if sees_table(header.kind) => {
-                let early = versions.descriptors.is_some_and(|reached| reached < header.version);
+                let early = versions
+                    .descriptors
+                    .is_some_and(|reached| reached < header.version);
                 return Ok(if early { Turn::Wait } else { Turn::Now });
             }
             _ => return Ok(Turn::Now),
@@ -164,12 +176,16 @@ impl Merge {
 
     fn hold(&mut self, stream: StreamId, record: &Record<'_>) -> Result<(), FoldError> {
         let (header, len) = record.header.encode();
-        let mut bytes = vec![0; record::stored_len(record.header.needs_long(), record.payload.len())];
+        let mut bytes =
+            vec![0; record::stored_len(record.header.needs_long(), record.payload.len())];
         bytes[..len].copy_from_slice(&header[..len]);
         bytes[len..len + record.payload.len()].copy_from_slice(record.payload);
         self.held_bytes += bytes.len();
         if self.held_bytes > MAX_HELD {
-            return Err(FoldError::TooMany { what: "bytes of records that wait for their turn", most: MAX_HELD as u64 });
+            return Err(FoldError::TooMany {
+                what: "bytes of records that wait for their turn",
+                most: MAX_HELD as u64,
+            });
         }
         self.held.entry(stream).or_default().push_back(bytes);
         Ok(())

@@ -33,6 +33,7 @@ mod descriptors;
 mod epoll;
 mod error;
 mod files;
+mod flow;
 mod merge;
 mod message;
 mod model;
@@ -114,8 +115,14 @@ impl Fold {
     /// of the record's effect: the log is not to be trusted from here on.
     pub fn apply(&mut self, id: StreamId, record: &Record<'_>) -> Result<(), FoldError> {
         let header = &record.header;
-        if header.kind == kind::BIRTH && !self.streams.contains_key(&id) && !self.birth(id, header)? {
-            return Err(FoldError::Unplaced { stream: id, tid: header.result });
+        if header.kind == kind::BIRTH
+            && !self.streams.contains_key(&id)
+            && !self.birth(id, header)?
+        {
+            return Err(FoldError::Unplaced {
+                stream: id,
+                tid: header.result,
+            });
         }
         let Some(stream) = self.streams.get_mut(&id) else {
             return Err(FoldError::UnknownStream { stream: id });
@@ -143,7 +150,9 @@ impl Fold {
     /// The descriptor table of a process.
     #[must_use]
     pub fn table(&self, pid: Pid) -> Option<&Table> {
-        self.processes.get(&pid).and_then(|process| self.tables.get(&process.table))
+        self.processes
+            .get(&pid)
+            .and_then(|process| self.tables.get(&process.table))
     }
 
     /// The open file descriptions by number.
@@ -167,7 +176,10 @@ impl Fold {
 
     /// Streams that have not ended, by number.
     pub fn streams(&self) -> impl Iterator<Item = (StreamId, &Stream)> {
-        self.streams.iter().filter(|(_, stream)| !stream.ended).map(|(id, stream)| (*id, stream))
+        self.streams
+            .iter()
+            .filter(|(_, stream)| !stream.ended)
+            .map(|(id, stream)| (*id, stream))
     }
 
     /// Connections that the application has closed, oldest close first. Which of them the client has
@@ -180,7 +192,8 @@ impl Fold {
     /// Drops a closed connection that the client has acknowledged; true if there was one.
     pub fn forget(&mut self, description: DescriptionId) -> bool {
         let before = self.orphans.len();
-        self.orphans.retain(|orphan| orphan.description != description);
+        self.orphans
+            .retain(|orphan| orphan.description != description);
         self.orphans.len() != before
     }
 

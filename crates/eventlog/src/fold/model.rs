@@ -361,7 +361,11 @@ impl Intent {
     /// The payload taken apart, if it is one of the call.
     pub(super) fn parsed(&self) -> Option<Parsed<'_>> {
         let row = sysabi::lookup(u64::from(self.nr))?;
-        let header = Header { kind: kind::INTENT, result: i64::from(self.nr), ..Header::default() };
+        let header = Header {
+            kind: kind::INTENT,
+            result: i64::from(self.nr),
+            ..Header::default()
+        };
         payload::parse(row, &header, &self.payload).ok()
     }
 }

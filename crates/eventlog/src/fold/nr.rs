@@ -74,7 +74,6 @@ numbers! {
     TIMER_CREATE = 222,
     TIMER_SETTIME = 223,
     TIMER_DELETE = 226,
-    EXIT_GROUP = 231,
     EPOLL_WAIT = 232,
     EPOLL_CTL = 233,
     WAITID = 247,

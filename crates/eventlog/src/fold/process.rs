@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::calls::Call;
 use super::{
-    Entry, Fold, FoldError, Intent, Kind, MAX_PROCESSES, MAX_STREAMS, Pid, Process, Stream, StreamId, Table, nr,
+    Entry, Fold, FoldError, Intent, Kind, MAX_PROCESSES, MAX_STREAMS, Pid, Process, Stream,
+    StreamId, Table, nr,
 };
 use crate::payload::Child;
 use crate::record::Header;
@@ -28,13 +29,33 @@ impl Fold {
     /// The process that the host started: standard descriptors, nothing else.
     pub(super) fn first_process(&mut self, pid: Pid) -> Result<(), FoldError> {
         let (table, space) = (self.fresh_id(), self.fresh_id());
-        self.tables.insert(table, Table { users: 1, ..Table::default() });
-        self.add_process(pid, Process { table, space, ..Process::default() })?;
+        self.tables.insert(
+            table,
+            Table {
+                users: 1,
+                ..Table::default()
+            },
+        );
+        self.add_process(
+            pid,
+            Process {
+                table,
+                space,
+                ..Process::default()
+            },
+        )?;
         for fd in 0..3u8 {
             let id = self.describe_new(Kind::Standard(fd), if fd == 0 { 0 } else { 1 })?;
             self.retain(id);
             if let Some(table) = self.tables.get_mut(&table) {
-                table.entries.insert(i32::from(fd), Entry { description: id, cloexec: false, since: 0 });
+                table.entries.insert(
+                    i32::from(fd),
+                    Entry {
+                        description: id,
+                        cloexec: false,
+                        since: 0,
+                    },
+                );
             }
         }
         Ok(())
@@ -42,32 +63,57 @@ impl Fold {
 
     fn add_process(&mut self, pid: Pid, process: Process) -> Result<(), FoldError> {
         if self.processes.len() >= MAX_PROCESSES {
-            return Err(FoldError::TooMany { what: "processes", most: MAX_PROCESSES as u64 });
+            return Err(FoldError::TooMany {
+                what: "processes",
+                most: MAX_PROCESSES as u64,
+            });
         }
         self.processes.insert(pid, process);
         Ok(())
     }
 
     /// Says whose log a stream is.
-    pub(super) fn bind_stream(&mut self, id: StreamId, pid: Pid, tid: u32) -> Result<(), FoldError> {
+    pub(super) fn bind_stream(
+        &mut self,
+        id: StreamId,
+        pid: Pid,
+        tid: u32,
+    ) -> Result<(), FoldError> {
         if self.streams.len() >= MAX_STREAMS {
-            return Err(FoldError::TooMany { what: "streams", most: MAX_STREAMS as u64 });
+            return Err(FoldError::TooMany {
+                what: "streams",
+                most: MAX_STREAMS as u64,
+            });
         }
-        let process = self.processes.get_mut(&pid).ok_or(FoldError::NoProcess { pid })?;
+        let process = self
+            .processes
+            .get_mut(&pid)
+            .ok_or(FoldError::NoProcess { pid })?;
         process.threads.insert(tid, id);
-        self.streams.insert(id, Stream { pid, tid, ..Stream::default() });
+        self.streams.insert(
+            id,
+            Stream {
+                pid,
+                tid,
+                ..Stream::default()
+            },
+        );
         Ok(())
     }
 
     /// The first record of a stream; false if the thread's maker has not got so far.
     pub(super) fn birth(&mut self, id: StreamId, header: &Header) -> Result<bool, FoldError> {
-        let Ok(tid) = u32::try_from(header.result) else { return Ok(false) };
+        let Ok(tid) = u32::try_from(header.result) else {
+            return Ok(false);
+        };
         let announced = self.streams.iter().find_map(|(maker, stream)| {
             let intent = stream.intent.as_ref()?;
             let child = intent.parsed()?.child.filter(|child| child.stream == id)?;
             Some((*maker, stream.pid, clone_flags(intent.nr, child)))
         });
-        let Some((maker, parent, flags)) = announced else { return Ok(false) };
+        let Some((maker, parent, flags)) = announced else {
+            return Ok(false);
+        };
         let pid = self.make_thread(parent, tid, flags)?;
         if let Some(maker) = self.streams.get_mut(&maker) {
             maker.born = Some(id);
@@ -77,9 +123,14 @@ impl Fold {
 
     /// clone, clone3, fork, vfork returned in the parent.
     pub(super) fn cloned(&mut self, call: &Call<'_>) -> Result<(), FoldError> {
-        let Ok(tid @ 1..) = u32::try_from(call.result) else { return Ok(()) };
+        let Ok(tid @ 1..) = u32::try_from(call.result) else {
+            return Ok(());
+        };
         let child = call.child()?;
-        let born = self.streams.get_mut(&call.stream).and_then(|stream| stream.born.take());
+        let born = self
+            .streams
+            .get_mut(&call.stream)
+            .and_then(|stream| stream.born.take());
         if born == Some(child.stream) || self.streams.contains_key(&child.stream) {
             return Ok(());
         }
@@ -89,15 +140,24 @@ impl Fold {
 
     /// A new thread, in a process of its own unless CLONE_THREAD; answers with the process.
     fn make_thread(&mut self, parent: Pid, tid: u32, flags: u64) -> Result<Pid, FoldError> {
-        let maker = self.processes.get(&parent).ok_or(FoldError::NoProcess { pid: parent })?;
+        let maker = self
+            .processes
+            .get(&parent)
+            .ok_or(FoldError::NoProcess { pid: parent })?;
         if flags & CLONE_THREAD != 0 {
             return Ok(parent);
         }
         let mut child = Process {
-            parent: if flags & CLONE_PARENT != 0 { maker.parent } else { parent },
+            parent: if flags & CLONE_PARENT != 0 {
+                maker.parent
+            } else {
+                parent
+            },
             threads: BTreeMap::new(),
             interval_timers: BTreeMap::new(),
             posix_timers: BTreeMap::new(),
+            ended: None,
+            reaped: false,
             ..maker.clone()
         };
         if flags & CLONE_FILES == 0 {
@@ -115,17 +175,23 @@ impl Fold {
 
     /// A new program image.
     pub(super) fn exec(&mut self, id: StreamId, payload: &[u8]) -> Result<(), FoldError> {
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Ok(());
+        };
         let (pid, announced) = (stream.pid, stream.intent.take());
         stream.tid = pid;
         stream.seen = None;
         self.unshare_table(pid);
         let space = self.fresh_id();
-        let Some(process) = self.processes.get_mut(&pid) else { return Ok(()) };
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return Ok(());
+        };
         process.space = space;
         process.actions.retain(|_, action| action.handler == IGNORE);
         process.posix_timers.clear();
-        process.options.retain(|option, _| ![PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NAME].contains(option));
+        process
+            .options
+            .retain(|option, _| ![PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NAME].contains(option));
         if let Some(path) = announced.as_ref().and_then(program) {
             process.program = path;
         }
@@ -134,7 +200,12 @@ impl Fold {
             self.streams.remove(&other);
         }
         let closing: Vec<i32> = self.table(pid).map_or_else(Vec::new, |table| {
-            table.entries.iter().filter(|(_, entry)| entry.cloexec).map(|(fd, _)| *fd).collect()
+            table
+                .entries
+                .iter()
+                .filter(|(_, entry)| entry.cloexec)
+                .map(|(fd, _)| *fd)
+                .collect()
         });
         for fd in closing {
             self.close(pid, fd, 0);
@@ -149,10 +220,18 @@ impl Fold {
 
     /// The descriptors that the new image says it has: those the fold did not know of came from the host.
     fn inherit(&mut self, pid: Pid, list: &[u8]) -> Result<(), FoldError> {
-        let list: BTreeSet<i32> = list.chunks_exact(4).map(|fd| super::message::int(super::message::word(fd, 0, 4))).collect();
-        let known: BTreeSet<i32> = self.table(pid).map_or_else(BTreeSet::new, |table| table.entries.keys().copied().collect());
+        let list: BTreeSet<i32> = list
+            .chunks_exact(4)
+            .map(|fd| super::message::int(super::message::word(fd, 0, 4)))
+            .collect();
+        let known: BTreeSet<i32> = self.table(pid).map_or_else(BTreeSet::new, |table| {
+            table.entries.keys().copied().collect()
+        });
         for fd in list.difference(&known) {
-            let kind = u8::try_from(*fd).ok().filter(|fd| *fd < 3).map_or(Kind::Other(nr::EXECVE), Kind::Standard);
+            let kind = u8::try_from(*fd)
+                .ok()
+                .filter(|fd| *fd < 3)
+                .map_or(Kind::Other(nr::EXECVE), Kind::Standard);
             self.open((pid, i64::from(*fd), 0), kind, 2, false)?;
         }
         if !list.is_empty() {
@@ -165,11 +244,15 @@ impl Fold {
 
     /// A thread or its process ends.
     pub(super) fn exit(&mut self, id: StreamId, header: &Header) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
         stream.ended = true;
         stream.intent = None;
         let (pid, tid) = (stream.pid, stream.tid);
-        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
         process.threads.remove(&tid);
         if header.arg0 != 0 || process.threads.is_empty() {
             self.end_process(pid, header.result);
@@ -179,7 +262,9 @@ impl Fold {
     }
 
     fn end_process(&mut self, pid: Pid, status: i64) {
-        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
         if process.ended.is_some() {
             return;
         }
@@ -200,7 +285,9 @@ impl Fold {
 
     /// wait4 or waitid told of a child. Its own log may not be folded to its end yet.
     pub(super) fn waited(&mut self, pid: Pid, killed: bool) {
-        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
         process.reaped = true;
         let ended = process.ended.is_some();
         if !ended && killed {
@@ -212,11 +299,19 @@ impl Fold {
 
     /// Forgets a process that ended (or whose number is used again) and its streams.
     fn remove_process(&mut self, pid: Pid) {
-        if self.processes.get(&pid).is_some_and(|process| process.ended.is_none()) {
+        if self
+            .processes
+            .get(&pid)
+            .is_some_and(|process| process.ended.is_none())
+        {
             self.leave_table(pid);
         }
         if let Some(process) = self.processes.remove(&pid) {
-            if self.tables.get(&process.table).is_some_and(|table| table.users == 0) {
+            if self
+                .tables
+                .get(&process.table)
+                .is_some_and(|table| table.users == 0)
+            {
                 self.tables.remove(&process.table);
             }
             self.streams.retain(|_, stream| stream.pid != pid);
@@ -224,11 +319,26 @@ impl Fold {
     }
 
     /// A call is about to have an effect.
-    pub(super) fn intend(&mut self, id: StreamId, header: &Header, payload: &[u8]) -> Result<(), FoldError> {
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
-        let unknown = FoldError::UnknownCall { stream: id, record: stream.records, nr: header.result };
+    pub(super) fn intend(
+        &mut self,
+        id: StreamId,
+        header: &Header,
+        payload: &[u8],
+    ) -> Result<(), FoldError> {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Ok(());
+        };
+        let unknown = FoldError::UnknownCall {
+            stream: id,
+            record: stream.records,
+            nr: header.result,
+        };
         let nr = u16::try_from(header.result).map_err(|_| unknown)?;
-        stream.intent = Some(Intent { nr, arg0: header.arg0, payload: payload.to_vec() });
+        stream.intent = Some(Intent {
+            nr,
+            arg0: header.arg0,
+            payload: payload.to_vec(),
+        });
         Ok(())
     }
 }

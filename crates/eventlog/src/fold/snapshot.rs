@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::merge::{Merge, Versions};
 use super::sockets::Meeting;
 use super::{
-    Channel, ChannelId, Closed, Description, DescriptionId, Entry, Fold, Interest, Kind, Orphan, Pid, Process, SpaceId,
-    Stream, StreamId, TableId,
+    Channel, ChannelId, Closed, Description, DescriptionId, Entry, Fold, Interest, Kind, Orphan,
+    Pid, Process, SpaceId, Stream, StreamId, TableId,
 };
 use crate::codec::{self, CodecError};
 
@@ -67,7 +67,11 @@ pub enum SnapshotError {
 /// One piece of the state, small enough for a message. Parts follow what they belong to.
 #[derive(Serialize, Deserialize)]
 enum Section {
-    Counters { next_id: u64, closes: u64, strays: u64 },
+    Counters {
+        next_id: u64,
+        closes: u64,
+        strays: u64,
+    },
     Process(Pid, Process),
     Stream(StreamId, Stream),
     Table(TableId, u32),
@@ -94,11 +98,14 @@ struct Writer {
 impl Writer {
     fn put(&mut self, section: &Section) -> Result<(), SnapshotError> {
         let encoded = codec::encode(section)?;
-        self.bytes.extend_from_slice(&(encoded.len() as u32).to_le_bytes());
+        self.bytes
+            .extend_from_slice(&(encoded.len() as u32).to_le_bytes());
         self.bytes.extend_from_slice(&encoded);
         self.sections += 1;
         if self.bytes.len() > MAX_SNAPSHOT {
-            return Err(SnapshotError::Oversized { len: self.bytes.len() });
+            return Err(SnapshotError::Oversized {
+                len: self.bytes.len(),
+            });
         }
         Ok(())
     }
@@ -110,7 +117,10 @@ impl Merge {
     /// # Errors
     /// [`SnapshotError::Oversized`] and, for a section that no message can hold, [`SnapshotError::Codec`].
     pub fn snapshot(&self) -> Result<Vec<u8>, SnapshotError> {
-        let mut to = Writer { bytes: MAGIC.to_vec(), sections: 0 };
+        let mut to = Writer {
+            bytes: MAGIC.to_vec(),
+            sections: 0,
+        };
         self.fold.write(&mut to)?;
         for (space, versions) in &self.spaces {
             to.put(&Section::Versions(*space, *versions))?;
@@ -134,20 +144,27 @@ impl Merge {
         }
         let truncated = SnapshotError::Truncated { len: bytes.len() };
         let Some(mut rest) = bytes.strip_prefix(MAGIC) else {
-            return Err(SnapshotError::Magic { found: bytes[..bytes.len().min(MAGIC.len())].to_vec() });
+            return Err(SnapshotError::Magic {
+                found: bytes[..bytes.len().min(MAGIC.len())].to_vec(),
+            });
         };
         let mut merge = Self::new();
         let mut found = 0;
         loop {
-            let Some((len, after)) = rest.split_first_chunk::<4>() else { return Err(truncated) };
-            let Some((section, after)) = after.split_at_checked(u32::from_le_bytes(*len) as usize) else {
+            let Some((len, after)) = rest.split_first_chunk::<4>() else {
+                return Err(truncated);
+            };
+            let Some((section, after)) = after.split_at_checked(u32::from_le_bytes(*len) as usize)
+            else {
                 return Err(truncated);
             };
             rest = after;
             match codec::decode(section)? {
                 Section::End(expected) if expected == found && rest.is_empty() => return Ok(merge),
                 Section::End(expected) => return Err(SnapshotError::Sections { expected, found }),
-                section => merge.read(section).ok_or(SnapshotError::Dangling { section: found })?,
+                section => merge
+                    .read(section)
+                    .ok_or(SnapshotError::Dangling { section: found })?,
             }
             found += 1;
         }
@@ -171,7 +188,11 @@ impl Merge {
 
 impl Fold {
     fn write(&self, to: &mut Writer) -> Result<(), SnapshotError> {
-        to.put(&Section::Counters { next_id: self.next_id, closes: self.closes, strays: self.strays })?;
+        to.put(&Section::Counters {
+            next_id: self.next_id,
+            closes: self.closes,
+            strays: self.strays,
+        })?;
         for (id, process) in &self.processes {
             to.put(&Section::Process(*id, process.clone()))?;
         }
@@ -191,7 +212,14 @@ impl Fold {
             write_description(to, *id, description)?;
         }
         for (id, channel) in &self.channels {
-            to.put(&Section::Channel(*id, Channel { unread: VecDeque::new(), unread_bytes: 0, ..channel.clone() }))?;
+            to.put(&Section::Channel(
+                *id,
+                Channel {
+                    unread: VecDeque::new(),
+                    unread_bytes: 0,
+                    ..channel.clone()
+                },
+            ))?;
             for data in &channel.unread {
                 to.put(&Section::Unread(*id, data.clone()))?;
             }
@@ -210,32 +238,58 @@ impl Fold {
 
     fn read_section(&mut self, section: Section) -> Option<()> {
         match section {
-            Section::Counters { next_id, closes, strays } => {
+            Section::Counters {
+                next_id,
+                closes,
+                strays,
+            } => {
                 (self.next_id, self.closes, self.strays) = (next_id, closes, strays);
             }
-            Section::Process(id, process) => drop(self.processes.insert(id, process)),
-            Section::Stream(id, stream) => drop(self.streams.insert(id, stream)),
+            Section::Process(id, process) => {
+                self.processes.insert(id, process);
+            }
+            Section::Stream(id, stream) => {
+                self.streams.insert(id, stream);
+            }
             Section::Table(id, users) => self.tables.entry(id).or_default().users = users,
-            Section::Entry(id, fd, entry) => drop(self.tables.get_mut(&id)?.entries.insert(fd, entry)),
+            Section::Entry(id, fd, entry) => {
+                self.tables.get_mut(&id)?.entries.insert(fd, entry);
+            }
             Section::Closed(id, closed) => self.tables.get_mut(&id)?.closed.push_back(closed),
-            Section::Description(id, description) => drop(self.descriptions.insert(id, description)),
-            Section::Interest(id, fd, watched, interest) => match &mut self.descriptions.get_mut(&id)?.kind {
-                Kind::Epoll(interests) => drop(interests.insert((fd, watched), interest)),
-                _ => return None,
-            },
-            Section::Watch(id, watch, path, mask) => match &mut self.descriptions.get_mut(&id)?.kind {
-                Kind::Inotify(watches) => drop(watches.insert(watch, (path, mask))),
-                _ => return None,
-            },
-            Section::Channel(id, channel) => drop(self.channels.insert(id, channel)),
+            Section::Description(id, description) => {
+                self.descriptions.insert(id, description);
+            }
+            Section::Interest(id, fd, watched, interest) => {
+                match &mut self.descriptions.get_mut(&id)?.kind {
+                    Kind::Epoll(interests) => {
+                        interests.insert((fd, watched), interest);
+                    }
+                    _ => return None,
+                }
+            }
+            Section::Watch(id, watch, path, mask) => {
+                match &mut self.descriptions.get_mut(&id)?.kind {
+                    Kind::Inotify(watches) => {
+                        watches.insert(watch, (path, mask));
+                    }
+                    _ => return None,
+                }
+            }
+            Section::Channel(id, channel) => {
+                self.channels.insert(id, channel);
+            }
             Section::Unread(id, data) => {
                 let channel = self.channels.get_mut(&id)?;
                 channel.unread_bytes += data.len() as u64;
                 channel.unread.push_back(data);
             }
             Section::Orphan(orphan) => self.orphans.push_back(orphan),
-            Section::Accepts(port, peer, count) => drop(self.accepts.insert((port, peer), count)),
-            Section::Meeting(address, meeting) => drop(self.meetings.insert(address, meeting)),
+            Section::Accepts(port, peer, count) => {
+                self.accepts.insert((port, peer), count);
+            }
+            Section::Meeting(address, meeting) => {
+                self.meetings.insert(address, meeting);
+            }
             Section::Versions(..) | Section::Held(..) | Section::End(_) => return None,
         }
         Some(())
@@ -243,8 +297,20 @@ impl Fold {
 }
 
 /// A description without what can be long, then that piece by piece.
-fn write_description(to: &mut Writer, id: DescriptionId, description: &Description) -> Result<(), SnapshotError> {
-    let alone = |kind| Section::Description(id, Description { kind, ..description.clone() });
+fn write_description(
+    to: &mut Writer,
+    id: DescriptionId,
+    description: &Description,
+) -> Result<(), SnapshotError> {
+    let alone = |kind| {
+        Section::Description(
+            id,
+            Description {
+                kind,
+                ..description.clone()
+            },
+        )
+    };
     match &description.kind {
         Kind::Epoll(interests) => {
             to.put(&alone(Kind::Epoll(Default::default())))?;

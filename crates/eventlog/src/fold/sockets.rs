@@ -1,4 +1,4 @@
-//! Sockets, and bytes that go through descriptors of any kind.
+//! Sockets: addresses, options, connections.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -8,9 +8,8 @@ use super::calls::Call;
 use super::channel::Channel;
 use super::descriptors::{INTERNET, STREAM};
 use super::files::{O_CLOEXEC, O_NONBLOCK};
-use super::message::{int, passed_descriptors, word};
-use super::{ChannelId, DescriptionId, Fold, FoldError, Kind, Socket, State, nr};
-use crate::payload::MSG_PEEK;
+use super::message::{int, word};
+use super::{ChannelId, Fold, FoldError, Kind, Socket, State, nr};
 
 /// AF_UNIX.
 const UNIX: u32 = 1;
@@ -22,14 +21,8 @@ const MAX_OPTIONS: usize = 256;
 const MAX_WAITING: usize = 1 << 14;
 /// Longest option value that is kept.
 const MAX_OPTION_LEN: usize = 2048;
-/// Descriptors in flight on one channel.
-const MAX_PASSED: usize = 1 << 15;
 /// Peers whose connections are counted.
 const MAX_PEERS: usize = 1 << 18;
-/// O_APPEND.
-const APPEND: u32 = 0x400;
-/// MSG_CMSG_CLOEXEC.
-const CMSG_CLOEXEC: u32 = 0x4000_0000;
 
 /// Connections of a UNIX listener of which one side has not been folded: what the accepting side receives
 /// on and sends on.
@@ -73,7 +66,11 @@ impl Fold {
         }
         let (one, other) = self.channel_pair(new.kind);
         for (i, channels) in [(one, other), (other, one)].into_iter().enumerate() {
-            let end = Socket { state: State::Connected, channels: Some(channels), ..new.clone() };
+            let end = Socket {
+                state: State::Connected,
+                channels: Some(channels),
+                ..new.clone()
+            };
             let fd = i64::from(int(word(call.filled(3), 4 * i, 4)));
             self.open(call.at(fd), Kind::Socket(end), flags, cloexec)?;
         }
@@ -81,7 +78,11 @@ impl Fold {
     }
 
     fn channel_pair(&mut self, kind: u32) -> (ChannelId, ChannelId) {
-        let new = Channel { ends: 2, messages: kind != STREAM, ..Channel::default() };
+        let new = Channel {
+            ends: 2,
+            messages: kind != STREAM,
+            ..Channel::default()
+        };
         let (one, other) = (self.fresh_id(), self.fresh_id());
         self.channels.insert(one, new.clone());
         self.channels.insert(other, new);
@@ -91,7 +92,9 @@ impl Fold {
     /// bind, listen, shutdown, setsockopt, getsockname, getpeername.
     pub(super) fn configured(&mut self, call: &Call<'_>) -> Result<(), FoldError> {
         let args = call.parsed.args;
-        let Some(socket) = self.named(call).and_then(|id| self.socket_mut(id)) else { return Ok(()) };
+        let Some(socket) = self.named(call).and_then(|id| self.socket_mut(id)) else {
+            return Ok(());
+        };
         match call.nr {
             nr::BIND => {
                 socket.local = call.input(1).unwrap_or_default().to_vec();
@@ -106,8 +109,15 @@ impl Fold {
                 };
                 match call.nr {
                     nr::LISTEN => {
-                        let accepted = if let State::Listening { accepted, .. } = socket.state { accepted } else { 0 };
-                        socket.state = State::Listening { backlog: int(args[1]), accepted };
+                        let accepted = if let State::Listening { accepted, .. } = socket.state {
+                            accepted
+                        } else {
+                            0
+                        };
+                        socket.state = State::Listening {
+                            backlog: int(args[1]),
+                            accepted,
+                        };
                     }
                     nr::SHUTDOWN => {
                         socket.shut_read |= int(args[1]) != 1;
@@ -118,7 +128,10 @@ impl Fold {
                         let value = value[..value.len().min(MAX_OPTION_LEN)].to_vec();
                         socket.options.insert((int(args[1]), int(args[2])), value);
                         if socket.options.len() > MAX_OPTIONS {
-                            return Err(FoldError::TooMany { what: "options of a socket", most: MAX_OPTIONS as u64 });
+                            return Err(FoldError::TooMany {
+                                what: "options of a socket",
+                                most: MAX_OPTIONS as u64,
+                            });
                         }
                     }
                 }
@@ -129,16 +142,28 @@ impl Fold {
 
     pub(super) fn connected(&mut self, call: &Call<'_>, done: bool) -> Result<(), FoldError> {
         let peer = call.input(1).unwrap_or_default();
-        let Some(id) = self.named(call) else { return Ok(()) };
-        let Some(socket) = self.socket_mut(id) else { return Ok(()) };
+        let Some(id) = self.named(call) else {
+            return Ok(());
+        };
+        let Some(socket) = self.socket_mut(id) else {
+            return Ok(());
+        };
         if word(peer, 0, 2) == 0 {
             // AF_UNSPEC dissolves an association.
             socket.peer.clear();
-            socket.state = if socket.local.is_empty() { State::New } else { State::Bound };
+            socket.state = if socket.local.is_empty() {
+                State::New
+            } else {
+                State::Bound
+            };
             return Ok(());
         }
         socket.peer = peer.to_vec();
-        socket.state = if done { State::Connected } else { State::Connecting };
+        socket.state = if done {
+            State::Connected
+        } else {
+            State::Connecting
+        };
         let kind = socket.kind;
         if socket.domain == UNIX && done && socket.channels.is_none() && kind != 2 {
             let (receives, sends) = self.meet(address(peer), kind, true)?;
@@ -150,9 +175,17 @@ impl Fold {
     }
 
     pub(super) fn accepted(&mut self, call: &Call<'_>) -> Result<(), FoldError> {
-        let flags = if call.nr == nr::ACCEPT4 { call.args()?[3] as u32 } else { 0 };
-        let Some(listener) = self.named(call) else { return Ok(()) };
-        let Some(socket) = self.socket_mut(listener) else { return Ok(()) };
+        let flags = if call.nr == nr::ACCEPT4 {
+            call.args()?[3] as u32
+        } else {
+            0
+        };
+        let Some(listener) = self.named(call) else {
+            return Ok(());
+        };
+        let Some(socket) = self.socket_mut(listener) else {
+            return Ok(());
+        };
         if let State::Listening { accepted, .. } = &mut socket.state {
             super::bump(accepted, 1);
         }
@@ -167,19 +200,33 @@ impl Fold {
         } else if new.domain == UNIX {
             new.channels = Some(self.meet(address(&new.local), new.kind, false)?);
         }
-        new.state = State::Accepted { listener, port, ordinal };
-        self.open(call.at(call.result), Kind::Socket(new), 2 | flags & O_NONBLOCK, flags & O_CLOEXEC != 0)
+        new.state = State::Accepted {
+            listener,
+            port,
+            ordinal,
+        };
+        self.open(
+            call.at(call.result),
+            Kind::Socket(new),
+            2 | flags & O_NONBLOCK,
+            flags & O_CLOEXEC != 0,
+        )
     }
 
     /// How often this port has accepted this peer, now included.
     fn count_peer(&mut self, port: u16, peer: Vec<u8>) -> u64 {
         if self.accepts.len() >= MAX_PEERS {
-            let kinds = self.descriptions.values().filter_map(|description| match &description.kind {
-                Kind::Socket(socket) => Some(socket),
-                _ => None,
-            });
-            let used: std::collections::BTreeSet<Vec<u8>> =
-                kinds.chain(self.orphans.iter().map(|orphan| &orphan.socket)).map(|s| address(&s.peer)).collect();
+            let kinds =
+                self.descriptions
+                    .values()
+                    .filter_map(|description| match &description.kind {
+                        Kind::Socket(socket) => Some(socket),
+                        _ => None,
+                    });
+            let used: std::collections::BTreeSet<Vec<u8>> = kinds
+                .chain(self.orphans.iter().map(|orphan| &orphan.socket))
+                .map(|s| address(&s.peer))
+                .collect();
             self.accepts.retain(|(_, peer), _| used.contains(peer));
         }
         let count = self.accepts.entry((port, peer)).or_default();
@@ -188,7 +235,12 @@ impl Fold {
     }
 
     /// The next connection of a UNIX listener, from one side; answers with the accepting side's channels.
-    fn meet(&mut self, listener: Vec<u8>, kind: u32, connects: bool) -> Result<(ChannelId, ChannelId), FoldError> {
+    fn meet(
+        &mut self,
+        listener: Vec<u8>,
+        kind: u32,
+        connects: bool,
+    ) -> Result<(ChannelId, ChannelId), FoldError> {
         let meeting = self.meetings.entry(listener.clone()).or_default();
         let (mine, theirs) = if connects {
             (&mut meeting.connected, &mut meeting.accepted)
@@ -199,163 +251,29 @@ impl Fold {
             return Ok(channels);
         }
         if mine.len() >= MAX_WAITING {
-            return Err(FoldError::TooMany { what: "waiting connections", most: MAX_WAITING as u64 });
+            return Err(FoldError::TooMany {
+                what: "waiting connections",
+                most: MAX_WAITING as u64,
+            });
         }
         let channels = self.channel_pair(kind);
         let meeting = self.meetings.entry(listener).or_default();
-        if connects { meeting.connected.push_back(channels) } else { meeting.accepted.push_back(channels) }
+        if connects {
+            meeting.connected.push_back(channels)
+        } else {
+            meeting.accepted.push_back(channels)
+        }
         Ok(channels)
-    }
-
-    /// read, readv, recvfrom, recvmsg.
-    pub(super) fn read(&mut self, call: &Call<'_>) -> Result<(), FoldError> {
-        let flags = match call.nr {
-            nr::RECVFROM => call.version as u32,
-            nr::RECVMSG => call.message().map_or(0, |message| message.flags),
-            _ => 0,
-        };
-        let Some(id) = self.named(call) else { return Ok(()) };
-        if flags & MSG_PEEK != 0 {
-            return Ok(());
-        }
-        let bytes = if call.parsed.data.is_empty() { call.filled(1) } else { call.parsed.data };
-        let channel = self.consume(call, id, bytes);
-        if let Some(message) = call.message().filter(|_| call.nr == nr::RECVMSG) {
-            self.receive_descriptors(call, channel, &passed_descriptors(message.control), flags & CMSG_CLOEXEC != 0)?;
-        }
-        Ok(())
-    }
-
-    /// `call.result` bytes came out of a description; answers with the channel they came from.
-    fn consume(&mut self, call: &Call<'_>, id: DescriptionId, bytes: &[u8]) -> Option<ChannelId> {
-        let count = call.result.unsigned_abs();
-        let mut channel = None;
-        if let Some(socket) = self.socket_mut(id) {
-            if socket.state == State::Connecting {
-                socket.state = State::Connected;
-            }
-            super::bump(&mut socket.read, count);
-            socket.end_read |= count == 0 && socket.kind == STREAM;
-            channel = socket.channels.map(|(receives, _)| receives);
-        } else if let Some(description) = self.descriptions.get_mut(&id) {
-            match &mut description.kind {
-                Kind::File(file) => super::bump(&mut file.offset, count),
-                Kind::Memfd { offset, .. } => super::bump(offset, count),
-                Kind::Event { taken, .. } => *taken = taken.wrapping_add(word(bytes, 0, 8)),
-                Kind::Pipe { channel: pipe, .. } => channel = Some(*pipe),
-                Kind::Timer { armed: Some(armed), .. } => {
-                    armed.expired = true;
-                    (armed.stream, armed.ticks) =
-                        (call.stream, self.streams.get(&call.stream).map_or(0, |stream| stream.ticks));
-                }
-                _ => {}
-            }
-        }
-        if let Some(channel) = channel.and_then(|id| self.channels.get_mut(&id))
-            && (count > 0 || channel.messages)
-        {
-            channel.take(count);
-        }
-        channel
-    }
-
-    /// write, writev, sendto, sendmsg.
-    pub(super) fn wrote(&mut self, call: &Call<'_>) -> Result<(), FoldError> {
-        let Some(id) = self.named(call) else { return Ok(()) };
-        let channel = self.produce(id, call.data(), call.result.unsigned_abs())?;
-        let rights = call.message().map(|message| passed_descriptors(message.control)).unwrap_or_default();
-        if let Some(channel) = channel.filter(|_| !rights.is_empty()) {
-            let passed: Vec<_> = rights.iter().filter_map(|fd| self.meant(call.pid, *fd, call.seen)).collect();
-            passed.iter().for_each(|id| self.retain(*id));
-            if let Some(channel) = self.channels.get_mut(&channel) {
-                channel.passed.push_back(passed);
-                if channel.passed.iter().map(|fds| 1 + fds.len()).sum::<usize>() > MAX_PASSED {
-                    return Err(FoldError::TooMany { what: "descriptors in flight", most: MAX_PASSED as u64 });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// `count` bytes went into a description; answers with the channel they went to.
-    fn produce(&mut self, id: DescriptionId, data: &[u8], count: u64) -> Result<Option<ChannelId>, FoldError> {
-        let mut channel = None;
-        if let Some(socket) = self.socket_mut(id) {
-            super::bump(&mut socket.written, count);
-            channel = socket.channels.map(|(_, sends)| sends);
-        } else if let Some(description) = self.descriptions.get_mut(&id) {
-            match &mut description.kind {
-                Kind::File(file) => {
-                    super::bump(&mut file.offset, count);
-                    file.at_end = description.flags & APPEND != 0;
-                }
-                Kind::Memfd { offset, size, .. } => {
-                    super::bump(offset, count);
-                    *size = (*size).max(*offset);
-                }
-                Kind::Event { added, .. } => *added = added.wrapping_add(word(data, 0, 8)),
-                Kind::Pipe { channel: pipe, .. } => channel = Some(*pipe),
-                _ => {}
-            }
-        }
-        if let Some(channel) = channel.and_then(|id| self.channels.get_mut(&id)) {
-            channel.write(data, count)?;
-        }
-        Ok(channel)
-    }
-
-    /// sendfile, splice, tee, vmsplice, copy_file_range.
-    pub(super) fn moved(&mut self, call: &Call<'_>) -> Result<(), FoldError> {
-        let count = call.result.unsigned_abs();
-        if call.nr == nr::VMSPLICE {
-            return self.wrote(call);
-        }
-        let args = call.args()?;
-        // Source, its offset's argument, destination, its offset's argument.
-        let (from, from_offset, to, to_offset) = match call.nr {
-            nr::SENDFILE => (args[1], Some(2), args[0], None),
-            nr::TEE => (args[0], None, args[1], None),
-            _ => (args[0], Some(1), args[2], Some(3)),
-        };
-        let given = |argument: Option<usize>| argument.is_some_and(|i| args[i] != 0);
-        if let Some(id) = self.meant(call.pid, int(from), call.seen).filter(|_| call.nr != nr::TEE && !given(from_offset)) {
-            self.consume(call, id, &[]);
-        }
-        if let Some(id) = self.meant(call.pid, int(to), call.seen).filter(|_| !given(to_offset)) {
-            self.produce(id, call.data(), count)?;
-        }
-        Ok(())
-    }
-
-    /// Descriptors that came with a message.
-    fn receive_descriptors(
-        &mut self,
-        call: &Call<'_>,
-        channel: Option<ChannelId>,
-        fds: &[i32],
-        cloexec: bool,
-    ) -> Result<(), FoldError> {
-        if fds.is_empty() {
-            return Ok(());
-        }
-        let sent = channel.and_then(|id| self.channels.get_mut(&id)).and_then(|channel| channel.passed.pop_front());
-        let sent = sent.unwrap_or_default();
-        for (i, fd) in fds.iter().enumerate() {
-            match sent.get(i) {
-                Some(id) => self.install(call.pid, *fd, *id, cloexec, call.version),
-                None => self.open(call.at(i64::from(*fd)), Kind::Other(call.nr), 0, cloexec)?,
-            }
-        }
-        for id in sent {
-            self.release(id, call.pid, -1);
-        }
-        Ok(())
     }
 }
 
 /// The port in a socket address, 0 if it has none.
 pub(super) fn port(address: &[u8]) -> u16 {
-    if INTERNET.contains(&(word(address, 0, 2) as u32)) { (word(address, 2, 2) as u16).swap_bytes() } else { 0 }
+    if INTERNET.contains(&(word(address, 0, 2) as u32)) {
+        (word(address, 2, 2) as u16).swap_bytes()
+    } else {
+        0
+    }
 }
 
 /// The part of a socket address that tells peers apart.
@@ -363,7 +281,10 @@ pub(super) fn address(bytes: &[u8]) -> Vec<u8> {
     let len = match word(bytes, 0, 2) as u32 {
         INET => 8,
         UNIX if bytes.get(2).is_some_and(|byte| *byte != 0) => {
-            2 + bytes[2..].iter().position(|byte| *byte == 0).unwrap_or(bytes.len() - 2)
+            2 + bytes[2..]
+                .iter()
+                .position(|byte| *byte == 0)
+                .unwrap_or(bytes.len() - 2)
         }
         family if INTERNET.contains(&family) => 24,
         _ => bytes.len(),

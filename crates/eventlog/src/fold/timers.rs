@@ -29,26 +29,55 @@ impl Fold {
         }
         let args = call.args()?;
         match call.nr {
-            nr::SETITIMER => self.set_interval_timer(call, args[0] as u32, call.input(1).unwrap_or_default().to_vec()),
+            nr::SETITIMER => self.set_interval_timer(
+                call,
+                args[0] as u32,
+                call.input(1).unwrap_or_default().to_vec(),
+            ),
             nr::TIMERFD_SETTIME => {
-                let armed = self.armed(call.stream, args[1] as u32, call.input(2).unwrap_or_default().to_vec());
-                if let Some(Description { kind: Kind::Timer { armed: old, .. }, .. }) = self.description_mut(call) {
+                let armed = self.armed(
+                    call.stream,
+                    args[1] as u32,
+                    call.input(2).unwrap_or_default().to_vec(),
+                );
+                if let Some(Description {
+                    kind: Kind::Timer { armed: old, .. },
+                    ..
+                }) = self.description_mut(call)
+                {
                     *old = armed;
                 }
             }
             nr::TIMER_CREATE => {
                 let event = call.input(1).unwrap_or_default().to_vec();
-                let timer = PosixTimer { clock: args[0] as u32, event, armed: None };
-                let Some(process) = self.processes.get_mut(&call.pid) else { return Ok(()) };
-                process.posix_timers.insert(word(call.filled(2), 0, 4) as u32, timer);
+                let timer = PosixTimer {
+                    clock: args[0] as u32,
+                    event,
+                    armed: None,
+                };
+                let Some(process) = self.processes.get_mut(&call.pid) else {
+                    return Ok(());
+                };
+                process
+                    .posix_timers
+                    .insert(word(call.filled(2), 0, 4) as u32, timer);
                 if process.posix_timers.len() > MAX_TIMERS {
-                    return Err(FoldError::TooMany { what: "timers of a process", most: MAX_TIMERS as u64 });
+                    return Err(FoldError::TooMany {
+                        what: "timers of a process",
+                        most: MAX_TIMERS as u64,
+                    });
                 }
             }
             _ => {
-                let armed = self.armed(call.stream, args[1] as u32, call.input(2).unwrap_or_default().to_vec());
+                let armed = self.armed(
+                    call.stream,
+                    args[1] as u32,
+                    call.input(2).unwrap_or_default().to_vec(),
+                );
                 let process = self.processes.get_mut(&call.pid);
-                if let Some(timer) = process.and_then(|process| process.posix_timers.get_mut(&(args[0] as u32))) {
+                if let Some(timer) =
+                    process.and_then(|process| process.posix_timers.get_mut(&(args[0] as u32)))
+                {
                     timer.armed = armed;
                 }
             }
@@ -58,7 +87,9 @@ impl Fold {
 
     fn set_interval_timer(&mut self, call: &Call<'_>, which: u32, setting: Vec<u8>) {
         let armed = self.armed(call.stream, 0, setting);
-        let Some(process) = self.processes.get_mut(&call.pid) else { return };
+        let Some(process) = self.processes.get_mut(&call.pid) else {
+            return;
+        };
         match armed {
             Some(armed) => process.interval_timers.insert(which, armed),
             None => process.interval_timers.remove(&which),
@@ -69,35 +100,68 @@ impl Fold {
     fn armed(&self, stream: StreamId, flags: u32, setting: Vec<u8>) -> Option<Armed> {
         let ticks = self.streams.get(&stream).map_or(0, |stream| stream.ticks);
         let value = setting.get(16..).unwrap_or_default();
-        value.iter().any(|byte| *byte != 0).then_some(Armed { flags, setting, stream, ticks, expired: false })
+        value.iter().any(|byte| *byte != 0).then_some(Armed {
+            flags,
+            setting,
+            stream,
+            ticks,
+            expired: false,
+        })
     }
 
     /// A signal was delivered: a timer's expiry arms the timer's interval, or ends it.
     pub(super) fn signal(&mut self, id: StreamId, info: &[u8]) {
-        let Some(stream) = self.streams.get(&id) else { return };
+        let Some(stream) = self.streams.get(&id) else {
+            return;
+        };
         let (ticks, pid) = (stream.ticks, stream.pid);
-        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
         let expire = |armed: &mut Armed| {
             (armed.expired, armed.stream, armed.ticks) = (true, id, ticks);
-            armed.setting.get(..16).unwrap_or_default().iter().any(|byte| *byte != 0)
+            armed
+                .setting
+                .get(..16)
+                .unwrap_or_default()
+                .iter()
+                .any(|byte| *byte != 0)
         };
         let (signal, code) = (word(info, 0, 4), word(info, 8, 4) as u32);
         if code == SI_TIMER {
             if let Some(timer) = process.posix_timers.get_mut(&(word(info, 16, 4) as u32)) {
-                timer.armed = timer.armed.take().and_then(|mut armed| expire(&mut armed).then_some(armed));
+                timer.armed = timer
+                    .armed
+                    .take()
+                    .and_then(|mut armed| expire(&mut armed).then_some(armed));
             }
-        } else if let Some(which) = INTERVAL_SIGNALS.iter().position(|s| *s == signal).filter(|_| code == SI_KERNEL) {
-            process.interval_timers.retain(|timer, armed| *timer as usize != which || expire(armed));
+        } else if let Some(which) = INTERVAL_SIGNALS
+            .iter()
+            .position(|s| *s == signal)
+            .filter(|_| code == SI_KERNEL)
+        {
+            process
+                .interval_timers
+                .retain(|timer, armed| *timer as usize != which || expire(armed));
         }
     }
 
     /// rt_sigaction.
     pub(super) fn action(&mut self, call: &Call<'_>) -> Result<(), FoldError> {
         let signal = call.args()?[0] as u32;
-        let Some(new) = call.input(1).filter(|action| action.len() == 32) else { return Ok(()) };
+        let Some(new) = call.input(1).filter(|action| action.len() == 32) else {
+            return Ok(());
+        };
         let field = |i: usize| word(new, 8 * i, 8);
-        let action = Action { handler: field(0), flags: field(1), restorer: field(2), mask: field(3) };
-        let Some(process) = self.processes.get_mut(&call.pid) else { return Ok(()) };
+        let action = Action {
+            handler: field(0),
+            flags: field(1),
+            restorer: field(2),
+            mask: field(3),
+        };
+        let Some(process) = self.processes.get_mut(&call.pid) else {
+            return Ok(());
+        };
         if action.handler == 0 || signal > 64 {
             process.actions.remove(&signal);
         } else {

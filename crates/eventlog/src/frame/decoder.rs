@@ -40,7 +40,14 @@ impl Decoder {
     /// A decoder at the start of its input.
     #[must_use]
     pub fn new() -> Self {
-        Self { buf: vec![0; FIRST_LEN], start: 0, end: 0, offset: 0, missing: 0, failed: None }
+        Self {
+            buf: vec![0; FIRST_LEN],
+            start: 0,
+            end: 0,
+            offset: 0,
+            missing: 0,
+            failed: None,
+        }
     }
 
     /// Offset in the input of the first byte that is not part of a returned frame.
@@ -71,7 +78,8 @@ impl Decoder {
         }
         if self.buf.len() < wanted {
             // In steps, so that memory follows the bytes that really came and not what a header claims.
-            self.buf.resize((self.buf.len() * 2).min(wanted.max(FIRST_LEN)), 0);
+            self.buf
+                .resize((self.buf.len() * 2).min(wanted.max(FIRST_LEN)), 0);
         }
         &mut self.buf[self.end..]
     }
@@ -86,7 +94,10 @@ impl Decoder {
     /// # Errors
     /// Any of [`FrameError`] but [`FrameError::Truncated`], with the byte offset of the bad frame.
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
-        Ok(self.next_span()?.map(|span| Frame { header: span.header, body: self.body(&span) }))
+        Ok(self.next_span()?.map(|span| Frame {
+            header: span.header,
+            body: self.body(&span),
+        }))
     }
 
     /// As [`Decoder::next_frame`], without borrowing the decoder: for loops that feed it on `None`.
@@ -100,7 +111,10 @@ impl Decoder {
         match decode(&self.buf[self.start..self.end], self.offset) {
             Ok(Ok((frame, used))) => {
                 let end = self.start + used;
-                let span = Span { header: frame.header, body: end - frame.body.len()..end };
+                let span = Span {
+                    header: frame.header,
+                    body: end - frame.body.len()..end,
+                };
                 self.start = end;
                 self.offset += used as u64;
                 self.missing = 0;
@@ -135,7 +149,10 @@ impl Decoder {
         if self.start == self.end {
             return Ok(());
         }
-        Err(FrameError::Truncated { at: self.offset, missing: self.missing as u64 })
+        Err(FrameError::Truncated {
+            at: self.offset,
+            missing: self.missing as u64,
+        })
     }
 }
 
@@ -145,7 +162,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn collect(d: &mut Decoder, mut bytes: &[u8], piece: usize) -> Result<Vec<(Header, Vec<u8>)>, FrameError> {
+    fn collect(
+        d: &mut Decoder,
+        mut bytes: &[u8],
+        piece: usize,
+    ) -> Result<Vec<(Header, Vec<u8>)>, FrameError> {
         let mut got = Vec::new();
         while !bytes.is_empty() {
             let n = d.push(&bytes[..piece.min(bytes.len())]);
@@ -197,7 +218,12 @@ mod tests {
         let body = vec![7; MAX_BODY];
         let mut bytes = Vec::new();
         for position in 0..3 {
-            let h = Header { kind: Kind::Records, generation: 0, stream: 1, position };
+            let h = Header {
+                kind: Kind::Records,
+                generation: 0,
+                stream: 1,
+                position,
+            };
             h.encode(&[&body], &mut bytes).unwrap();
         }
         let mut d = Decoder::new();
@@ -207,7 +233,12 @@ mod tests {
 
     #[test]
     fn a_header_alone_does_not_allocate_what_it_claims() {
-        let h = Header { kind: Kind::Records, generation: 0, stream: 1, position: 0 };
+        let h = Header {
+            kind: Kind::Records,
+            generation: 0,
+            stream: 1,
+            position: 0,
+        };
         let mut bytes = Vec::new();
         h.encode(&[&vec![0; MAX_BODY]], &mut bytes).unwrap();
         let mut d = Decoder::new();
@@ -221,7 +252,16 @@ mod tests {
         let mut d = Decoder::new();
         d.push(b"nonsense");
         let e = d.next_frame().unwrap_err();
-        d.push(&Header { kind: Kind::End, generation: 0, stream: 0, position: 0 }.seal(&[]).unwrap());
+        d.push(
+            &Header {
+                kind: Kind::End,
+                generation: 0,
+                stream: 0,
+                position: 0,
+            }
+            .seal(&[])
+            .unwrap(),
+        );
         assert_eq!(d.next_frame(), Err(e));
         assert_eq!(d.finish(), Err(e));
     }

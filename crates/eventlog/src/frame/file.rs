@@ -38,7 +38,9 @@ pub enum FileError {
         found: Kind,
     },
     /// Bytes of a stream are missing or come twice.
-    #[error("frame at byte {at} holds stream {stream} from position {found}, but position {expected} comes next")]
+    #[error(
+        "frame at byte {at} holds stream {stream} from position {found}, but position {expected} comes next"
+    )]
     Gap {
         /// Offset of the frame.
         at: u64,
@@ -81,18 +83,38 @@ impl Writer {
     /// [`FileError::Meta`] if `meta` cannot be encoded.
     pub fn begin<T: Serialize>(meta: &T, out: &mut Vec<u8>) -> Result<Self, FileError> {
         let body = codec::encode(meta)?;
-        Header { kind: Kind::Meta, generation: 0, stream: 0, position: 0 }.encode(&[&body], out)?;
-        Ok(Self { next: HashMap::new(), frames: 1 })
+        Header {
+            kind: Kind::Meta,
+            generation: 0,
+            stream: 0,
+            position: 0,
+        }
+        .encode(&[&body], out)?;
+        Ok(Self {
+            next: HashMap::new(),
+            frames: 1,
+        })
     }
 
     /// Appends the next bytes of `stream` to `out`, in as many frames as needed.
     ///
     /// # Errors
     /// None that a caller can cause; the type is that of encoding.
-    pub fn records(&mut self, stream: u32, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), FileError> {
+    pub fn records(
+        &mut self,
+        stream: u32,
+        bytes: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), FileError> {
         let next = self.next.entry(stream).or_insert(0);
         for part in bytes.chunks(MAX_BODY) {
-            Header { kind: Kind::Records, generation: 0, stream, position: *next }.encode(&[part], out)?;
+            Header {
+                kind: Kind::Records,
+                generation: 0,
+                stream,
+                position: *next,
+            }
+            .encode(&[part], out)?;
             *next += part.len() as u64;
             self.frames += 1;
         }
@@ -104,7 +126,13 @@ impl Writer {
     /// # Errors
     /// None that a caller can cause; the type is that of encoding.
     pub fn end(self, out: &mut Vec<u8>) -> Result<(), FileError> {
-        Header { kind: Kind::End, generation: 0, stream: 0, position: self.frames }.encode(&[], out)?;
+        Header {
+            kind: Kind::End,
+            generation: 0,
+            stream: 0,
+            position: self.frames,
+        }
+        .encode(&[], out)?;
         Ok(())
     }
 }
@@ -150,9 +178,14 @@ impl Reader {
     /// [`FileError::Unexpected`] if another frame comes first; otherwise as for decoding.
     pub fn meta<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FileError> {
         let at = self.decoder.offset();
-        let Some(frame) = self.decoder.next_frame()? else { return Ok(None) };
+        let Some(frame) = self.decoder.next_frame()? else {
+            return Ok(None);
+        };
         if frame.header.kind != Kind::Meta || self.frames != 0 {
-            return Err(FileError::Unexpected { at, found: frame.header.kind });
+            return Err(FileError::Unexpected {
+                at,
+                found: frame.header.kind,
+            });
         }
         self.frames = 1;
         Ok(Some(codec::decode(frame.body)?))
@@ -164,14 +197,25 @@ impl Reader {
     /// Any of [`FileError`], with the byte offset of the frame.
     pub fn next_run(&mut self) -> Result<Option<Run<'_>>, FileError> {
         let at = self.decoder.offset();
-        let Some(Frame { header, body }) = self.decoder.next_frame()? else { return Ok(None) };
-        let Header { kind, stream, position, .. } = header;
+        let Some(Frame { header, body }) = self.decoder.next_frame()? else {
+            return Ok(None);
+        };
+        let Header {
+            kind,
+            stream,
+            position,
+            ..
+        } = header;
         if self.ended || self.frames == 0 || !matches!(kind, Kind::Records | Kind::End) {
             return Err(FileError::Unexpected { at, found: kind });
         }
         if kind == Kind::End {
             if position != self.frames {
-                return Err(FileError::Count { at, expected: self.frames, found: position });
+                return Err(FileError::Count {
+                    at,
+                    expected: self.frames,
+                    found: position,
+                });
             }
             self.ended = true;
             return Ok(None);
@@ -181,11 +225,20 @@ impl Reader {
         }
         let next = self.next.entry(stream).or_insert(0);
         if position != *next {
-            return Err(FileError::Gap { at, stream, expected: *next, found: position });
+            return Err(FileError::Gap {
+                at,
+                stream,
+                expected: *next,
+                found: position,
+            });
         }
         *next += body.len() as u64;
         self.frames += 1;
-        Ok(Some(Run { stream, position, bytes: body }))
+        Ok(Some(Run {
+            stream,
+            position,
+            bytes: body,
+        }))
     }
 
     /// To be called at the end of the file, when [`Reader::next_run`] has no more.
@@ -194,7 +247,13 @@ impl Reader {
     /// [`FrameError::Truncated`] inside a frame, [`FileError::NoEnd`] without the end frame.
     pub fn finish(&self) -> Result<(), FileError> {
         self.decoder.finish()?;
-        if self.ended { Ok(()) } else { Err(FileError::NoEnd { at: self.decoder.offset() }) }
+        if self.ended {
+            Ok(())
+        } else {
+            Err(FileError::NoEnd {
+                at: self.decoder.offset(),
+            })
+        }
     }
 }
 
@@ -202,7 +261,10 @@ impl Reader {
 ///
 /// # Errors
 /// Any of [`FileError`], with the byte offset of the frame.
-pub fn read_all<T: DeserializeOwned>(mut bytes: &[u8], mut each: impl FnMut(Run<'_>)) -> Result<T, FileError> {
+pub fn read_all<T: DeserializeOwned>(
+    mut bytes: &[u8],
+    mut each: impl FnMut(Run<'_>),
+) -> Result<T, FileError> {
     let mut reader = Reader::new();
     let mut meta = None;
     loop {
@@ -218,7 +280,9 @@ pub fn read_all<T: DeserializeOwned>(mut bytes: &[u8], mut each: impl FnMut(Run<
         }
         if bytes.is_empty() && (n == 0 || reader.finish().is_ok()) {
             reader.finish()?;
-            return meta.ok_or(FileError::NoEnd { at: reader.decoder.offset() });
+            return meta.ok_or(FileError::NoEnd {
+                at: reader.decoder.offset(),
+            });
         }
     }
 }
@@ -240,14 +304,21 @@ mod tests {
 
     fn read(bytes: &[u8]) -> Result<HashMap<u32, Vec<u8>>, FileError> {
         let mut streams: HashMap<u32, Vec<u8>> = HashMap::new();
-        let meta: (String, u64) =
-            read_all(bytes, |run| streams.entry(run.stream).or_default().extend_from_slice(run.bytes))?;
+        let meta: (String, u64) = read_all(bytes, |run| {
+            streams
+                .entry(run.stream)
+                .or_default()
+                .extend_from_slice(run.bytes)
+        })?;
         assert_eq!(meta, ("redis-server".to_owned(), 7));
         Ok(streams)
     }
 
     fn runs() -> impl Strategy<Value = Vec<(u32, Vec<u8>)>> {
-        proptest::collection::vec((0u32..4, proptest::collection::vec(any::<u8>(), 1..100)), 0..20)
+        proptest::collection::vec(
+            (0u32..4, proptest::collection::vec(any::<u8>(), 1..100)),
+            0..20,
+        )
     }
 
     proptest! {
@@ -290,9 +361,18 @@ mod tests {
         assert_eq!(read(&bytes).unwrap()[&3], big);
         let cut = bytes.len() - super::super::HEADER_LEN;
         let e = read(&bytes[..cut]).unwrap_err();
-        assert!(matches!(e, FileError::NoEnd { at } if at == cut as u64), "{e}");
+        assert!(
+            matches!(e, FileError::NoEnd { at } if at == cut as u64),
+            "{e}"
+        );
         let twice = [&bytes[..], &bytes[cut..]].concat();
-        assert!(matches!(read(&twice), Err(FileError::Unexpected { found: Kind::End, .. })));
+        assert!(matches!(
+            read(&twice),
+            Err(FileError::Unexpected {
+                found: Kind::End,
+                ..
+            })
+        ));
         assert!(matches!(read(&[]), Err(FileError::NoEnd { at: 0 })));
     }
 }

@@ -57,8 +57,11 @@ pub struct ConnectionState {
 }
 
 impl ConnectionState {
-    /// The state as the gate of the new host should know it, to begin with; `now` is boot time there, in
-    /// nanoseconds.
+    /// The state as the gate of the new host should know it before the peer was probed ([`Gate::adopt`]);
+    /// `now` is boot time there, in nanoseconds. [`Gate::settle`] corrects it by the plan.
+    ///
+    /// [`Gate::adopt`]: crate::Gate::adopt
+    /// [`Gate::settle`]: crate::Gate::settle
     #[must_use]
     pub fn progress(&self, now: u64) -> Progress {
         let h = &self.handshake;
@@ -74,8 +77,7 @@ impl ConnectionState {
             peer_fin: self.peer_ended,
             peer_tsval: 0,
             peer_ns: now,
-            // Acknowledgements up to here are believed, also of bytes that must be swallowed.
-            snd_nxt: written.wrapping_add(SWALLOWED_AT_MOST),
+            snd_nxt: una,
             kernel_ack: received,
             sent_ack: received,
             window: 0,
@@ -89,6 +91,3 @@ impl ConnectionState {
         }
     }
 }
-
-/// The most that one lost record of a write can have carried to the peer.
-const SWALLOWED_AT_MOST: u32 = 1 << 20;

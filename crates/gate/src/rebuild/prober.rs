@@ -52,7 +52,8 @@ const PIECE: usize = 1400;
 
 impl Prober {
     /// Call it in the container's network namespace; the prober can be used anywhere afterwards. `tap`
-    /// says from where on frames count: [`Tap::oldest`] with a standby that was flooded all the time.
+    /// says from where on frames count: from somewhat before the old host's last acknowledged log, with a
+    /// standby that was flooded all the time ([`Tap::since`]).
     ///
     /// # Errors
     /// [`GateError::System`] without CAP_NET_RAW.
@@ -108,16 +109,18 @@ impl Prober {
     }
 
     /// Stops holding and delivers through `link` (the host's end of the veth) what was held and the log
-    /// does not have. Call it when all sockets are live. Returns how many frames were delivered.
+    /// does not have. Call it when all sockets are live. Of peers that were not asked (new ones, and ones
+    /// that ended long ago) only frames count that came after `since`, the boot time in nanoseconds of the
+    /// old host's last sign of life. Returns how many frames were delivered.
     ///
     /// # Errors
     /// [`GateError::System`] if a frame cannot be sent.
-    pub fn deliver(mut self, gate: &Gate, link: &PacketSocket) -> Result<usize, GateError> {
+    pub fn deliver(mut self, gate: &Gate, link: &PacketSocket, since: u64) -> Result<usize, GateError> {
         gate.set_hold(false);
         self.frames.extend(self.tap.read(gate));
         let mut delivered = 0;
         for frame in &self.frames {
-            if frame.segment().is_some_and(|s| self.is_known(&s)) {
+            if !self.is_news(frame, since) {
                 continue;
             }
             for piece in resendable(&frame.bytes, PIECE) {
@@ -128,10 +131,13 @@ impl Prober {
         Ok(delivered)
     }
 
-    /// True for a segment that tells the new host nothing: all its bytes are in the log.
-    fn is_known(&self, segment: &Parsed) -> bool {
-        let Some(asked) = self.asked.get(&segment.tuple_of_receiver()) else { return false };
-        segment.flags & (flag::SYN | flag::RST) == 0 && distance(segment.end(), asked.received) <= 0
+    /// False for a frame of which the log has all bytes, or that belongs to nothing any more.
+    fn is_news(&self, frame: &HeldFrame, since: u64) -> bool {
+        let asked = frame.segment().and_then(|s| self.asked.get(&s.tuple_of_receiver()).map(|a| (a, s)));
+        match asked {
+            None => frame.at >= since,
+            Some((asked, s)) => s.flags & (flag::SYN | flag::RST) == 0 && distance(s.end(), asked.received) > 0,
+        }
     }
 }
 

@@ -10,6 +10,7 @@ struct Inner {
     written: u64,
     trimmed: u64,
     freed: bool,
+    error: i32,
 }
 
 /// A ring like the arena's.
@@ -50,6 +51,10 @@ impl Buffer {
         self.0.lock().unwrap().trimmed
     }
 
+    pub fn error(&self) -> i32 {
+        self.0.lock().unwrap().error
+    }
+
     pub fn freed(&self) -> bool {
         self.0.lock().unwrap().freed
     }
@@ -70,6 +75,9 @@ impl OutputBuffer for Buffer {
         let mut i = self.0.lock().unwrap();
         assert!(to >= i.trimmed && to <= i.written, "trimmed {} to {to} of {}", i.trimmed, i.written);
         i.trimmed = to;
+    }
+    fn set_error(&self, errno: i32) {
+        self.0.lock().unwrap().error = errno;
     }
     fn free(&self) {
         self.0.lock().unwrap().freed = true;

@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,7 @@ pub struct Report {
 pub struct Clients {
     stop: Arc<AtomicBool>,
     pub answers: Arc<AtomicU64>,
+    worst: Arc<Mutex<Option<Duration>>>,
     thread: std::thread::JoinHandle<Report>,
 }
 
@@ -48,9 +49,17 @@ impl Clients {
         let streams: Vec<_> = bed.inside('c', || (0..count).map(|_| TcpStream::connect(service()).unwrap()).collect());
         let stop = Arc::new(AtomicBool::new(false));
         let answers = Arc::new(AtomicU64::new(0));
-        let (stop2, answers2) = (stop.clone(), answers.clone());
-        let thread = std::thread::spawn(move || run(streams, &stop2, &answers2, largest, think));
-        Self { stop, answers, thread }
+        let worst = Arc::new(Mutex::new(Some(Duration::ZERO)));
+        let (stop2, answers2, worst2) = (stop.clone(), answers.clone(), worst.clone());
+        let thread = std::thread::spawn(move || run(streams, &stop2, &answers2, &worst2, largest, think));
+        Self { stop, answers, worst, thread }
+    }
+
+    /// The worst wait so far; from now on it is measured anew.
+    pub fn forget_worst(&self) -> Duration {
+        let taken = self.worst.lock().unwrap().take().unwrap();
+        super::until("the clients to forget", || self.worst.lock().unwrap().is_some());
+        taken
     }
 
     /// Lets every client finish its request and end; returns the worst wait of each.
@@ -60,7 +69,14 @@ impl Clients {
     }
 }
 
-fn run(streams: Vec<TcpStream>, stop: &AtomicBool, answers: &AtomicU64, largest: u64, think: Duration) -> Report {
+fn run(
+    streams: Vec<TcpStream>,
+    stop: &AtomicBool,
+    answers: &AtomicU64,
+    worst: &Mutex<Option<Duration>>,
+    largest: u64,
+    think: Duration,
+) -> Report {
     let now = Instant::now();
     let mut clients: Vec<Client> = streams
         .into_iter()
@@ -82,6 +98,13 @@ fn run(streams: Vec<TcpStream>, stop: &AtomicBool, answers: &AtomicU64, largest:
             break;
         }
         let mut idle = true;
+        match &mut *worst.lock().unwrap() {
+            Some(w) => *w = clients.iter().map(|c| c.worst).max().unwrap_or_default(),
+            forgotten => {
+                clients.iter_mut().for_each(|c| c.worst = Duration::ZERO);
+                *forgotten = Some(Duration::ZERO);
+            }
+        }
         clients.retain_mut(|c| {
             let before = c.got + c.sent;
             let alive = step(c, stopping, largest, think, &mut report);

@@ -1,5 +1,5 @@
 //! A test bed of network namespaces: a bridge, a client, and two hosts' ends of a container's veth.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -79,6 +79,12 @@ impl Bed {
         ip(&format!("-n {}b link set {port} {}", self.name, if up { "up" } else { "down" }));
     }
 
+    /// Makes the bridge forget what it learnt at a port.
+    pub fn forget(&self, port: &str) {
+        self.link(port, false);
+        self.link(port, true);
+    }
+
     /// Everything that passes the client's bridge port from now on.
     pub fn capture(&self) -> Capture {
         self.inside('b', || Capture {
@@ -108,7 +114,7 @@ pub struct Capture {
 
 impl Capture {
     /// The next frame that does not come from the client, if one comes within `wait`.
-    pub fn from_service(&mut self, wait: Duration) -> Option<Vec<u8>> {
+    pub fn next_of_service(&mut self, wait: Duration) -> Option<Vec<u8>> {
         let deadline = Instant::now() + wait;
         loop {
             let n = self.socket.receive(&mut self.buffer, deadline).expect("capture")?;

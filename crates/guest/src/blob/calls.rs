@@ -9,7 +9,7 @@ use guest::abi::ThreadBlock;
 use sysabi::Syscall;
 
 use crate::entry::Regs;
-use crate::{dispatch, raw, signals};
+use crate::{connections, dispatch, epoll, raw, signals, tables};
 
 /// Runs the call if the guest has code for it.
 #[inline(always)]
@@ -21,6 +21,16 @@ pub(crate) fn special(t: &ThreadBlock, regs: &mut Regs, row: &'static Syscall) -
         // dup, dup2, fcntl, dup3
         32 | 33 | 72 | 292 => files::duplicate(t, regs, row),
         436 => files::close_range(t, regs, row),
+        // connect, accept, accept4
+        42 | 43 | 288 => connections::made(t, regs, row),
+        // shutdown
+        48 => match connections::index_of(tables::of(t).kind(regs.rdi)) {
+            Some(index) => connections::shut(t, regs, row, index),
+            None => return None,
+        },
+        // epoll_ctl; epoll_wait, epoll_pwait, epoll_pwait2
+        233 => epoll::control(t, regs, row),
+        232 | 281 | 441 => epoll::wait(t, regs, row),
         13 => signals::sigaction(t, &regs.args()),
         14 => signals::sigprocmask(t, &regs.args()),
         15 => signals::sigreturn(t, regs),

@@ -4,7 +4,7 @@ use guest::abi::ThreadBlock;
 use sysabi::Syscall;
 
 use crate::tables::{self, Kind};
-use crate::user;
+use crate::{connections, user};
 
 const AF_UNIX: u64 = 1;
 const SOCK_STREAM: u64 = 1;
@@ -23,6 +23,8 @@ pub(crate) fn note(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64)
     match row.nr {
         // socket
         41 => set.set_kind(made, socket_kind(args[0], args[1])),
+        // read, readv, recvfrom, recvmsg
+        0 | 19 | 45 | 47 => count_read(set.kind(args[0]), row.nr, args, result),
         // connect
         42 => {
             if set.kind(args[0]) == Kind::Tcp {
@@ -32,7 +34,9 @@ pub(crate) fn note(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64)
         // accept, accept4: of the listener's family
         43 | 288 => {
             let kind = if set.kind(args[0]) == Kind::Tcp { Kind::Connection(0) } else { Kind::Internal };
-            set.set_kind(made, kind);
+            if !matches!(set.kind(made), Kind::Connection(_)) {
+                set.set_kind(made, kind);
+            }
         }
         // pipe, pipe2; socketpair
         22 | 293 => pair(t, args[0]),
@@ -42,6 +46,19 @@ pub(crate) fn note(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64)
         // epoll_create, inotify_init, signalfd, timerfd_create, signalfd4, epoll_create1, inotify_init1, pidfd_open
         213 | 253 | 282 | 283 | 289 | 291 | 294 | 434 => set.set_kind(made, Kind::Other),
         _ => {}
+    }
+}
+
+fn count_read(kind: Kind, call: u16, args: &[u64; 6], result: i64) {
+    const MSG_PEEK: u64 = 2;
+    let Some(index) = connections::index_of(kind) else { return };
+    let flags = match call {
+        45 => args[3],
+        47 => args[2],
+        _ => 0,
+    };
+    if flags & MSG_PEEK == 0 {
+        connections::read(index, matches!(call, 0 | 45) && args[2] > 0, result);
     }
 }
 

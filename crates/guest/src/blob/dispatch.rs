@@ -7,7 +7,7 @@ use guest::abi::{ThreadBlock, failure, trap};
 use sysabi::{Class, Object, Syscall};
 
 use crate::calls::{self, memory, output};
-use crate::descriptors;
+use crate::{connections, descriptors};
 use crate::entry::Regs;
 use crate::log::{self, Mode};
 use crate::order::{self, DESCRIPTORS};
@@ -99,7 +99,25 @@ pub(crate) fn perform(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]) -> i64 {
 }
 
 /// Class `Fed`: executed and logged, or answered from the log.
+#[inline]
 pub(crate) fn fed(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
+    fed_by(t, regs, row, |args| {
+        if row.object() == Some(Object::Descriptors) {
+            changing_descriptors(t, regs, args)
+        } else {
+            (perform(t, regs, args), 0)
+        }
+    })
+}
+
+/// As [`fed`], made live by `make`, which gives the result and the version of the changed object.
+#[inline(always)]
+pub(crate) fn fed_by(
+    t: &ThreadBlock,
+    regs: &Regs,
+    row: &'static Syscall,
+    make: impl FnOnce(&[u64; 6]) -> (i64, u64),
+) -> i64 {
     let mut args = regs.args();
     clamp(row.nr, &mut args);
     let Some(shape) = Shape::of(row, args) else { return unknown_command(row) };
@@ -113,11 +131,10 @@ pub(crate) fn fed(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
         descriptors::note(t, row, &args, result);
         return result;
     }
-    let (result, version) = if row.object() == Some(Object::Descriptors) {
-        changing_descriptors(t, regs, &args)
-    } else {
-        (perform(t, regs, &args), 0)
-    };
+    let (result, version) = make(&args);
+    if matches!(row.nr, 42 | 43 | 288) {
+        connections::adopt(t, row, &args, result);
+    }
     if log::now() == Mode::Record {
         record(t, &shape, result, version);
     }

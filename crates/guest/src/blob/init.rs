@@ -9,7 +9,7 @@ use crate::log::{self, Mode};
 use crate::order::{self, MEMORY};
 use crate::raw::{self, nr};
 use crate::tables::{self, Kind};
-use crate::{patch, signals, thread, vdso};
+use crate::{connections, patch, signals, thread, vdso};
 
 /// What the injector fills in before it calls [`guest_init`].
 #[unsafe(no_mangle)]
@@ -88,11 +88,12 @@ fn announce(t: &ThreadBlock, boot: &Boot) {
         while at + 4 <= u64::from(taken.header.payload_len) {
             let fd = taken.value::<u32>(at);
             if let Some(word) = inherited.get(fd as usize) {
-                set.set_kind(u64::from(fd), Kind::decode(word.load(Relaxed)));
+                set.set_kind(u64::from(fd), Kind::decode(word.swap(0, Relaxed)));
             }
             at += 4;
         }
         taken.finish();
+        drop_closed(inherited);
         return;
     }
     let mut open = [0_u32; INHERIT_FDS];
@@ -100,11 +101,12 @@ fn announce(t: &ThreadBlock, boot: &Boot) {
     for (fd, word) in inherited.iter().enumerate() {
         const F_GETFD: u64 = 1;
         if word.load(Relaxed) != 0 && raw::call(nr::FCNTL, [fd as u64, F_GETFD, 0, 0, 0, 0]) >= 0 {
-            set.set_kind(fd as u64, Kind::decode(word.load(Relaxed)));
+            set.set_kind(fd as u64, Kind::decode(word.swap(0, Relaxed)));
             open[n] = fd as u32;
             n += 1;
         }
     }
+    drop_closed(inherited);
     if log::now() == Mode::Record {
         let len = RANDOM_LEN + n as u64 * 4;
         let header = Header { kind: kind::EXEC, payload_len: len as u32, ..Header::default() };
@@ -112,6 +114,15 @@ fn announce(t: &ThreadBlock, boot: &Boot) {
         w.bytes(boot.at_random, RANDOM_LEN);
         w.bytes(open.as_ptr() as u64, n as u64 * 4);
         w.commit(false);
+    }
+}
+
+/// Connections that were closed by the execve.
+fn drop_closed(inherited: &[core::sync::atomic::AtomicU32; INHERIT_FDS]) {
+    for word in inherited {
+        if let Some(index) = connections::index_of(Kind::decode(word.swap(0, Relaxed))) {
+            connections::release(index);
+        }
     }
 }
 

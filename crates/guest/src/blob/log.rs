@@ -75,6 +75,20 @@ impl Writer<'_> {
         self.bytes((&raw const value) as u64, size_of::<T>() as u64);
     }
 
+    /// Ends the record without committing it: the next one of this thread commits both.
+    pub(crate) fn defer(mut self) {
+        self.pad();
+        self.t.position.store(self.end, Relaxed);
+    }
+
+    fn pad(&mut self) {
+        if self.at < self.end {
+            let left = self.end - self.at;
+            self.zeroes(left);
+            self.at = self.end;
+        }
+    }
+
     fn zeroes(&mut self, len: u64) {
         let zero = [0_u8; 64];
         let mut done = 0;
@@ -88,11 +102,7 @@ impl Writer<'_> {
     /// Commits the record. `urgent`: somebody waits for what it releases.
     #[inline(always)]
     pub(crate) fn commit(mut self, urgent: bool) {
-        if self.at < self.end {
-            let left = self.end - self.at;
-            self.zeroes(left);
-            self.at = self.end;
-        }
+        self.pad();
         self.t.position.store(self.end, Relaxed);
         self.ring.commit(self.end, urgent);
     }

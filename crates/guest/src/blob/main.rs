@@ -10,9 +10,11 @@
 #![no_main]
 
 mod calls;
+mod connections;
 mod descriptors;
 mod dispatch;
 mod entry;
+mod epoll;
 mod init;
 mod locks;
 mod log;

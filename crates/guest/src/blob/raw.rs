@@ -4,6 +4,7 @@ use core::arch::{asm, global_asm};
 
 /// Numbers the guest uses itself.
 pub(crate) mod nr {
+    pub(crate) const READ: u64 = 0;
     pub(crate) const WRITE: u64 = 1;
     pub(crate) const CLOSE: u64 = 3;
     pub(crate) const FSTAT: u64 = 5;

@@ -239,6 +239,11 @@ impl Run {
         }
     }
 
+    /// So many bytes of the run, from an offset on.
+    pub(crate) fn part(self, from: u64, n: u64) -> Part {
+        Part { run: self, from, n }
+    }
+
     /// Calls `visit` with address and length of each piece.
     #[inline(always)]
     pub(crate) fn each(self, mut visit: impl FnMut(u64, u64)) {
@@ -271,6 +276,36 @@ impl Run {
             n = n.saturating_add(user::read::<[u64; 2]>(vector + i * 16)?[1]);
         }
         Ok(n)
+    }
+
+    /// Hash of the bytes.
+    pub(crate) fn hash(self) -> u64 {
+        self.part(0, self.len()).hash()
+    }
+}
+
+/// A part of a run.
+#[derive(Clone, Copy)]
+pub(crate) struct Part {
+    run: Run,
+    from: u64,
+    n: u64,
+}
+
+impl Part {
+    /// Calls `visit` with address and length of each piece.
+    #[inline(always)]
+    pub(crate) fn each(self, mut visit: impl FnMut(u64, u64)) {
+        let (mut skip, mut left) = (self.from, self.n);
+        self.run.each(|at, len| {
+            let skipped = skip.min(len);
+            skip -= skipped;
+            let n = (len - skipped).min(left);
+            left -= n;
+            if n > 0 {
+                visit(at + skipped, n);
+            }
+        });
     }
 
     /// Hash of the bytes.

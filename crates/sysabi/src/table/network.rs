@@ -1,7 +1,7 @@
 //! Sockets.
 
-use super::{captured, row};
-use crate::Arg::{Addr, Fd, In, InMsg, InOut, Int, Out, OutMsg};
+use super::{captured, refused, row};
+use crate::Arg::{Fd, In, InMsg, InOut, Int, Out, OutMsg};
 use crate::Class::{Fed, Filtered, Suppressed};
 use crate::Len::{Arg, Fixed, Pointee, ResultUpTo};
 use crate::Syscall;
@@ -46,11 +46,6 @@ pub(super) const ROWS: &[Syscall] = &[
         Filtered,
         &[Fd, Out(Pointee(2)), SOCKLEN, Int],
     ),
-    row(
-        299,
-        "recvmmsg",
-        Filtered,
-        &[Fd, Addr, Int, Int, InOut(Fixed(16))],
-    ),
-    row(307, "sendmmsg", Filtered, &[Fd, Addr, Int, Int]),
+    refused(299, "recvmmsg"),
+    refused(307, "sendmmsg"),
 ];

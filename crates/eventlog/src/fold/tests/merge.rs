@@ -81,10 +81,21 @@ fn a_record_waits_for_the_version_before_it() {
     );
     assert!(!is_open(&merge, 1, 5));
     let remains = merge.remains();
-    assert_eq!((remains[0].stream, remains[0].records, remains[0].kind, remains[0].version), (2, 2, 3, 3));
+    assert_eq!(
+        (
+            remains[0].stream,
+            remains[0].records,
+            remains[0].kind,
+            remains[0].version
+        ),
+        (2, 2, 3, 3)
+    );
     play(&mut merge, [Event::call("dup", &[1], 4, &[]).version(2)]);
     assert!(!is_open(&merge, 1, 4) && is_open(&merge, 1, 5) && merge.remains().is_empty());
-    play(&mut merge, [Event::call("close", &[5], 0, &[]).version(6).on(2)]);
+    play(
+        &mut merge,
+        [Event::call("close", &[5], 0, &[]).version(6).on(2)],
+    );
     assert_eq!(merge.finish().len(), 1, "version 5 was never received");
     assert!(is_open(&merge, 1, 5), "so that nobody has seen 6");
 }
@@ -92,10 +103,19 @@ fn a_record_waits_for_the_version_before_it() {
 #[test]
 fn what_waits_is_bounded() {
     let mut merge = container();
-    play(&mut merge, [Event::call("dup", &[1], 3, &[]).version(1), Event::call("close", &[3], 0, &[]).version(9)]);
+    play(
+        &mut merge,
+        [
+            Event::call("dup", &[1], 3, &[]).version(1),
+            Event::call("close", &[3], 0, &[]).version(9),
+        ],
+    );
     let block = Event::call("read", &[0], 1 << 19, &[&vec![0; (1 << 19) - 4]]);
     let error = (0..200).find_map(|_| block.feed(&mut merge).err());
-    assert!(matches!(error, Some(FoldError::TooMany { .. })), "{error:?}");
+    assert!(
+        matches!(error, Some(FoldError::TooMany { .. })),
+        "{error:?}"
+    );
 }
 
 #[test]
@@ -104,12 +124,24 @@ fn nonsense_is_refused_by_name() {
     let refused = |event: Event| event.feed(&mut merge.clone()).unwrap_err().to_string();
     let mut short = Event::call("socket", &[2, 1, 0], 3, &[]);
     short.payload.truncate(20);
-    assert_eq!(refused(short), "record 1 of stream 1 is malformed: payload of call 41 cut short, 4 bytes missing");
+    assert_eq!(
+        refused(short),
+        "record 1 of stream 1 is malformed: payload of call 41 cut short, 4 bytes missing"
+    );
     let mut bare = Event::call("socket", &[2, 1, 0], 3, &[]);
     bare.payload.clear();
-    assert_eq!(refused(bare), "record 1 of stream 1 has no arguments, which call 41 needs");
-    assert_eq!(refused(Event::other(400, 0, 0)), "record 1 of stream 1 names call 400, which does not exist");
-    assert_eq!(refused(Event::other(kind::EXEC, 0, 0).on(8)), "stream 8 belongs to no known thread");
+    assert_eq!(
+        refused(bare),
+        "record 1 of stream 1 has no arguments, which call 41 needs"
+    );
+    assert_eq!(
+        refused(Event::other(400, 0, 0)),
+        "record 1 of stream 1 names call 400, which does not exist"
+    );
+    assert_eq!(
+        refused(Event::other(kind::EXEC, 0, 0).on(8)),
+        "stream 8 belongs to no known thread"
+    );
     play(&mut merge, [Event::call("close", &[99], 0, &[])]);
     assert_eq!(merge.fold().strays(), 1);
 }

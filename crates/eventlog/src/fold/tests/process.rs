@@ -8,7 +8,10 @@ use crate::record::kind;
 const THREAD: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000;
 
 fn sigaction(handler: u64) -> Vec<u8> {
-    [handler, 0x0400_0000, 0x1000, 0].iter().flat_map(|field| field.to_le_bytes()).collect()
+    [handler, 0x0400_0000, 0x1000, 0]
+        .iter()
+        .flat_map(|field| field.to_le_bytes())
+        .collect()
 }
 
 #[test]
@@ -19,14 +22,22 @@ fn fork_copies_and_exec_closes() {
         [
             Event::call("pipe2", &[0, 0x80000], 0, &[&pair(3, 4)]).version(1),
             Event::call("dup", &[4], 5, &[]).version(2),
-            Event::call("rt_sigaction", &[15, 1, 0, 8], 0, &[&sigaction(0x5000), &[]]).version(1),
+            Event::call(
+                "rt_sigaction",
+                &[15, 1, 0, 8],
+                0,
+                &[&sigaction(0x5000), &[]],
+            )
+            .version(1),
             Event::call("rt_sigaction", &[13, 1, 0, 8], 0, &[&sigaction(1), &[]]).version(2),
             Event::clone("fork", 2, 2, 0),
             Event::other(kind::BIRTH, 0, 2).on(2),
             Event::call("close", &[3], 0, &[]).version(3),
             Event::call("close", &[3], 0, &[]).version(3).on(2),
             Event::call("dup2", &[5, 1], 1, &[]).version(4).on(2),
-            Event::call("execve", &[0], 0, &[b"/bin/sh\0"]).intended().on(2),
+            Event::call("execve", &[0], 0, &[b"/bin/sh\0"])
+                .intended()
+                .on(2),
             Event::other(kind::EXEC, 0, 0).on(2),
         ],
     );
@@ -34,21 +45,39 @@ fn fork_copies_and_exec_closes() {
     assert!(!is_open(&merge, 2, 4) && is_open(&merge, 2, 5) && is_open(&merge, 2, 1));
     let child = &merge.fold().processes()[&2];
     assert_eq!((child.parent, &child.program[..]), (1, &b"/bin/sh"[..]));
-    assert_eq!(child.actions.keys().copied().collect::<Vec<_>>(), [13], "handlers are gone, ignored ones stay");
-    let action = Action { handler: 0x5000, flags: 0x0400_0000, restorer: 0x1000, mask: 0 };
+    assert_eq!(
+        child.actions.keys().copied().collect::<Vec<_>>(),
+        [13],
+        "handlers are gone, ignored ones stay"
+    );
+    let action = Action {
+        handler: 0x5000,
+        flags: 0x0400_0000,
+        restorer: 0x1000,
+        mask: 0,
+    };
     assert_eq!(merge.fold().processes()[&1].actions[&15], action);
     play(
         &mut merge,
         [
-            Event::call("write", &[1], 3, &[]).data(b"out").on(2).version(0xabc),
+            Event::call("write", &[1], 3, &[])
+                .data(b"out")
+                .on(2)
+                .version(0xabc),
             Event::call("close", &[5], 0, &[]).version(1).on(2),
             Event::other(kind::EXIT, 1, 7).on(2),
         ],
     );
     assert_eq!(merge.fold().processes()[&2].ended, Some(7));
-    play(&mut merge, [Event::call("wait4", &[u64::MAX], 2, &[&[0, 7, 0, 0], &[]])]);
+    play(
+        &mut merge,
+        [Event::call("wait4", &[u64::MAX], 2, &[&[0, 7, 0, 0], &[]])],
+    );
     assert!(!merge.fold().processes().contains_key(&2));
-    assert_eq!((merge.fold().streams().count(), merge.fold().strays()), (1, 0));
+    assert_eq!(
+        (merge.fold().streams().count(), merge.fold().strays()),
+        (1, 0)
+    );
     assert_eq!(merge.remains(), []);
 }
 
@@ -65,13 +94,43 @@ fn a_vfork_child_is_placed_by_the_intent() {
             Event::call("close", &[0], 0, &[]).version(2).on(3),
         ],
     );
-    assert!(!merge.fold().processes().contains_key(&5), "nobody has made it yet");
-    play(&mut merge, [vfork.clone().intended(), Event::call("openat", &[0, 0, 0], 9, &[b"/y\0"]).version(4).on(3)]);
+    assert!(
+        !merge.fold().processes().contains_key(&5),
+        "nobody has made it yet"
+    );
+    play(
+        &mut merge,
+        [
+            vfork.clone().intended(),
+            Event::call("openat", &[0, 0, 0], 9, &[b"/y\0"])
+                .version(4)
+                .on(3),
+        ],
+    );
     assert!(is_open(&merge, 1, 0) && !is_open(&merge, 5, 0) && is_open(&merge, 5, 3));
-    assert_eq!(merge.remains().len(), 1, "the parent's memory, and with it the version, is shared");
-    play(&mut merge, [Event::call("dup", &[3], 7, &[]).version(3).on(2)]);
-    assert!(is_open(&merge, 5, 9) && !is_open(&merge, 1, 9) && is_open(&merge, 1, 7) && !is_open(&merge, 5, 7));
-    play(&mut merge, [Event::other(kind::EXIT, 0, 127).on(3), vfork, Event::call("close", &[3], 0, &[]).version(5)]);
+    assert_eq!(
+        merge.remains().len(),
+        1,
+        "the parent's memory, and with it the version, is shared"
+    );
+    play(
+        &mut merge,
+        [Event::call("dup", &[3], 7, &[]).version(3).on(2)],
+    );
+    assert!(
+        is_open(&merge, 5, 9)
+            && !is_open(&merge, 1, 9)
+            && is_open(&merge, 1, 7)
+            && !is_open(&merge, 5, 7)
+    );
+    play(
+        &mut merge,
+        [
+            Event::other(kind::EXIT, 0, 127).on(3),
+            vfork,
+            Event::call("close", &[3], 0, &[]).version(5),
+        ],
+    );
     assert_eq!(merge.fold().processes()[&5].ended, Some(127));
     assert_eq!((merge.remains(), merge.fold().strays()), (vec![], 0));
 }
@@ -79,7 +138,10 @@ fn a_vfork_child_is_placed_by_the_intent() {
 #[test]
 fn an_image_says_what_it_inherited() {
     let mut merge = container();
-    let list: Vec<u8> = [0u32, 1, 2, 5].iter().flat_map(|fd| fd.to_le_bytes()).collect();
+    let list: Vec<u8> = [0u32, 1, 2, 5]
+        .iter()
+        .flat_map(|fd| fd.to_le_bytes())
+        .collect();
     play(
         &mut merge,
         [
@@ -125,7 +187,10 @@ fn a_killed_child_ends_when_it_is_waited_for() {
         ],
     );
     assert!(merge.fold().processes().contains_key(&2), "only stopped");
-    play(&mut merge, [Event::call("wait4", &[2], 2, &[&[9, 0, 0, 0], &[]])]);
+    play(
+        &mut merge,
+        [Event::call("wait4", &[2], 2, &[&[9, 0, 0, 0], &[]])],
+    );
     assert!(!merge.fold().processes().contains_key(&2));
     play(&mut merge, [Event::call("close", &[0], 0, &[]).on(2)]);
     assert_eq!(merge.fold().strays(), 1, "a late record of the dead");
@@ -146,7 +211,11 @@ fn a_child_waited_for_before_its_log_arrives_is_folded_to_its_end() {
         ],
     );
     assert!(!merge.fold().processes().contains_key(&2));
-    assert!(merge.fold().describe().contains("file \"/shared\" at 50"), "{}", merge.fold().describe());
+    assert!(
+        merge.fold().describe().contains("file \"/shared\" at 50"),
+        "{}",
+        merge.fold().describe()
+    );
 }
 
 #[test]
@@ -172,9 +241,21 @@ fn credentials_limits_and_timers_are_kept() {
     );
     let process = merge.fold().processes()[&1].clone();
     assert_eq!(process.credentials.supplementary, Some(vec![4, 33]));
-    assert_eq!((process.credentials.groups, process.credentials.users), ([Some(33); 3], [None, Some(33), None]));
-    assert_eq!((process.limits[&7], process.options[&38]), ((1024, 4096), 1));
-    assert_eq!((process.interval_timers.len(), process.posix_timers[&9].armed.is_some()), (2, true));
+    assert_eq!(
+        (process.credentials.groups, process.credentials.users),
+        ([Some(33); 3], [None, Some(33), None])
+    );
+    assert_eq!(
+        (process.limits[&7], process.options[&38]),
+        ((1024, 4096), 1)
+    );
+    assert_eq!(
+        (
+            process.interval_timers.len(),
+            process.posix_timers[&9].armed.is_some()
+        ),
+        (2, true)
+    );
     let expired = |signal: u32, code: u32, timer: u32| {
         let mut info = vec![0; 128];
         for (at, field) in [(0, signal), (8, code), (16, timer)] {
@@ -182,8 +263,18 @@ fn credentials_limits_and_timers_are_kept() {
         }
         Event::other(kind::SIGNAL, 0, i64::from(signal)).data(&info)
     };
-    play(&mut merge, [expired(14, 0x80, 0), expired(27, 0x80, 0), expired(34, -2i32 as u32, 9)]);
+    play(
+        &mut merge,
+        [
+            expired(14, 0x80, 0),
+            expired(27, 0x80, 0),
+            expired(34, -2i32 as u32, 9),
+        ],
+    );
     let process = &merge.fold().processes()[&1];
-    assert!(process.interval_timers[&2].expired && !process.interval_timers.contains_key(&0), "one had an interval");
+    assert!(
+        process.interval_timers[&2].expired && !process.interval_timers.contains_key(&0),
+        "one had an interval"
+    );
     assert!(process.posix_timers[&9].armed.is_none());
 }

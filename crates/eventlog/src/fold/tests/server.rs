@@ -19,7 +19,15 @@ fn started() -> Merge {
             Event::call("close", &[3], 0, &[]).version(2),
             Event::call("umask", &[0o077], 0o022, &[]),
             Event::call("chdir", &[0], 0, &[b"/var/lib/redis\0"]),
-            Event::call("prlimit64", &[0, 7], 0, &[&[0x30, 0x27, 0, 0, 0, 0, 0, 0, 0x30, 0x27, 0, 0, 0, 0, 0, 0], &[]]),
+            Event::call(
+                "prlimit64",
+                &[0, 7],
+                0,
+                &[
+                    &[0x30, 0x27, 0, 0, 0, 0, 0, 0, 0x30, 0x27, 0, 0, 0, 0, 0, 0],
+                    &[],
+                ],
+            ),
             Event::call("epoll_create", &[1024], 3, &[]).version(3),
             Event::call("fcntl", &[3, 2, 1], 0, &[]).version(4),
             Event::call("socket", &[2, 1, 6], 4, &[]).version(5),
@@ -32,7 +40,13 @@ fn started() -> Merge {
             Event::call("epoll_ctl", &[3, 1, 4], 0, &[&event(1, 4)]),
             Event::call("epoll_ctl", &[3, 1, 5], 0, &[&event(1, 5)]),
             Event::call("epoll_wait", &[3], 1, &[&event(1, 4)]),
-            Event::call("accept4", &[4, 0, 0, 0x80800], 7, &[&LEN16, &inet(CLIENT, 40000), &LEN16]).version(7),
+            Event::call(
+                "accept4",
+                &[4, 0, 0, 0x80800],
+                7,
+                &[&LEN16, &inet(CLIENT, 40000), &LEN16],
+            )
+            .version(7),
             Event::call("setsockopt", &[7, 6, 1, 0, 4], 0, &[&ONE]),
             Event::call("epoll_ctl", &[3, 1, 7], 0, &[&event(1, 7)]),
             Event::call("accept4", &[4, 0, 0, 0x80800], -11, &[]),
@@ -47,22 +61,59 @@ fn a_redis_start_is_known() {
     let fold = merge.fold();
     assert_eq!(fold.strays(), 0);
     let process = &fold.processes()[&1];
-    assert_eq!((process.umask, &process.cwd[..]), (Some(0o077), &b"/var/lib/redis"[..]));
+    assert_eq!(
+        (process.umask, &process.cwd[..]),
+        (Some(0o077), &b"/var/lib/redis"[..])
+    );
     assert_eq!(process.limits[&7], (10032, 10032));
     let listener = socket(&merge, 1, 4);
-    assert_eq!(listener.state, State::Listening { backlog: 511, accepted: 1 });
+    assert_eq!(
+        listener.state,
+        State::Listening {
+            backlog: 511,
+            accepted: 1
+        }
+    );
     assert_eq!(listener.local, inet([0; 4], 6379));
     assert_eq!(description(&merge, 1, 4).flags, 0o4002);
     assert!(fold.descriptor(1, 3).unwrap().0.cloexec && fold.descriptor(1, 5).unwrap().0.cloexec);
     let client = socket(&merge, 1, 7);
-    assert!(matches!(client.state, State::Accepted { port: 6379, ordinal: 1, .. }));
+    assert!(matches!(
+        client.state,
+        State::Accepted {
+            port: 6379,
+            ordinal: 1,
+            ..
+        }
+    ));
     assert_eq!(client.peer, inet(CLIENT, 40000));
-    assert_eq!(client.options.keys().copied().collect::<Vec<_>>(), [(1, 2), (6, 1)], "inherited, then its own");
-    let Kind::Epoll(interests) = &description(&merge, 1, 3).kind else { panic!("no epoll set") };
-    let watched: Vec<_> = interests.iter().map(|((fd, _), interest)| (*fd, *interest)).collect();
-    let interest = |fd: u64| (fd as i32, Interest { events: 1, data: fd, armed: true });
+    assert_eq!(
+        client.options.keys().copied().collect::<Vec<_>>(),
+        [(1, 2), (6, 1)],
+        "inherited, then its own"
+    );
+    let Kind::Epoll(interests) = &description(&merge, 1, 3).kind else {
+        panic!("no epoll set")
+    };
+    let watched: Vec<_> = interests
+        .iter()
+        .map(|((fd, _), interest)| (*fd, *interest))
+        .collect();
+    let interest = |fd: u64| {
+        (
+            fd as i32,
+            Interest {
+                events: 1,
+                data: fd,
+                armed: true,
+            },
+        )
+    };
     assert_eq!(watched, [interest(4), interest(5), interest(7)]);
-    assert!(fold.describe().contains("accepted 1 on 6379 from 10.0.0.9:40000, read 0, written 0, 2 options"));
+    assert!(
+        fold.describe()
+            .contains("accepted 1 on 6379 from 10.0.0.9:40000, read 0, written 0, 2 options")
+    );
 }
 
 #[test]
@@ -82,24 +133,59 @@ fn bytes_are_counted_and_closes_remembered() {
         ],
     );
     let client = socket(&merge, 1, 9);
-    assert_eq!((client.read, client.written, client.end_read), (40, 12, true), "peeked bytes stay");
+    assert_eq!(
+        (client.read, client.written, client.end_read),
+        (40, 12, true),
+        "peeked bytes stay"
+    );
     assert!(merge.fold().orphans().is_empty() && !is_open(&merge, 1, 7));
-    let Kind::Epoll(interests) = &description(&merge, 1, 3).kind else { panic!("no epoll set") };
-    assert_eq!(interests.len(), 3, "the interest lives as long as the connection, not as its number");
+    let Kind::Epoll(interests) = &description(&merge, 1, 3).kind else {
+        panic!("no epoll set")
+    };
+    assert_eq!(
+        interests.len(),
+        3,
+        "the interest lives as long as the connection, not as its number"
+    );
     play(
         &mut merge,
         [
             Event::call("shutdown", &[9, 1], 0, &[]),
             Event::call("close", &[9], -4, &[]).version(10),
-            Event::call("accept4", &[4, 0, 0, 0x80800], 7, &[&LEN16, &inet(CLIENT, 40000), &LEN16]).version(11),
+            Event::call(
+                "accept4",
+                &[4, 0, 0, 0x80800],
+                7,
+                &[&LEN16, &inet(CLIENT, 40000), &LEN16],
+            )
+            .version(11),
         ],
     );
-    let Kind::Epoll(interests) = &description(&merge, 1, 3).kind else { panic!("no epoll set") };
+    let Kind::Epoll(interests) = &description(&merge, 1, 3).kind else {
+        panic!("no epoll set")
+    };
     assert_eq!(interests.len(), 2);
     let orphan = merge.fold().orphans()[0].clone();
-    assert_eq!((orphan.fd, orphan.close, orphan.socket.written, orphan.socket.shut_write), (9, 1, 12, true));
-    assert!(matches!(socket(&merge, 1, 7).state, State::Accepted { ordinal: 2, .. }), "same peer, second time");
-    assert_eq!((socket(&merge, 1, 7).read, socket(&merge, 1, 7).written), (0, 0));
+    assert_eq!(
+        (
+            orphan.fd,
+            orphan.close,
+            orphan.socket.written,
+            orphan.socket.shut_write
+        ),
+        (9, 1, 12, true)
+    );
+    assert!(
+        matches!(
+            socket(&merge, 1, 7).state,
+            State::Accepted { ordinal: 2, .. }
+        ),
+        "same peer, second time"
+    );
+    assert_eq!(
+        (socket(&merge, 1, 7).read, socket(&merge, 1, 7).written),
+        (0, 0)
+    );
     assert!(merge.forget(orphan.description) && merge.fold().orphans().is_empty());
 }
 
@@ -120,16 +206,27 @@ fn connects_go_on_in_the_background() {
             Event::call("connect", &[3, 0, 16], -115, &[&inet([10, 0, 0, 1], 5432)]),
         ],
     );
-    assert_eq!((socket(&merge, 1, 3).state, description(&merge, 1, 3).flags), (State::Connecting, 0x802));
+    assert_eq!(
+        (socket(&merge, 1, 3).state, description(&merge, 1, 3).flags),
+        (State::Connecting, 0x802)
+    );
     play(
         &mut merge,
         [
-            Event::call("getsockname", &[3], 0, &[&inet([10, 0, 0, 2], 51000), &LEN16]),
+            Event::call(
+                "getsockname",
+                &[3],
+                0,
+                &[&inet([10, 0, 0, 2], 51000), &LEN16],
+            ),
             Event::call("read", &[3], 4, &[b"okay"]),
         ],
     );
     let client = socket(&merge, 1, 3);
-    assert_eq!((client.state, client.local.clone(), client.read), (State::Connected, inet([10, 0, 0, 2], 51000), 4));
+    assert_eq!(
+        (client.state, client.local.clone(), client.read),
+        (State::Connected, inet([10, 0, 0, 2], 51000), 4)
+    );
 }
 
 #[test]
@@ -137,16 +234,48 @@ fn oneshot_interests_rest_until_set_again() {
     let mut merge = started();
     let oneshot = 1 | 1 << 30;
     let armed = |merge: &Merge| match &description(merge, 1, 3).kind {
-        Kind::Epoll(interests) => interests.iter().find(|((fd, _), _)| *fd == 7).unwrap().1.armed,
+        Kind::Epoll(interests) => {
+            interests
+                .iter()
+                .find(|((fd, _), _)| *fd == 7)
+                .unwrap()
+                .1
+                .armed
+        }
         other => panic!("{other:?}"),
     };
-    play(&mut merge, [Event::call("epoll_ctl", &[3, 3, 7], 0, &[&event(oneshot, 70)])]);
+    play(
+        &mut merge,
+        [Event::call(
+            "epoll_ctl",
+            &[3, 3, 7],
+            0,
+            &[&event(oneshot, 70)],
+        )],
+    );
     assert!(armed(&merge));
-    play(&mut merge, [Event::call("epoll_wait", &[3], 1, &[&event(1, 70)])]);
+    play(
+        &mut merge,
+        [Event::call("epoll_wait", &[3], 1, &[&event(1, 70)])],
+    );
     assert!(!armed(&merge));
-    play(&mut merge, [Event::call("epoll_ctl", &[3, 3, 7], 0, &[&event(oneshot, 70)])]);
+    play(
+        &mut merge,
+        [Event::call(
+            "epoll_ctl",
+            &[3, 3, 7],
+            0,
+            &[&event(oneshot, 70)],
+        )],
+    );
     assert!(armed(&merge));
-    play(&mut merge, [Event::call("epoll_ctl", &[3, 2, 7], 0, &[&[]]), Event::call("close", &[7], 0, &[]).version(8)]);
+    play(
+        &mut merge,
+        [
+            Event::call("epoll_ctl", &[3, 2, 7], 0, &[&[]]),
+            Event::call("close", &[7], 0, &[]).version(8),
+        ],
+    );
     assert_eq!(merge.fold().strays(), 0);
 }
 
@@ -156,17 +285,39 @@ fn pipes_hold_what_was_not_read() {
     play(
         &mut merge,
         [
-            Event::call("write", &[6], 6, &[]).data(b"abcdef").intended(),
+            Event::call("write", &[6], 6, &[])
+                .data(b"abcdef")
+                .intended(),
             Event::call("write", &[6], 4, &[]),
             Event::call("read", &[5], 3, &[b"abc"]),
         ],
     );
-    assert_eq!(unread(&merge, 1, 5), b"d", "the intent has the bytes, the result says how many of them");
-    play(&mut merge, [Event::call("write", &[6], 3, &[]).data(b"xyz").intended()]);
+    assert_eq!(
+        unread(&merge, 1, 5),
+        b"d",
+        "the intent has the bytes, the result says how many of them"
+    );
+    play(
+        &mut merge,
+        [Event::call("write", &[6], 3, &[]).data(b"xyz").intended()],
+    );
     assert_eq!(unread(&merge, 1, 5), b"d");
     let (_, stream) = merge.fold().streams().next().unwrap();
-    assert_eq!(stream.intent.as_ref().map(|intent| (intent.nr, intent.arg0)), Some((1, 6)), "unsettled");
-    play(&mut merge, [Event::call("close", &[5], 0, &[]).version(8), Event::call("close", &[6], 0, &[]).version(9)]);
+    assert_eq!(
+        stream
+            .intent
+            .as_ref()
+            .map(|intent| (intent.nr, intent.arg0)),
+        Some((1, 6)),
+        "unsettled"
+    );
+    play(
+        &mut merge,
+        [
+            Event::call("close", &[5], 0, &[]).version(8),
+            Event::call("close", &[6], 0, &[]).version(9),
+        ],
+    );
     assert!(merge.fold().describe().contains("0 channels"));
 }
 
@@ -182,15 +333,33 @@ fn eventfds_count() {
             Event::call("write", &[3], 8, &[]).data(&2u64.to_le_bytes()),
         ],
     );
-    assert!(merge.fold().describe().contains("eventfd at 2"), "{}", merge.fold().describe());
+    assert!(
+        merge.fold().describe().contains("eventfd at 2"),
+        "{}",
+        merge.fold().describe()
+    );
 }
 
 #[test]
 fn unix_connections_meet_and_pass_descriptors() {
     let mut merge = started();
     let path = [&[1, 0][..], b"/run/s\0"].concat();
-    let rights = [&20u64.to_le_bytes()[..], &ONE, &ONE, &7u32.to_le_bytes(), &[0; 4]].concat();
-    let got = [&20u64.to_le_bytes()[..], &ONE, &ONE, &13u32.to_le_bytes(), &[0; 4]].concat();
+    let rights = [
+        &20u64.to_le_bytes()[..],
+        &ONE,
+        &ONE,
+        &7u32.to_le_bytes(),
+        &[0; 4],
+    ]
+    .concat();
+    let got = [
+        &20u64.to_le_bytes()[..],
+        &ONE,
+        &ONE,
+        &13u32.to_le_bytes(),
+        &[0; 4],
+    ]
+    .concat();
     let part = |bytes: &[u8]| [&(bytes.len() as u32).to_le_bytes()[..], bytes].concat();
     play(
         &mut merge,
@@ -208,11 +377,29 @@ fn unix_connections_meet_and_pass_descriptors() {
     );
     assert_eq!(unread(&merge, 1, 12), b"hi", "written before accept");
     assert!(merge.fold().orphans().is_empty(), "in flight");
-    let received = [part(b""), part(&got), part(&0x4000_0000u32.to_le_bytes()), part(b"hi")].concat();
-    play(&mut merge, [Event::call("recvmsg", &[12], 2, &[]).data(&received).version(10)]);
-    assert_eq!(socket(&merge, 1, 13).peer, inet(CLIENT, 40000), "the connection under its new number");
+    let received = [
+        part(b""),
+        part(&got),
+        part(&0x4000_0000u32.to_le_bytes()),
+        part(b"hi"),
+    ]
+    .concat();
+    play(
+        &mut merge,
+        [Event::call("recvmsg", &[12], 2, &[])
+            .data(&received)
+            .version(10)],
+    );
+    assert_eq!(
+        socket(&merge, 1, 13).peer,
+        inet(CLIENT, 40000),
+        "the connection under its new number"
+    );
     assert!(merge.fold().descriptor(1, 13).unwrap().0.cloexec && unread(&merge, 1, 12).is_empty());
-    play(&mut merge, [Event::call("close", &[13], 0, &[]).version(11)]);
+    play(
+        &mut merge,
+        [Event::call("close", &[13], 0, &[]).version(11)],
+    );
     assert_eq!(merge.fold().orphans().len(), 1);
     assert_eq!(merge.fold().strays(), 0);
 }
@@ -234,10 +421,24 @@ fn files_keep_offsets_and_follow_their_names() {
         Kind::File(file) => file.clone(),
         other => panic!("{other:?}"),
     };
-    assert_eq!((file(&merge).offset, &file(&merge).path[..]), (49, &b"/var/lib/redis/dump.rdb"[..]));
-    play(&mut merge, [Event::call("unlink", &[0], 0, &[b"/var/lib/redis/dump.rdb\0"])]);
+    assert_eq!(
+        (file(&merge).offset, &file(&merge).path[..]),
+        (49, &b"/var/lib/redis/dump.rdb"[..])
+    );
+    play(
+        &mut merge,
+        [Event::call(
+            "unlink",
+            &[0],
+            0,
+            &[b"/var/lib/redis/dump.rdb\0"],
+        )],
+    );
     assert!(file(&merge).unlinked);
     let sendfile = Event::call("sendfile", &[7, 20, 0, 30], 30, &[&[], &[]]);
     play(&mut merge, [sendfile]);
-    assert_eq!((file(&merge).offset, socket(&merge, 1, 7).written), (79, 30));
+    assert_eq!(
+        (file(&merge).offset, socket(&merge, 1, 7).written),
+        (79, 30)
+    );
 }

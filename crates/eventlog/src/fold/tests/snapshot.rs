@@ -16,18 +16,31 @@ fn any_event() -> impl Strategy<Value = Event> {
             1 => Event::call("socket", &[2 - (a & 1), 1, 0], fd, &[]).version(version),
             2 => Event::call("bind", &[a], 0, &[&inet([0; 4], 80)]),
             3 => Event::call("listen", &[a, b], 0, &[]),
-            4 | 5 => Event::call("accept4", &[a, 0, 0, 0x800], fd, &[&LEN16, &inet([1; 4], b as u16), &LEN16]).version(version),
+            4 | 5 => Event::call(
+                "accept4",
+                &[a, 0, 0, 0x800],
+                fd,
+                &[&LEN16, &inet([1; 4], b as u16), &LEN16],
+            )
+            .version(version),
             6 | 7 => Event::call("close", &[a], 0, &[]).version(version),
             8 => Event::call("dup2", &[a, b], fd, &[]).version(version),
             9 => Event::call("pipe2", &[0, 0x800], 0, &[&pair(a as u32, b as u32 + 3)]),
             10 => Event::call("write", &[a], fd, &[]).data(&long(b as usize)),
-            11 => Event::call("write", &[a], 0, &[]).data(&long(b as usize)).intended(),
+            11 => Event::call("write", &[a], 0, &[])
+                .data(&long(b as usize))
+                .intended(),
             12 => Event::call("read", &[a], fd, &[&long(b as usize)]),
             13 => Event::other(kind::OUTPUT, a as u32, fd),
             14 => Event::call("epoll_create1", &[0], fd, &[]).version(version),
             15 | 16 => Event::call("epoll_ctl", &[a, 1 + b % 3, b], 0, &[&small]),
             17 => Event::call("epoll_wait", &[a], 1, &[&small]),
-            18 => Event::call("socketpair", &[1, 1 + (a & 1), 0], 0, &[&pair(a as u32, b as u32)]),
+            18 => Event::call(
+                "socketpair",
+                &[1, 1 + (a & 1), 0],
+                0,
+                &[&pair(a as u32, b as u32)],
+            ),
             19 => Event::call("connect", &[a], 0, &[&[&[1, 0][..], b"/run/x\0"].concat()]),
             20 => Event::clone("fork", 20 + fd, 2 + (a as u32 & 1), 0x100 * (a >> 3)),
             21 => Event::other(kind::BIRTH, 0, 20 + fd),
@@ -98,8 +111,17 @@ proptest! {
 #[test]
 fn a_snapshot_says_what_is_wrong_with_it() {
     let bytes = container().snapshot().unwrap();
-    assert!(matches!(Merge::restore(b"not one at all"), Err(SnapshotError::Magic { .. })));
-    assert!(matches!(Merge::restore(&bytes[..bytes.len() - 1]), Err(SnapshotError::Truncated { .. })));
+    assert!(matches!(
+        Merge::restore(b"not one at all"),
+        Err(SnapshotError::Magic { .. })
+    ));
+    assert!(matches!(
+        Merge::restore(&bytes[..bytes.len() - 1]),
+        Err(SnapshotError::Truncated { .. })
+    ));
     let twice = [&bytes[..], &bytes[8..]].concat();
-    assert!(matches!(Merge::restore(&twice), Err(SnapshotError::Sections { .. })));
+    assert!(matches!(
+        Merge::restore(&twice),
+        Err(SnapshotError::Sections { .. })
+    ));
 }

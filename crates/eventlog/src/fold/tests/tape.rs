@@ -33,18 +33,40 @@ impl Event {
             payload.extend_from_slice(buffer);
         }
         let arg0 = args.first().map_or(0, |arg| *arg as u32);
-        let header = Header { kind: row.nr, result, arg0, ticks: 3, ..Header::default() };
-        Self { stream: 1, header, payload }.sized()
+        let header = Header {
+            kind: row.nr,
+            result,
+            arg0,
+            ticks: 3,
+            ..Header::default()
+        };
+        Self {
+            stream: 1,
+            header,
+            payload,
+        }
+        .sized()
     }
 
     /// A clone and its like.
     pub(super) fn clone(name: &str, result: i64, stream: StreamId, flags: u64) -> Self {
-        Self::call(name, &[], result, &[]).data(&stream.to_le_bytes()).data(&flags.to_le_bytes())
+        Self::call(name, &[], result, &[])
+            .data(&stream.to_le_bytes())
+            .data(&flags.to_le_bytes())
     }
 
     /// An event that is no call.
     pub(super) fn other(kind: u16, arg0: u32, result: i64) -> Self {
-        Self { stream: 1, header: Header { kind, arg0, result, ..Header::default() }, payload: Vec::new() }
+        Self {
+            stream: 1,
+            header: Header {
+                kind,
+                arg0,
+                result,
+                ..Header::default()
+            },
+            payload: Vec::new(),
+        }
     }
 
     /// The same call as an intent.
@@ -76,7 +98,13 @@ impl Event {
     }
 
     pub(super) fn feed(&self, to: &mut Merge) -> Result<(), FoldError> {
-        to.feed(self.stream, &Record { header: self.header, payload: &self.payload })
+        to.feed(
+            self.stream,
+            &Record {
+                header: self.header,
+                payload: &self.payload,
+            },
+        )
     }
 }
 
@@ -95,7 +123,11 @@ pub(super) fn play(merge: &mut Merge, events: impl IntoIterator<Item = Event>) {
 }
 
 pub(super) fn description(merge: &Merge, pid: Pid, fd: i32) -> &Description {
-    merge.fold().descriptor(pid, fd).unwrap_or_else(|| panic!("{fd} is closed\n{}", merge.fold().describe())).1
+    merge
+        .fold()
+        .descriptor(pid, fd)
+        .unwrap_or_else(|| panic!("{fd} is closed\n{}", merge.fold().describe()))
+        .1
 }
 
 pub(super) fn socket(merge: &Merge, pid: Pid, fd: i32) -> &Socket {
@@ -116,7 +148,15 @@ pub(super) fn unread(merge: &Merge, pid: Pid, fd: i32) -> Vec<u8> {
         Kind::Socket(socket) => socket.channels.unwrap().0,
         other => panic!("{fd} is {other:?}"),
     };
-    merge.fold().channel(id).unwrap().unread.iter().flatten().copied().collect()
+    merge
+        .fold()
+        .channel(id)
+        .unwrap()
+        .unread
+        .iter()
+        .flatten()
+        .copied()
+        .collect()
 }
 
 /// An IPv4 socket address.

@@ -3,7 +3,7 @@
 //! In replay a descriptor is real only where its file can be mapped: regular files and memory files are
 //! opened for real, at the logged numbers. All others exist in the log alone.
 
-use guest::abi::{ARENA_FD, REPLAY_STDERR_FD, REPLAY_STDOUT_FD, ThreadBlock};
+use guest::abi::{ARENA_FD, ROOM_FD, REPLAY_STDERR_FD, REPLAY_STDOUT_FD, ThreadBlock};
 use sysabi::Syscall;
 
 use crate::dispatch::{self, fed, record};
@@ -12,6 +12,7 @@ use crate::log::{self, Mode};
 use crate::order::{self, DESCRIPTORS};
 use crate::raw::{self, nr};
 use crate::shapes::Shape;
+use crate::connections;
 use crate::tables::{self, Kind};
 
 const O_CREAT: u64 = 0o100;
@@ -101,7 +102,9 @@ fn close_raw(fd: u64) {
 /// Descriptors that are the guest's: the application does not know them.
 fn is_own(fd: u64) -> bool {
     let fd = fd as u32 as i32;
-    fd == ARENA_FD || (log::now() == Mode::Replay && (fd == REPLAY_STDOUT_FD || fd == REPLAY_STDERR_FD))
+    fd == ARENA_FD
+        || (fd == ROOM_FD && connections::owned())
+        || (log::now() == Mode::Replay && (fd == REPLAY_STDOUT_FD || fd == REPLAY_STDERR_FD))
 }
 
 /// `close`.
@@ -111,7 +114,14 @@ pub(crate) fn close(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 
         return -raw::EBADF;
     }
     let before = tables::of(t).kind(fd);
+    let connection = connections::index_of(before);
+    if let Some(index) = connection {
+        connections::await_adoption(index);
+    }
     let result = fed(t, regs, row);
+    if let Some(index) = connection.filter(|_| result != -raw::EBADF) {
+        connections::release(index);
+    }
     if before == Kind::File && log::now() == Mode::Replay {
         close_raw(fd);
     }
@@ -135,6 +145,9 @@ pub(crate) fn duplicate(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> 
         return -raw::EBUSY;
     }
     let kind = tables::of(t).kind(fd);
+    if copies && let Some(index) = connections::index_of(tables::of(t).kind(second)).filter(|_| matches!(row.nr, 33 | 292)) {
+        connections::await_adoption(index);
+    }
     let result = fed(t, regs, row);
     if result < 0 || !copies {
         return result;
@@ -147,6 +160,13 @@ pub(crate) fn duplicate(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> 
         } else if real {
             close_raw(made);
         }
+    }
+    let replaced = connections::index_of(tables::of(t).kind(made)).filter(|_| made != fd);
+    if let Some(index) = connections::index_of(kind).filter(|_| made != fd) {
+        connections::retain(index);
+    }
+    if let Some(index) = replaced {
+        connections::release(index);
     }
     tables::of(t).set_kind(made, kind);
     result
@@ -182,6 +202,9 @@ pub(crate) fn close_range(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -
     if result == 0 && flags & CLOSE_RANGE_CLOEXEC == 0 {
         let set = tables::of(t);
         for fd in first..=last.min(set.end()) {
+            if let Some(index) = connections::index_of(set.kind(fd)) {
+                connections::release(index);
+            }
             set.set_kind(fd, Kind::Closed);
         }
     }

@@ -9,7 +9,7 @@ use sysabi::{Arg, Len, Syscall};
 use crate::dispatch::{fed, perform};
 use crate::entry::Regs;
 use crate::log::{self, Mode};
-use crate::order;
+use crate::{connections, order};
 use crate::raw::{self, nr};
 use crate::shapes::{Run, Shape};
 use crate::tables::{self, Kind};
@@ -18,8 +18,12 @@ use crate::thread::control;
 /// Class `Suppressed`.
 pub(crate) fn suppressed(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
     let mut args = regs.args();
-    let Some(data) = data_of(row, &args) else { return fed(t, regs, row) };
+    let Some(data) = data_of(row, &args) else { return between_descriptors(t, regs, row, args) };
     let target = tables::of(t).kind(regs.rdi);
+    if let Some(index) = connections::index_of(target) {
+        let Some(shape) = Shape::of(row, args) else { return -raw::EINVAL };
+        return connections::write(t, &shape, data, index, dont_wait(row, &args));
+    }
     let keeps_data = matches!(target, Kind::File | Kind::Internal);
     let data = if keeps_data { shorten(row, &mut args, data) } else { data };
     let Some(shape) = Shape::of(row, args) else { return -raw::EINVAL };
@@ -43,6 +47,32 @@ pub(crate) fn suppressed(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) ->
         log_output(t, &shape, result, written(data, result), target, stamp);
     }
     result
+}
+
+/// Calls that move bytes from one descriptor to another: sendfile, splice, tee, copy_file_range.
+fn between_descriptors(t: &ThreadBlock, regs: &Regs, row: &'static Syscall, args: [u64; 6]) -> i64 {
+    const SENDFILE: u16 = 40;
+    let set = tables::of(t);
+    let to = if row.nr == SENDFILE { set.kind(args[0]) } else { set.kind(args[2]) };
+    match (connections::index_of(to), row.nr) {
+        (Some(index), SENDFILE) => match Shape::of(row, args) {
+            Some(shape) => connections::send_file(t, &shape, index),
+            None => -raw::EINVAL,
+        },
+        // The others say EINVAL where they cannot, and their callers then copy.
+        (Some(_), _) => -raw::EINVAL,
+        (None, _) => fed(t, regs, row),
+    }
+}
+
+fn dont_wait(row: &Syscall, args: &[u64; 6]) -> bool {
+    const MSG_DONTWAIT: u64 = 0x40;
+    match row.nr {
+        // sendto, sendmsg
+        44 => args[3] & MSG_DONTWAIT != 0,
+        46 => args[2] & MSG_DONTWAIT != 0,
+        _ => false,
+    }
 }
 
 /// The bytes a call writes, if the row says where they are.

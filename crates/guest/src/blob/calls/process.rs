@@ -12,7 +12,7 @@ use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::shapes::Shape;
 use crate::thread::{self, control, slot_of};
-use crate::{init, order, ring, signals, tables, user};
+use crate::{connections, init, order, ring, signals, tables, user};
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_FILES: u64 = 0x400;
@@ -130,8 +130,14 @@ fn spawn(t: &ThreadBlock, regs: &Regs, mut wanted: Wanted, replayed: Option<(u32
     let forks = !wanted.has(CLONE_VM);
     let locks = forks.then(|| (order::lock(t, &order::MEMORY), order::lock(t, &order::DESCRIPTORS)));
     ring.state.store(slot::LIVE, Release);
+    if !wanted.has(CLONE_FILES) {
+        connections::retain_all(tables::of(t));
+    }
     let result = make(&mut wanted, block, replayed.map(|(_, tid)| tid));
     drop(locks);
+    if result < 0 && !wanted.has(CLONE_FILES) {
+        connections::release_all(tables::of(t));
+    }
     if result < 0 {
         ring.state.store(slot::FREE, Release);
     }
@@ -267,8 +273,12 @@ fn ask(word: &core::sync::atomic::AtomicU32, question: u32, answer: u32) {
     const LOOK_AGAIN_NS: u64 = 2_000_000;
     word.store(question, SeqCst);
     ring::wake_drainer();
-    while word.load(Acquire) != answer {
-        raw::futex_wait_for(word, question, LOOK_AGAIN_NS);
+    loop {
+        let now = word.load(Acquire);
+        if now == answer {
+            return;
+        }
+        raw::futex_wait_for(word, now, LOOK_AGAIN_NS);
     }
 }
 
@@ -287,6 +297,9 @@ pub(crate) fn exit_group(t: &ThreadBlock, status: u64) -> i64 {
 }
 
 fn leave(t: &ThreadBlock, status: u64, group: u32) {
+    if group != 0 {
+        connections::release_all(tables::of(t));
+    }
     match log::now() {
         Mode::Record => {
             let header = Header { kind: kind::EXIT, result: status.cast_signed(), arg0: group, ..Header::default() };

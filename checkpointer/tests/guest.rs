@@ -1,0 +1,147 @@
+//! Threads that are inside the guest when a pause begins: the cut falls where their logs are whole.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on shall panic")]
+
+mod common;
+
+use std::mem::offset_of;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use checkpointer::{CheckpointError, Checkpointer, Guest, ImageStore, Settings};
+use common::{Target, compile_source, directory, wait_until};
+use eventlog::image::{decode, encode};
+use guest::abi::ThreadBlock;
+use sys::process::RealTime;
+
+const EFFECTS: usize = 0;
+const RECORDS: usize = 2;
+const HELD: usize = 4;
+const REDO: usize = 6;
+const DISPATCHED: usize = 7;
+const BLOCKED: usize = 8;
+/// Words of registers in the image.
+const RIP: usize = 16;
+
+/// Where the words of a thread block lie.
+const OFFSETS: [(&str, usize); 5] = [
+    ("THIS", offset_of!(ThreadBlock, this)),
+    ("HOOK_SP", offset_of!(ThreadBlock, hook_sp)),
+    ("HOOK_TOP", offset_of!(ThreadBlock, hook_top)),
+    ("STOP", offset_of!(ThreadBlock, stop)),
+    ("WHY", offset_of!(ThreadBlock, why)),
+];
+
+fn board(path: &Path) -> [u64; 9] {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    std::array::from_fn(|index| {
+        bytes
+            .get(index * 8..index * 8 + 8)
+            .map_or(0, |word| u64::from_le_bytes(word.try_into().unwrap()))
+    })
+}
+
+#[test]
+fn no_cut_falls_between_an_effect_and_its_record() {
+    let directory = directory();
+    let path = directory.path().join("board");
+    let program = compile_source("guest", directory.path(), &OFFSETS);
+    let mut target = Target(Command::new(program).arg(&path).spawn().unwrap());
+    wait_until("all threads start", || {
+        let now = board(&path);
+        now[RECORDS] > 0 && now[RECORDS + 1] > 0 && now[DISPATCHED] > 0 && now[BLOCKED] > 0
+    });
+    let guest = Some(Guest {
+        redo: board(&path)[REDO],
+    });
+    // The processors may be busy: what is tested is where the cut falls, not how soon.
+    let settings = Settings {
+        guest,
+        settle: Duration::from_millis(5),
+        ..Settings::default()
+    };
+    let _priority = RealTime::enter(2).unwrap();
+    let mut checkpointer = Checkpointer::attach(target.pid(), settings).unwrap();
+    let mut store = ImageStore::new();
+    let (mut taken, mut late) = (0, 0);
+    while taken < 200 {
+        let before = board(&path);
+        let mut at_cut = before;
+        match checkpointer.checkpoint(&mut |_| at_cut = board(&path)) {
+            Err(CheckpointError::Unsettled { .. }) => late += 1,
+            other => {
+                let (capture, _) = other.unwrap();
+                assert_eq!(
+                    at_cut[EFFECTS..RECORDS],
+                    at_cut[RECORDS..HELD],
+                    "the cut is torn"
+                );
+                store
+                    .apply(&decode(&encode(&capture.image())).unwrap())
+                    .unwrap();
+                checkpointer.recycle(capture);
+                let blocked = store
+                    .threads()
+                    .iter()
+                    .find(|thread| u64::from(thread.tid) == at_cut[BLOCKED])
+                    .unwrap();
+                assert_eq!(blocked.registers[RIP], at_cut[REDO]);
+                let dispatching = store
+                    .threads()
+                    .iter()
+                    .filter(|thread| thread.dispatch[0] == 1)
+                    .count();
+                assert_eq!(dispatching, 1);
+                taken += 1;
+            }
+        }
+        wait_until("the threads go on", || {
+            assert!(target.0.try_wait().unwrap().is_none(), "the target ended");
+            let now = board(&path);
+            [EFFECTS, EFFECTS + 1, DISPATCHED]
+                .iter()
+                .all(|&word| now[word] > before[word])
+        });
+    }
+    let held = board(&path)[HELD] + board(&path)[HELD + 1];
+    println!("200 cuts, {late} given up, {held} threads held at the hook's exit");
+    assert!(
+        held > 20,
+        "threads were held only {held} times: nothing was tested"
+    );
+    assert!(late < 100, "{late} pauses were given up");
+}
+
+#[test]
+fn a_pause_is_given_up_when_a_thread_stays_in_the_guest() {
+    let directory = directory();
+    let path = directory.path().join("board");
+    let program = compile_source("guest", directory.path(), &OFFSETS);
+    let mut target = Target(Command::new(program).arg(&path).spawn().unwrap());
+    wait_until("all threads start", || {
+        board(&path)[RECORDS] > 0 && board(&path)[DISPATCHED] > 0
+    });
+    let guest = Some(Guest { redo: 0 });
+    let settings = Settings {
+        guest,
+        settle: Duration::ZERO,
+        ..Settings::default()
+    };
+    let mut checkpointer = Checkpointer::attach(target.pid(), settings).unwrap();
+    let mut given_up = 0;
+    for _ in 0..50 {
+        let before = board(&path);
+        match checkpointer.checkpoint(&mut |_| {}) {
+            Err(CheckpointError::Unsettled { .. }) => given_up += 1,
+            other => checkpointer.recycle(other.unwrap().0),
+        }
+        wait_until("the threads go on", || {
+            assert!(target.0.try_wait().unwrap().is_none(), "the target ended");
+            let now = board(&path);
+            [EFFECTS, EFFECTS + 1, DISPATCHED]
+                .iter()
+                .all(|&word| now[word] > before[word])
+        });
+    }
+    assert!(given_up > 0, "no pause was ever given up");
+}

@@ -1,0 +1,117 @@
+//! A takeover under way: what it may read, when it may go live, and what happens if it does not.
+
+use std::sync::{Arc, PoisonError};
+
+use stream::Nanos;
+
+use super::{Guard, locked, send_due};
+use crate::arbiter::{GoLiveError, Phase};
+use crate::generation::GenerationError;
+use crate::store::Image;
+
+/// A takeover under way. Dropped without going live, it is called off: the primary, if it still answers,
+/// gets its lease and its acknowledgements again.
+#[derive(Debug)]
+pub struct Attempt<I: Image> {
+    guard: Arc<Guard<I>>,
+    generation: u64,
+    done: bool,
+}
+
+/// Why an attempt cannot go live.
+#[derive(Debug, thiserror::Error)]
+pub enum LiveError {
+    /// The arbiter forbids it.
+    #[error(transparent)]
+    Arbiter(#[from] GoLiveError),
+    /// It could not be written down, so that a restart of the backup might let the old primary speak.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
+}
+
+impl<I: Image> Attempt<I> {
+    /// The takeover that the guard's arbiter has just begun.
+    pub(super) fn new(guard: Arc<Guard<I>>, generation: u64) -> Self {
+        Self {
+            guard,
+            generation,
+            done: false,
+        }
+    }
+
+    /// The generation that the container will go live under.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The container.
+    #[must_use]
+    pub fn guard(&self) -> &Arc<Guard<I>> {
+        &self.guard
+    }
+
+    /// From when on the container may go live.
+    #[must_use]
+    pub fn clear_at(&self) -> Nanos {
+        locked(&self.guard.watch).arbiter.clear_at()
+    }
+
+    /// Waits until the last promise to the primary has ended: the fence.
+    pub fn wait_until_clear(&self) {
+        let mut watch = locked(&self.guard.watch);
+        loop {
+            let left = watch.arbiter.clear_at().since(Nanos::now());
+            if left.is_zero() {
+                return;
+            }
+            let waited = self.guard.watch_moved.wait_timeout(watch, left);
+            watch = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The container goes live; every older generation is refused for good. Answers the generation.
+    ///
+    /// # Errors
+    /// [`LiveError`], with the attempt, which may be tried again or dropped.
+    pub fn go_live(mut self) -> Result<u64, (Self, LiveError)> {
+        match self.try_live() {
+            Ok(generation) => {
+                self.done = true;
+                Ok(generation)
+            }
+            Err(e) => Err((self, e)),
+        }
+    }
+
+    fn try_live(&self) -> Result<u64, LiveError> {
+        let mut watch = locked(&self.guard.watch);
+        let watch = &mut *watch;
+        let now = Nanos::now();
+        // On disk first: between the two, a crash leaves both copies mute, not both alive.
+        if now >= watch.arbiter.clear_at()
+            && watch.arbiter.phase() == Phase::TakingOver
+            && let Some(file) = &mut watch.generation_file
+        {
+            file.set(self.generation)?;
+        }
+        Ok(watch.arbiter.go_live(now)?)
+    }
+}
+
+impl<I: Image> Drop for Attempt<I> {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        let due = {
+            let mut watch = locked(&self.guard.watch);
+            watch.arbiter.revoke();
+            watch.detector.rearm(Nanos::now());
+            watch.reported = false;
+            watch.due()
+        };
+        // A log connection that fails is noticed, and reported, by the thread that reads it.
+        let _ = send_due(due);
+    }
+}
