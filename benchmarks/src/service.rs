@@ -8,7 +8,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -88,7 +88,7 @@ impl Service {
         )?;
         let words: Vec<&str> = server.iter().skip(1).map(String::as_str).collect();
         let process = service.start(primary, &service.command.clone(), &words, "server")?;
-        service.listening(bed.host("client")?, service.address, process)?;
+        service.listening(bed.host("client")?, service.address, "server", process)?;
         Ok(service)
     }
 
@@ -111,11 +111,13 @@ impl Service {
         )?;
         let understudy = protection.understudy.display().to_string();
         let keys = directory.join("keys").display().to_string();
-        let status = Command::new(&understudy).args(["keygen", &keys]).status();
-        let status = status.with_context(|| format!("{understudy} could not be started"))?;
+        let made = Command::new(&understudy).args(["keygen", &keys]).output();
+        let made = made.with_context(|| format!("{understudy} could not be started"))?;
+        let said = String::from_utf8_lossy(&made.stderr);
         ensure!(
-            status.success(),
-            "understudy keygen {keys} ended with {status}"
+            made.status.success(),
+            "understudy keygen {keys} failed: {}",
+            said.trim()
         );
 
         let (primary, backup) = (bed.host("primary")?, bed.host("backup")?);
@@ -129,7 +131,7 @@ impl Service {
         ];
         let mut process = service.start(backup, &understudy, &words, "backup")?;
         service.watch_for_takeover(&mut process);
-        service.listening(primary, listen, process)?;
+        service.listening(primary, listen, "backup", process)?;
 
         let ip = format!("{}/{PREFIX}", service.address.ip());
         let mut words = vec![
@@ -139,7 +141,7 @@ impl Service {
         words.push("--");
         words.extend(server.iter().map(String::as_str));
         let process = service.start(primary, &understudy, &words, "run")?;
-        service.listening(bed.host("client")?, service.address, process)?;
+        service.listening(bed.host("client")?, service.address, "run", process)?;
         Ok(service)
     }
 
@@ -178,7 +180,7 @@ impl Service {
             &words,
             "run",
         )?;
-        service.listening(bed.host("client")?, service.address, process)?;
+        service.listening(bed.host("client")?, service.address, "run", process)?;
         Ok(service)
     }
 
@@ -201,7 +203,7 @@ impl Service {
 
     /// Starts a program; what it says goes to a file, but what the backup prints can be taken.
     fn start(&self, host: &Host, program: &str, words: &[&str], name: &str) -> Result<Process> {
-        let path = self.directory.join(format!("{name}.log"));
+        let path = self.log(name);
         let log =
             File::create(&path).with_context(|| format!("{} could not be made", path.display()))?;
         let output = if name == "backup" {
@@ -213,17 +215,28 @@ impl Service {
     }
 
     /// Keeps a process, once it listens.
-    fn listening(&mut self, seen_from: &Host, at: SocketAddr, mut process: Process) -> Result<()> {
-        let waited = seen_from.wait_for_listener(at, &mut process, PATIENCE);
-        waited.with_context(|| {
-            format!(
-                "{} did not start (see {})",
-                self.command,
-                self.directory.display()
-            )
-        })?;
+    fn listening(
+        &mut self,
+        seen_from: &Host,
+        at: SocketAddr,
+        name: &str,
+        mut process: Process,
+    ) -> Result<()> {
+        if let Err(e) = seen_from.wait_for_listener(at, &mut process, PATIENCE) {
+            let said = fs::read_to_string(self.log(name)).unwrap_or_default();
+            let last = said.lines().rev().take(3).collect::<Vec<_>>();
+            bail!(
+                "{e:#}; its last words: {}",
+                last.into_iter().rev().collect::<Vec<_>>().join("; ")
+            );
+        }
         self.processes.insert(0, process);
         Ok(())
+    }
+
+    /// Where a program's words go.
+    fn log(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.log"))
     }
 
     /// Takes down the line that the backup prints when it has taken over.

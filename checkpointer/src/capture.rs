@@ -19,6 +19,9 @@ const PAGE: usize = 4096;
 const LONG: usize = 64 * PAGE;
 /// New pages up to this number are left to the pause.
 const FEW: usize = 64;
+/// Buffers kept for the pause, and for live rounds.
+const READY: usize = 4;
+const SPARE: usize = 8;
 /// Bytes of one piece of copied memory, so that buffers can be used again.
 const CHUNK: usize = 8 << 20;
 
@@ -117,6 +120,9 @@ pub(crate) struct Copier {
     skip: Vec<Range>,
     items: Vec<Item>,
     spare: Vec<Vec<u8>>,
+    /// Large buffers whose memory is there: a pause must not wait for page faults of our own.
+    ready: Vec<Vec<u8>>,
+    stopped: bool,
     written: Vec<Range>,
     strangers: Vec<Mapping>,
     from_nothing: bool,
@@ -125,8 +131,7 @@ pub(crate) struct Copier {
 impl Copier {
     pub(crate) fn new(pid: pid_t, uffd: Uffd, skip: Vec<Range>) -> io::Result<Self> {
         let (pagemap, mem) = (Pagemap::open(pid)?, Mem::open(pid)?);
-        // The pause must find a buffer whose memory is there.
-        let spare = vec![vec![1; CHUNK]];
+        let ready = vec![vec![1; CHUNK]; READY];
         Ok(Self {
             pid,
             uffd,
@@ -134,7 +139,9 @@ impl Copier {
             mem,
             skip,
             items: Vec::new(),
-            spare,
+            spare: Vec::new(),
+            ready,
+            stopped: false,
             written: Vec::new(),
             strangers: Vec::new(),
             from_nothing: true,
@@ -158,10 +165,13 @@ impl Copier {
     /// Keeps buffers for the next time.
     pub(crate) fn recycle(&mut self, items: Vec<Item>) {
         for item in items {
-            if let Item::Pages(pages) = item
-                && self.spare.len() < 8
-            {
-                self.spare.push(pages.bytes);
+            let Item::Pages(Pages { bytes, .. }) = item else {
+                continue;
+            };
+            if bytes.capacity() >= CHUNK && self.ready.len() < READY {
+                self.ready.push(bytes);
+            } else if self.spare.len() < SPARE {
+                self.spare.push(bytes);
             }
         }
     }
@@ -229,6 +239,7 @@ impl Copier {
         maps: &[Mapping],
         stopped: bool,
     ) -> Result<u64, CheckpointError> {
+        self.stopped = stopped;
         let mut pages = 0;
         let mut rest = maps;
         while let Some(first) = rest.first() {
@@ -376,7 +387,8 @@ impl Copier {
     }
 
     fn copy_chunk(&mut self, ranges: Vec<Range>, len: usize) -> u64 {
-        let mut bytes = self.spare.pop().unwrap_or_default();
+        let ready = if self.stopped { self.ready.pop() } else { None };
+        let mut bytes = ready.or_else(|| self.spare.pop()).unwrap_or_default();
         bytes.resize(len, 0);
         let mut pages = Pages { ranges, bytes };
         if memory::read_ranges(self.pid, &pages.ranges, &mut pages.bytes).is_err() {

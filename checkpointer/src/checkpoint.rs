@@ -173,8 +173,8 @@ impl Checkpointer {
         lap: &mut Lap,
         timing: &mut Timing,
     ) -> Result<Cut, CheckpointError> {
-        if self.settings.guest.is_some() {
-            settle(stopped, self.settings.settle)?;
+        if let Some(guest) = self.settings.guest {
+            settle(stopped, self.settings.settle, guest)?;
         }
         timing.settle = lap.time();
         let maps = self.read_maps()?;

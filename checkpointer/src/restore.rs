@@ -13,7 +13,7 @@ mod memory;
 mod threads;
 
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use eventlog::image::Mapping;
@@ -46,6 +46,10 @@ pub struct ExtraMapping {
 /// argument says so.
 pub type OpenFile<'a> = dyn FnMut(&Path, bool) -> io::Result<OwnedFd> + 'a;
 
+/// Makes a process with this number that does nothing and holds these descriptors under these numbers, among
+/// others; gives its number as we see it.
+pub type MakeChild<'a> = dyn FnOnce(u32, &[(BorrowedFd<'_>, RawFd)]) -> io::Result<pid_t> + 'a;
+
 /// What the caller adds to an image.
 pub struct Plan<'a> {
     /// Mappings that the image leaves out.
@@ -54,6 +58,9 @@ pub struct Plan<'a> {
     pub keep: Vec<RawFd>,
     /// Opens the image's files. The default opens the path as it is.
     pub open: Box<OpenFile<'a>>,
+    /// Makes the process; without, it is forked from the caller. The numbers in `extra` and `keep` are then
+    /// the new process's.
+    pub child: Option<Box<MakeChild<'a>>>,
 }
 
 impl std::fmt::Debug for Plan<'_> {
@@ -78,6 +85,7 @@ impl Default for Plan<'_> {
             extra: Vec::new(),
             keep: Vec::new(),
             open: Box::new(open),
+            child: None,
         }
     }
 }
@@ -170,11 +178,12 @@ pub(crate) type Result<T> = std::result::Result<T, RestoreError>;
 ///
 /// # Errors
 /// When anything cannot be made as it was; nothing is left behind then.
-pub fn restore(store: &ImageStore, plan: Plan<'_>) -> Result<Restored> {
+pub fn restore(store: &ImageStore, mut plan: Plan<'_>) -> Result<Restored> {
     check(store)?;
+    let child = plan.child.take();
     let mut files = memory::Files::open(store, plan)?;
     let wanted = store.process().pid;
-    let pid = make_child(wanted)?;
+    let pid = make_child(wanted, child, &files)?;
     let child = Child { pid };
     let mut restored = memory::rebuild(pid, store, &mut files)?;
     threads::create(&mut restored, store)?;
@@ -219,12 +228,20 @@ impl Drop for Child {
 }
 
 /// A child with the image's number, stopped.
-fn make_child(wanted: u32) -> Result<pid_t> {
+fn make_child(
+    wanted: u32,
+    make: Option<Box<MakeChild<'_>>>,
+    files: &memory::Files,
+) -> Result<pid_t> {
     let failed = |source| RestoreError::Number {
         pid: wanted,
         source,
     };
-    let pid = sys::process::fork_with_pid(wanted as pid_t).map_err(failed)?;
+    let made = match make {
+        Some(make) => make(wanted, &files.descriptors()),
+        None => sys::process::fork_with_pid(wanted as pid_t),
+    };
+    let pid = made.map_err(failed)?;
     let child = Child { pid };
     ptrace::seize(pid, Options::TRACECLONE | Options::EXITKILL)?;
     ptrace::interrupt(pid)?;

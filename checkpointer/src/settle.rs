@@ -22,6 +22,11 @@ use crate::stop::{Stopped, gone_is_fine, has_forced_signal};
 pub struct Guest {
     /// Address of the guest's label that makes an interrupted call of a hook again.
     pub redo: u64,
+    /// The instruction pointer of a thread that is in the application's own blocking call.
+    pub blocking_done: u64,
+    /// The instruction pointer of a thread that sleeps on a lock of the application: its image sees −EINTR
+    /// there, and looks again at lock and mode.
+    pub waiting_done: u64,
 }
 
 /// The words of a thread block that matter here.
@@ -83,6 +88,9 @@ pub(crate) fn image_regs(
     }
     match (guest, Block::of(pid, regs)?) {
         (Some(guest), Some(block)) if block.in_hook() => image.rip = guest.redo,
+        (Some(guest), Some(_)) if regs.rip == guest.waiting_done => {
+            image.rax = i64::from(-libc::EINTR).cast_unsigned();
+        }
         _ => {
             image.rip -= 2;
             image.rax = regs.orig_rax;
@@ -92,12 +100,12 @@ pub(crate) fn image_regs(
 }
 
 /// Lets threads inside the guest run to where a cut is allowed, at most for `limit` in all.
-pub(crate) fn settle(stopped: &mut Stopped, limit: Duration) -> Result<(), CheckpointError> {
+pub(crate) fn settle(stopped: &mut Stopped, limit: Duration, guest: Guest) -> Result<(), CheckpointError> {
     let pid = stopped.pid();
     let mut running = Vec::new();
     for tid in stopped.threads() {
         let regs = ptrace::regs(tid)?;
-        if !is_clean(pid, &regs)? {
+        if !is_clean(pid, &regs, guest)? {
             memory::write_u64(pid, regs.gs_base + STOP, 1)?;
             running.push((tid, regs.gs_base));
         }
@@ -111,7 +119,7 @@ pub(crate) fn settle(stopped: &mut Stopped, limit: Duration) -> Result<(), Check
         .iter()
         .filter_map(|&(tid, _)| Hurried::new(tid))
         .collect();
-    let outcome = run_until_clean(stopped, running, began + limit);
+    let outcome = run_until_clean(stopped, running, began + limit, guest);
     let waited_us = began.elapsed().as_micros() as u64;
     for &(tid, block) in &all {
         if stopped.threads().contains(&tid) {
@@ -120,7 +128,7 @@ pub(crate) fn settle(stopped: &mut Stopped, limit: Duration) -> Result<(), Check
     }
     let Some(late) = outcome? else { return Ok(()) };
     for (tid, block) in all {
-        run_past_trap(stopped, tid, block)?;
+        run_past_trap(stopped, tid, block, guest)?;
     }
     drop(hurried);
     Err(CheckpointError::Unsettled {
@@ -131,14 +139,14 @@ pub(crate) fn settle(stopped: &mut Stopped, limit: Duration) -> Result<(), Check
 
 /// A thread that is let go after it has read the stop word, but before the trap that it leads to, would
 /// trap without a tracer and die. So it runs a little, now that the word is cleared, while it is traced.
-fn run_past_trap(stopped: &mut Stopped, tid: pid_t, block: u64) -> Result<(), CheckpointError> {
+fn run_past_trap(stopped: &mut Stopped, tid: pid_t, block: u64, guest: Guest) -> Result<(), CheckpointError> {
     const TRIES: usize = 100;
     for _ in 0..TRIES {
         if !stopped.threads().contains(&tid) {
             return Ok(());
         }
         let regs = ptrace::regs(tid)?;
-        if is_clean(stopped.pid(), &regs)? {
+        if is_clean(stopped.pid(), &regs, guest)? {
             return Ok(());
         }
         gone_is_fine(ptrace::cont(tid, 0))?;
@@ -163,6 +171,7 @@ fn run_until_clean(
     stopped: &mut Stopped,
     mut running: Vec<(pid_t, u64)>,
     deadline: Instant,
+    guest: Guest,
 ) -> Result<Option<pid_t>, CheckpointError> {
     let pid = stopped.pid();
     for &(tid, _) in &running {
@@ -174,7 +183,7 @@ fn run_until_clean(
             for (tid, block) in running {
                 gone_is_fine(ptrace::interrupt(tid))?;
                 while report(stopped, tid, block, true, &mut late)? == Report::Running {}
-                if stopped.threads().contains(&tid) && !is_clean(pid, &ptrace::regs(tid)?)? {
+                if stopped.threads().contains(&tid) && !is_clean(pid, &ptrace::regs(tid)?, guest)? {
                     late = Some(tid);
                 }
             }
@@ -251,12 +260,15 @@ fn report(
     Ok(Report::Running)
 }
 
-fn is_clean(pid: pid_t, regs: &Regs) -> Result<bool, CheckpointError> {
+fn is_clean(pid: pid_t, regs: &Regs, guest: Guest) -> Result<bool, CheckpointError> {
     let Some(block) = Block::of(pid, regs)? else {
         return Ok(true);
     };
+    // The guest has waits of its own, between a call's effect and its record: those are no place for a cut.
+    let waits_for = |label: u64| is_interrupted(regs) && regs.rip == label;
     Ok(!block.in_hook() && block.inside == 0
-        || is_interrupted(regs)
+        || block.in_hook() && waits_for(guest.blocking_done)
+        || block.inside != 0 && waits_for(guest.waiting_done)
         || is_at_trap(pid, &block, regs))
 }
 

@@ -3,15 +3,12 @@
 
 mod common;
 
-use std::mem::offset_of;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use checkpointer::{CheckpointError, Checkpointer, Guest, ImageStore, Settings};
-use common::{Target, compile_source, directory, wait_until};
+use common::{OFFSETS, Target, board, compile_source, directory, wait_until};
 use eventlog::image::{decode, encode};
-use guest::abi::ThreadBlock;
 use sys::process::RealTime;
 
 const EFFECTS: usize = 0;
@@ -22,24 +19,6 @@ const DISPATCHED: usize = 7;
 const BLOCKED: usize = 8;
 /// Words of registers in the image.
 const RIP: usize = 16;
-
-/// Where the words of a thread block lie.
-const OFFSETS: [(&str, usize); 5] = [
-    ("THIS", offset_of!(ThreadBlock, this)),
-    ("HOOK_SP", offset_of!(ThreadBlock, hook_sp)),
-    ("HOOK_TOP", offset_of!(ThreadBlock, hook_top)),
-    ("STOP", offset_of!(ThreadBlock, stop)),
-    ("WHY", offset_of!(ThreadBlock, why)),
-];
-
-fn board(path: &Path) -> [u64; 9] {
-    let bytes = std::fs::read(path).unwrap_or_default();
-    std::array::from_fn(|index| {
-        bytes
-            .get(index * 8..index * 8 + 8)
-            .map_or(0, |word| u64::from_le_bytes(word.try_into().unwrap()))
-    })
-}
 
 #[test]
 fn no_cut_falls_between_an_effect_and_its_record() {

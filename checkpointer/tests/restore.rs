@@ -4,11 +4,19 @@
 
 mod common;
 
+use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
-use checkpointer::{Checkpointer, ImageStore, Plan, Settings, restore};
-use common::{Copy, Target, compile, directory, inside, path_of, rounds, wait_until};
+use checkpointer::{
+    CheckpointError, Checkpointer, ExtraMapping, Guest, ImageStore, Plan, Settings, restore,
+};
+use common::{
+    Copy, OFFSETS, Target, board, compile, compile_source, directory, inside, path_of, rounds,
+    wait_until,
+};
 use eventlog::image::{decode, encode};
+use sys::memory::Range;
 
 /// Checkpoints a running process some times and returns what a backup would hold at the end.
 fn checkpoints(pid: i32, count: u32, mut between: impl FnMut()) -> ImageStore {
@@ -126,4 +134,110 @@ fn inside_the_copy_runs() {
                 .all(|(now, before)| *now > before + 600)
         });
     }
+}
+
+/// Words of the stand-in's board that grow: effects, records, dispatched calls.
+const PROGRESS: [usize; 5] = [0, 1, 2, 3, 7];
+
+#[test]
+fn dispatch_thread_blocks_and_a_mapping_of_the_callers_go_on() {
+    let directory = directory();
+    let (path, image) = (
+        directory.path().join("board"),
+        directory.path().join("image"),
+    );
+    let program = compile_source("guest", directory.path(), &OFFSETS);
+    let target = Target(
+        Command::new(program)
+            .arg(&path)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    wait_until("all threads start", || {
+        PROGRESS.iter().all(|&word| board(&path)[word] > 0) && board(&path)[8] > 0
+    });
+    let maps = sys::proc_maps::MapsFile::open(target.pid())
+        .unwrap()
+        .read()
+        .unwrap();
+    let shared = maps
+        .iter()
+        .find(|mapping| Path::new(&mapping.path) == path)
+        .unwrap()
+        .range;
+    let settings = Settings {
+        guest: Some(Guest {
+            redo: board(&path)[6],
+        }),
+        settle: std::time::Duration::from_millis(20),
+        skip: vec![shared],
+        ..Settings::default()
+    };
+    let mut checkpointer = Checkpointer::attach(target.pid(), settings).unwrap();
+    let mut store = ImageStore::new();
+    wait_until("a checkpoint is taken", || {
+        match checkpointer.checkpoint(&mut |_| {}) {
+            Err(CheckpointError::Unsettled { .. }) => false,
+            taken => store
+                .apply(&decode(&encode(&taken.unwrap().0.image())).unwrap())
+                .is_ok(),
+        }
+    });
+    assert!(
+        store
+            .mappings()
+            .iter()
+            .all(|mapping| mapping.start != shared.start)
+    );
+    drop(target);
+    std::fs::write(&image, encode(&store.full_image())).unwrap();
+    std::fs::write(image.with_extension("address"), shared.start.to_string()).unwrap();
+    assert!(inside("inside_blocks_and_dispatch_go_on", &image, &path));
+}
+
+#[test]
+#[ignore = "runs inside a namespace that another test makes"]
+fn inside_blocks_and_dispatch_go_on() {
+    let path = path_of("TEST_BOARD");
+    let address = std::fs::read_to_string(path_of("TEST_IMAGE").with_extension("address")).unwrap();
+    let start: u64 = address.parse().unwrap();
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+    let extra = ExtraMapping {
+        range: Range {
+            start,
+            end: start + 4096,
+        },
+        protection: 3,
+        shared: true,
+        fd: file.as_raw_fd(),
+        offset: 0,
+    };
+    let plan = Plan {
+        extra: vec![extra],
+        keep: vec![0, 1, 2],
+        ..Plan::default()
+    };
+    let restored = restore(&held(), plan).unwrap();
+    assert_eq!(
+        restored
+            .threads()
+            .iter()
+            .filter(|thread| thread.dispatch.mode == 1)
+            .count(),
+        1
+    );
+    let copy = Copy(restored.pid());
+    let before = board(&path);
+    restored.finish(&[]).unwrap();
+    wait_until("the copy goes on", || {
+        assert!(!copy.has_ended(), "the copy ended");
+        PROGRESS
+            .iter()
+            .all(|&word| board(&path)[word] > before[word] + 100)
+    });
 }

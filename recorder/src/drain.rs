@@ -13,6 +13,9 @@ pub trait Sink {
     /// Why bytes could not be taken. The drainer stops then, and the container with it, since its rings fill.
     type Error;
 
+    /// A look at all rings begins: what is seen now is covered by the records that this round drains.
+    fn begin(&mut self);
+
     /// Takes bytes of a stream, whole records, without gaps.
     ///
     /// # Errors
@@ -70,6 +73,7 @@ impl<S: Sink> Drainer<S> {
     fn round(&mut self) -> Result<bool, S::Error> {
         let arena = Arc::clone(&self.arena);
         let mut moved = false;
+        self.sink.begin();
         for index in 0..MAX_SLOTS {
             let ring = arena.slot(index);
             let state = ring.state.load(Acquire);
@@ -122,7 +126,8 @@ impl<S: Sink> Drainer<S> {
                 || matches!(ring.state.load(Acquire), slot::LIVE | slot::DONE)
                     && ring.head.load(SeqCst) != ring.tail.load(Acquire)
         });
-        if !waiting {
+        let touched = self.arena.control().touched.iter().any(|word| word.load(SeqCst) != 0);
+        if !waiting && !touched {
             futex_wait(asleep, 1, NAP);
         }
         asleep.store(0, SeqCst);

@@ -130,6 +130,8 @@ impl LogFile {
 impl Sink for LogFile {
     type Error = Error;
 
+    fn begin(&mut self) {}
+
     fn records(&mut self, stream: u32, _position: u64, bytes: &[u8]) -> Result<(), Error> {
         self.writer.records(stream, bytes, &mut self.pending)?;
         if self.pending.len() >= GATHER { self.flush() } else { Ok(()) }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Acquire;
 use eventlog::record::{Header, Records, kind};
 use guest::abi::{Control, failure};
 
-use crate::log::Log;
+use crate::feed::Source;
 
 /// Where and how a replay left its log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,10 +28,12 @@ pub struct Divergence {
 /// Events shown before and behind the one that differs.
 const BEFORE: usize = 4;
 const BEHIND: usize = 2;
+/// Bytes read behind the one that differs, to find them.
+const BEHIND_BYTES: u64 = 64 << 10;
 
 impl Divergence {
     /// The divergence that a guest has reported, if any.
-    pub(crate) fn reported(control: &Control, log: &Log) -> Option<Self> {
+    pub(crate) fn reported<S: Source>(control: &Control, source: &S) -> Option<Self> {
         let f = &control.failure;
         let code = f.code.load(Acquire);
         if code == 0 || code == failure::CLAIMED {
@@ -44,16 +46,20 @@ impl Divergence {
             code,
             expected: f.expected.load(Acquire),
             actual: f.actual.load(Acquire),
-            neighbours: neighbours(log.stream(stream), position),
+            neighbours: neighbours(source, stream, position),
         })
     }
 }
 
-fn neighbours(stream: &[u8], position: u64) -> Vec<(u64, Header)> {
+fn neighbours<S: Source>(source: &S, stream: u32, position: u64) -> Vec<(u64, Header)> {
     let mut all = Vec::new();
-    let mut walk = Records::new(stream);
+    let (start, mut bytes) = (source.start(stream), Vec::new());
+    let wanted = position.saturating_sub(start).saturating_add(BEHIND_BYTES);
+    // Without the bytes the divergence is told without its neighbours.
+    let _ = source.read(stream, start, usize::try_from(wanted).unwrap_or(0), &mut bytes);
+    let mut walk = Records::new(&bytes);
     loop {
-        let at = walk.consumed() as u64;
+        let at = start + walk.consumed() as u64;
         let Some(Ok(record)) = walk.next() else { break };
         if at < position && all.len() == BEFORE {
             all.remove(0);

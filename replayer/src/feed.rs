@@ -6,36 +6,73 @@ use guest::abi::{MAX_SLOTS, RING_LEN, Slot, slot};
 use sys::arena::{Arena, futex_wake};
 use sys::follow::Caller;
 
-use crate::log::Log;
+/// Where the bytes of streams come from.
+pub trait Source {
+    /// Why bytes could not be had.
+    type Error: std::error::Error;
+
+    /// Position of the first byte that is there of a stream.
+    fn start(&self, stream: u32) -> u64;
+
+    /// Appends up to `max` bytes of a stream from `position` on to `out`; answers how many: fewer only at
+    /// the stream's end.
+    ///
+    /// # Errors
+    /// When bytes that should be there are not.
+    fn read(
+        &self,
+        stream: u32,
+        position: u64,
+        max: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<usize, Self::Error>;
+}
 
 /// What a look at all rings found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub struct Seen {
     /// Bytes were fed or threads came and went.
-    pub(crate) progress: bool,
+    pub progress: bool,
     /// Bytes consumed by all threads that live.
-    pub(crate) consumed: u64,
+    pub consumed: u64,
     /// Threads that live.
-    pub(crate) threads: usize,
-    /// Of these, at the ends of their logs, or waiting for a turn.
-    pub(crate) idle: usize,
+    pub threads: usize,
+    /// Of these, at the ends of their logs.
+    pub parked: usize,
+    /// Of these, waiting for a turn.
+    pub waiting: usize,
+}
+
+impl Seen {
+    /// Threads at the ends of their logs, or waiting for a turn.
+    #[must_use]
+    pub const fn idle(&self) -> usize {
+        self.parked + self.waiting
+    }
 }
 
 /// Feeds one container.
 #[derive(Debug)]
-pub(crate) struct Feeder<'a> {
+pub(crate) struct Feeder<'a, S> {
     arena: &'a Arena,
-    log: &'a Log,
-    requests: Caller,
+    source: &'a S,
+    requests: Option<Caller>,
+    bytes: Vec<u8>,
 }
 
-impl<'a> Feeder<'a> {
-    pub(crate) fn new(arena: &'a Arena, log: &'a Log, requests: Caller) -> Self {
-        Self { arena, log, requests }
+impl<'a, S: Source> Feeder<'a, S> {
+    /// A feeder; requests of the guests are told to `requests`.
+    pub(crate) fn new(arena: &'a Arena, source: &'a S, requests: Option<Caller>) -> Self {
+        Self {
+            arena,
+            source,
+            requests,
+            bytes: Vec::new(),
+        }
     }
 
     /// Looks at every ring once.
-    pub(crate) fn round(&mut self) -> Seen {
+    pub(crate) fn round(&mut self) -> Result<Seen, S::Error> {
         let mut seen = Seen::default();
         for index in 0..MAX_SLOTS {
             let ring = self.arena.slot(index);
@@ -48,31 +85,42 @@ impl<'a> Feeder<'a> {
                 }
                 state => {
                     seen.threads += 1;
-                    seen.idle += usize::from(state != slot::LIVE);
+                    seen.parked += usize::from(state == slot::PARKED);
+                    seen.waiting += usize::from(state == slot::WAITING);
                 }
             }
-            seen.progress |= self.feed(index, ring);
+            seen.progress |= self.feed(index)?;
             seen.consumed += ring.tail.load(Acquire);
-            self.requests.notice(ring);
+            if let Some(requests) = &self.requests {
+                requests.notice(ring);
+            }
         }
-        seen
+        Ok(seen)
     }
 
-    fn feed(&self, index: usize, ring: &Slot) -> bool {
-        let stream = self.log.stream(ring.stream.load(Acquire));
+    fn feed(&mut self, index: usize) -> Result<bool, S::Error> {
+        let ring: &Slot = self.arena.slot(index);
+        if ring.end.load(Acquire) != 0 {
+            return Ok(false);
+        }
+        let stream = ring.stream.load(Acquire);
         let (head, tail) = (ring.head.load(Acquire), ring.tail.load(Acquire));
-        let left = &stream[(head as usize).min(stream.len())..];
         let room = RING_LEN - (head - tail);
-        let n = (left.len() as u64).min(room);
-        let more = n > 0;
-        if more {
-            self.arena.write_ring(index, head, &left[..n as usize]);
+        self.bytes.clear();
+        let n = self
+            .source
+            .read(stream, head, room as usize, &mut self.bytes)? as u64;
+        if n > 0 {
+            self.arena.write_ring(index, head, &self.bytes);
             ring.head.store(head + n, SeqCst);
         }
-        let ended = n == left.len() as u64 && ring.end.swap(1, SeqCst) == 0;
-        if (more || ended) && ring.consumer_asleep.swap(0, SeqCst) != 0 {
+        let ended = n < room;
+        if ended {
+            ring.end.store(1, SeqCst);
+        }
+        if (n > 0 || ended) && ring.consumer_asleep.swap(0, SeqCst) != 0 {
             futex_wake(&ring.consumer_asleep);
         }
-        more || ended
+        Ok(n > 0 || ended)
     }
 }

@@ -1,6 +1,7 @@
 //! A log in memory: the bytes of each stream.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,8 @@ use std::path::{Path, PathBuf};
 use eventlog::frame::file::{self, FileError};
 use eventlog::record::Records;
 use eventlog::recording::{LOG_NAME, Meta, OWN_STREAM};
+
+use crate::feed::Source;
 
 /// Why a recording cannot be replayed.
 #[derive(Debug, thiserror::Error)]
@@ -97,5 +100,21 @@ impl Log {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+impl Source for Log {
+    type Error = Infallible;
+
+    fn start(&self, _stream: u32) -> u64 {
+        0
+    }
+
+    fn read(&self, stream: u32, position: u64, max: usize, out: &mut Vec<u8>) -> Result<usize, Infallible> {
+        let bytes = self.stream(stream);
+        let left = &bytes[(position as usize).min(bytes.len())..];
+        let n = left.len().min(max);
+        out.extend_from_slice(&left[..n]);
+        Ok(n)
     }
 }

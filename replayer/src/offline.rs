@@ -76,7 +76,7 @@ impl Replay {
         let stop = Arc::new(AtomicBool::new(false));
         let (requests, flag) = (follower.caller(), Arc::clone(&stop));
         let feed = thread::Builder::new().name("feed".into()).spawn(move || {
-            let outcome = feed(&log, &arena, Feeder::new(&arena, &log, requests), &flag);
+            let outcome = feed(&log, &arena, Feeder::new(&arena, &log, Some(requests)), &flag);
             kill();
             outcome
         });
@@ -102,11 +102,11 @@ impl Replay {
     }
 }
 
-fn feed(log: &Log, arena: &Arena, mut feeder: Feeder<'_>, stop: &AtomicBool) -> Result<Outcome, Error> {
+fn feed(log: &Log, arena: &Arena, mut feeder: Feeder<'_, Log>, stop: &AtomicBool) -> Result<Outcome, Error> {
     let mut last = (Instant::now(), 0);
     let mut idle_rounds = 0;
     loop {
-        let seen = feeder.round();
+        let Ok(seen) = feeder.round();
         if let Some(divergence) = Divergence::reported(arena.control(), log) {
             return Err(Error::Diverged(Box::new(divergence)));
         }
@@ -120,11 +120,11 @@ fn feed(log: &Log, arena: &Arena, mut feeder: Feeder<'_>, stop: &AtomicBool) -> 
         }
         idle_rounds += 1;
         let waited = last.0.elapsed();
-        if seen.threads > 0 && seen.idle == seen.threads && waited > Duration::from_millis(500) {
+        if seen.threads > 0 && seen.idle() == seen.threads && waited > Duration::from_millis(500) {
             return Ok(Outcome::LogEnd);
         }
         if waited > STALL {
-            let (idle, threads, consumed) = (seen.idle, seen.threads, seen.consumed);
+            let (idle, threads, consumed) = (seen.idle(), seen.threads, seen.consumed);
             return Err(Error::Stalled { idle, threads, consumed, total: log.len(), seconds: waited.as_secs() });
         }
         if idle_rounds > SPINS {

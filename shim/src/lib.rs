@@ -8,7 +8,10 @@ pub mod control;
 pub mod options;
 pub mod preflight;
 pub mod signals;
+mod protected;
 mod unprotected;
+
+pub use protected::host_traits;
 
 /// Runs a command in a container, protected or bare, and gives the exit code a shell would show.
 ///
@@ -17,7 +20,7 @@ pub fn run(options: &options::Options) -> Result<i32, Error> {
     preflight::check(options)?;
     match &options.protection {
         None => unprotected::run(options),
-        Some(_) => Err(Error::Unprotectable),
+        Some(protection) => protected::run(options, protection),
     }
 }
 
@@ -34,7 +37,61 @@ pub enum Error {
     /// The control socket.
     #[error(transparent)]
     Control(#[from] control::Error),
-    /// Protection was asked for.
-    #[error("protection by a backup is not part of this build: use --backup none")]
-    Unprotectable,
+    /// Shared memory, descriptors, namespaces.
+    #[error("setting up the container failed: {0}")]
+    Arena(std::io::Error),
+    /// The container has no link to put a gate on.
+    #[error("the container has no network link")]
+    NoLink,
+    /// A process of the container that its shared memory names is not there.
+    #[error("the container has no process {pid}")]
+    NoProcess {
+        /// Its number inside.
+        pid: u32,
+    },
+    /// The backup did not say what became of a checkpoint.
+    #[error("the backup did not commit checkpoint {id} in time")]
+    NoCommit {
+        /// Its number.
+        id: u64,
+    },
+    /// The guest could not be injected.
+    #[error(transparent)]
+    Follow(#[from] sys::follow::FollowError),
+    /// The connection to the backup.
+    #[error(transparent)]
+    Stream(#[from] stream::StreamError),
+    /// The keys.
+    #[error(transparent)]
+    Keys(#[from] stream::error::KeyError),
+    /// A message that cannot be encoded.
+    #[error(transparent)]
+    Codec(#[from] eventlog::codec::CodecError),
+    /// The gate.
+    #[error(transparent)]
+    Gate(#[from] gate::GateError),
+    /// Output that contradicts itself.
+    #[error(transparent)]
+    Output(#[from] gate::OutputError),
+    /// A checkpoint that was not taken.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpointer::CheckpointError),
+    /// The log cannot be folded.
+    #[error(transparent)]
+    Fold(#[from] eventlog::fold::FoldError),
+    /// The fold's snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] eventlog::fold::SnapshotError),
+    /// The image.
+    #[error(transparent)]
+    Image(#[from] eventlog::image::ImageError),
+    /// The log is damaged.
+    #[error(transparent)]
+    Record(#[from] eventlog::record::Malformed),
+}
+
+impl Error {
+    fn descriptor(source: nix::errno::Errno) -> Self {
+        Self::Arena(source.into())
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use eventlog::image::{Backing, LAYOUT, Mapping, SIGNALS};
@@ -71,6 +71,14 @@ impl Files {
             keep: plan.keep,
             extra: plan.extra,
         })
+    }
+
+    /// What a child that is not forked from here must hold, under our numbers.
+    pub(super) fn descriptors(&self) -> Vec<(BorrowedFd<'_>, RawFd)> {
+        let all = self.by_path.values().chain(self.shared.values());
+        all.chain([&self.exe])
+            .map(|fd| (fd.as_fd(), fd.as_raw_fd()))
+            .collect()
     }
 
     /// The descriptor behind a mapping.

@@ -1,12 +1,14 @@
 //! What the tests share: targets, and their end.
 #![allow(dead_code, reason = "each test uses its own part")]
 
+use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use checkpointer::ImageStore;
 use eventlog::image::Backing;
+use guest::abi::ThreadBlock;
 
 /// A directory of this test's own, gone at its end.
 pub(crate) fn directory() -> tempfile::TempDir {
@@ -179,4 +181,23 @@ impl Drop for Copy {
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
         let _ = nix::sys::wait::waitpid(pid, None);
     }
+}
+
+/// Where the words of a thread block lie.
+pub(crate) const OFFSETS: [(&str, usize); 5] = [
+    ("THIS", offset_of!(ThreadBlock, this)),
+    ("HOOK_SP", offset_of!(ThreadBlock, hook_sp)),
+    ("HOOK_TOP", offset_of!(ThreadBlock, hook_top)),
+    ("STOP", offset_of!(ThreadBlock, stop)),
+    ("WHY", offset_of!(ThreadBlock, why)),
+];
+
+/// The words that the stand-in for the guest shows.
+pub(crate) fn board(path: &Path) -> [u64; 9] {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    std::array::from_fn(|index| {
+        bytes
+            .get(index * 8..index * 8 + 8)
+            .map_or(0, |word| u64::from_le_bytes(word.try_into().unwrap()))
+    })
 }

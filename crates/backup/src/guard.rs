@@ -225,7 +225,13 @@ impl<I: Image> Guard<I> {
 
     /// A connection is served no longer.
     pub(crate) fn closed(&self, channel: Channel) {
-        locked(&self.watch).open.retain(|(c, _)| *c != channel);
+        locked(&self.watch).open.retain(|(c, sender)| {
+            // Others may hold its sender: the peer is to know at once.
+            if *c == channel {
+                sender.shutdown();
+            }
+            *c != channel
+        });
         // Whoever waits for log that cannot come any more looks again. Taking the lock orders this after a
         // waiter's own look.
         drop(locked(&self.log));

@@ -9,6 +9,7 @@
 //! * [`guard`]: one container, joining the above under locks.
 //! * [`server`]: listens, and serves each connection on a thread of its own.
 //! * [`generation`]: what went live is remembered across a restart.
+//! * [`takeover`]: from a suspicion to a running container.
 #![forbid(unsafe_code)]
 
 pub mod arbiter;
@@ -19,6 +20,7 @@ pub mod guard;
 mod serve;
 pub mod server;
 pub mod store;
+pub mod takeover;
 
 pub use guard::{Attempt, Event, Guard};
 pub use server::{Options, Server};

@@ -653,5 +653,7 @@ fn a_gap_in_the_log_ends_its_connection() {
         ),
         "{e}"
     );
+    let told = std::iter::repeat_with(|| p.acks.recv(Some(WITHIN))).find_map(Result::err);
+    assert!(matches!(told, Some(StreamError::Closed { .. })), "{told:?}");
     p.die();
 }

@@ -76,8 +76,8 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
 /// The value that `bytes`, all of them, hold.
 ///
 /// # Errors
-/// Any of [`CodecError`] but [`CodecError::Encode`]. Hostile bytes cost no more memory than [`MAX_LEN`]
-/// and a small constant.
+/// Any of [`CodecError`] but [`CodecError::Encode`]. Hostile bytes cost a bounded amount of memory: serde
+/// sets aside at most 1 MiB for each collection that is open at a time, whatever length it claims.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     let type_name = short_name::<T>();
     if bytes.len() > MAX_LEN {

@@ -91,6 +91,9 @@ pub mod kind {
     /// `arg0`: descriptor; `result`: entry; `version`: its generation. Payload: two socket addresses of 28
     /// bytes each, own and peer's.
     pub const CONNECTION: u16 = 1035;
+    /// In the primary's own stream: a connection's handshake. `result`: entry; `version`: its generation.
+    /// Payload: [`crate::handover`]'s `HandshakeRecord`.
+    pub const HANDSHAKE: u16 = 1036;
 }
 
 /// A record's header, decoded.

@@ -32,6 +32,7 @@
 // Bits of connection.permit.
 #define PERMIT_OWNED 1 // user space holds this entry
 #define PERMIT_RESET 2 // the log holds the close that causes a reset
+#define PERMIT_HELD 4  // what the peer sends is kept in `held`: its socket is not there yet
 
 // Values of connection.state.
 #define STATE_OPEN 1
@@ -663,7 +664,8 @@ int from_container(struct __sk_buff *skb)
     return TC_ACT_OK;
 }
 
-static __always_inline void observe(struct __sk_buff *skb, struct key *key, const struct segment *s)
+// Returns 1 for a segment that must be held.
+static __always_inline int observe(struct __sk_buff *skb, struct key *key, const struct segment *s)
 {
     struct connection *c;
     struct options o;
@@ -671,7 +673,7 @@ static __always_inline void observe(struct __sk_buff *skb, struct key *key, cons
     if (s->syn && !s->has_ack) {
         if (!s->rst)
             handshake_begins(skb, key, s, 0);
-        return;
+        return 0;
     }
     struct handshake *h = bpf_map_lookup_elem(&half_open, key);
     if (h) {
@@ -685,14 +687,16 @@ static __always_inline void observe(struct __sk_buff *skb, struct key *key, cons
     }
     c = lookup(key);
     if (!c)
-        return;
+        return 0;
+    if (c->permit & PERMIT_HELD)
+        return 1;
     if (s->rst) {
         if (s->seq == c->kernel_ack || s->seq == c->peer_nxt)
             c->state = STATE_RESET;
-        return;
+        return 0;
     }
     if (s->syn || !s->has_ack)
-        return;
+        return 0;
     segment_options(skb, s, &o);
     if (!after(c->una, s->ack) && !after(s->ack, c->snd_nxt)) {
         __u32 window = (__u32)s->window << c->peer_wscale;
@@ -709,6 +713,7 @@ static __always_inline void observe(struct __sk_buff *skb, struct key *key, cons
     if (o.present & OPTION_TIMESTAMPS && !after(c->peer_tsval, o.tsval))
         c->peer_tsval = o.tsval;
     c->peer_ns = bpf_ktime_get_boot_ns();
+    return 0;
 }
 
 struct holding {
@@ -769,8 +774,12 @@ int to_container(struct __sk_buff *skb)
         }
         return TC_ACT_SHOT;
     }
-    if (cfg->flags & FLAG_GATE && skb->protocol == bpf_htons(ETH_P_IP) && parse_v4(skb, &key, &s, 0) == TCP)
-        observe(skb, &key, &s);
+    if (cfg->flags & FLAG_GATE && skb->protocol == bpf_htons(ETH_P_IP) && parse_v4(skb, &key, &s, 0) == TCP &&
+        observe(skb, &key, &s)) {
+        count(COUNT_HELD);
+        hold(skb, cfg);
+        return TC_ACT_SHOT;
+    }
     return TC_ACT_OK;
 }
 

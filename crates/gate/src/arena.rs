@@ -58,14 +58,17 @@ impl OutputBuffer for ArenaOutput {
 
     fn copy_out(&self, from: u64, out: &mut [u8]) {
         let mut bytes = Vec::with_capacity(out.len());
-        self.arena.read_output(self.index, from, from + out.len() as u64, &mut bytes);
+        self.arena
+            .read_output(self.index, from, from + out.len() as u64, &mut bytes);
         out.copy_from_slice(&bytes);
     }
 
     fn set_trimmed(&self, to: u64) {
         let entry = self.entry();
         entry.trimmed.store(to, Release);
-        if entry.full.load(Acquire) != 0 && entry.written.load(Acquire).saturating_sub(to) <= OUTPUT_LEN - ROOM {
+        if entry.full.load(Acquire) != 0
+            && entry.written.load(Acquire).saturating_sub(to) <= OUTPUT_LEN - ROOM
+        {
             self.wake();
         }
     }
@@ -77,6 +80,8 @@ impl OutputBuffer for ArenaOutput {
 
     fn free(&self) {
         self.entry().adopted.store(0, Release);
+        let taken = &self.arena.control().taken[self.index / 64];
+        taken.fetch_and(!(1 << (self.index % 64)), AcqRel);
         self.entry().state.store(conn::FREE, Release);
     }
 
@@ -117,7 +122,10 @@ mod tests {
         output.set_trimmed(ROOM - 1);
         assert_eq!(entry.full.load(Relaxed), 1);
         output.set_trimmed(ROOM);
-        assert_eq!((entry.full.load(Relaxed), entry.trimmed.load(Relaxed)), (0, ROOM));
+        assert_eq!(
+            (entry.full.load(Relaxed), entry.trimmed.load(Relaxed)),
+            (0, ROOM)
+        );
     }
 
     #[test]
@@ -125,7 +133,13 @@ mod tests {
         let (arena, output) = output();
         arena.conn(9).full.store(1, Relaxed);
         output.set_error(104);
-        assert_eq!((arena.conn(9).full.load(Relaxed), arena.conn(9).error.load(Relaxed)), (0, 104));
+        assert_eq!(
+            (
+                arena.conn(9).full.load(Relaxed),
+                arena.conn(9).error.load(Relaxed)
+            ),
+            (0, 104)
+        );
         arena.conn(9).state.store(conn::CLOSED, Relaxed);
         output.free();
         assert_eq!(arena.conn(9).state.load(Relaxed), conn::FREE);

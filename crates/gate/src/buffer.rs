@@ -39,8 +39,13 @@ pub trait OutputBuffer {
     fn send(&self, socket: BorrowedFd<'_>, from: u64, to: u64) -> io::Result<u64> {
         let mut chunk = vec![0; CHUNK.min(usize::try_from(to - from).unwrap_or(CHUNK))];
         self.copy_out(from, &mut chunk);
-        let more = if to - from > chunk.len() as u64 { nix::libc::MSG_MORE } else { 0 };
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL | MsgFlags::from_bits_retain(more);
+        let more = if to - from > chunk.len() as u64 {
+            nix::libc::MSG_MORE
+        } else {
+            0
+        };
+        let flags =
+            MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL | MsgFlags::from_bits_retain(more);
         Ok(send(socket.as_raw_fd(), &chunk, flags)? as u64)
     }
 }

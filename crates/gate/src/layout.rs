@@ -40,6 +40,7 @@ pub(crate) mod connection {
 pub(crate) mod permit {
     pub(crate) const OWNED: u32 = 1;
     pub(crate) const RESET: u32 = 2;
+    pub(crate) const HELD: u32 = 4;
 }
 
 /// Values of the state word.

@@ -12,16 +12,20 @@
 
 mod arena;
 mod buffer;
+mod connections;
 mod error;
 mod facts;
 mod kernel;
 mod layout;
 mod output;
-mod receive;
+#[cfg(test)]
+mod program_tests;
 pub mod rebuild;
+mod receive;
 pub mod segment;
 mod sender;
 mod tap;
+mod touched;
 mod tuple;
 
 pub use arena::ArenaOutput;
@@ -33,4 +37,5 @@ pub use output::{Action, End, OutputError, OutputState};
 pub use receive::{Injector, SlowReaders, late_acknowledgement};
 pub use sender::{Adopted, Outcome, Sender};
 pub use tap::{HeldFrame, Tap};
+pub use touched::Touched;
 pub use tuple::Tuple;

@@ -112,18 +112,36 @@ impl OutputState {
     ///
     /// # Errors
     /// [`OutputError`] if the positions cannot be; nothing has changed then.
-    pub fn release(&mut self, to: u64, written: u64, limit: u64, end: Option<End>) -> Result<(), OutputError> {
+    pub fn release(
+        &mut self,
+        to: u64,
+        written: u64,
+        limit: u64,
+        end: Option<End>,
+    ) -> Result<(), OutputError> {
         if to > written {
-            return Err(OutputError::Unwritten { released: to, written });
+            return Err(OutputError::Unwritten {
+                released: to,
+                written,
+            });
         }
         if to < self.released {
-            return Err(OutputError::Backwards { released: to, before: self.released });
+            return Err(OutputError::Backwards {
+                released: to,
+                before: self.released,
+            });
         }
         if to.saturating_sub(self.acknowledged) > limit {
-            return Err(OutputError::Overrun { len: to - self.acknowledged, limit });
+            return Err(OutputError::Overrun {
+                len: to - self.acknowledged,
+                limit,
+            });
         }
         if self.end.is_some() && to > self.released {
-            return Err(OutputError::AfterEnd { released: to, end: self.released });
+            return Err(OutputError::AfterEnd {
+                released: to,
+                end: self.released,
+            });
         }
         self.released = to;
         self.end = match (self.end, end) {
@@ -136,7 +154,10 @@ impl OutputState {
 
     /// The kernel took `bytes` of what [`Action::Send`] named.
     pub fn sent(&mut self, bytes: u64) {
-        self.sent = self.sent.saturating_add(bytes).min(self.released.max(self.sent));
+        self.sent = self
+            .sent
+            .saturating_add(bytes)
+            .min(self.released.max(self.sent));
     }
 
     /// The kernel takes no more until [`OutputState::writable`].
@@ -172,7 +193,11 @@ impl OutputState {
     /// Up to where the buffer's bytes are no longer needed.
     #[must_use]
     pub fn trim_to(&self) -> u64 {
-        if self.failed { self.released } else { self.acknowledged.min(self.released) }
+        if self.failed {
+            self.released
+        } else {
+            self.acknowledged.min(self.released)
+        }
     }
 
     /// What to do next.
@@ -192,7 +217,10 @@ impl OutputState {
                 if self.full {
                     Action::Wait
                 } else {
-                    Action::Send { from: self.sent, to: self.released }
+                    Action::Send {
+                        from: self.sent,
+                        to: self.released,
+                    }
                 }
             }
             // Swallowed bytes that the application never wrote again: it ended elsewhere than before.
@@ -237,7 +265,9 @@ impl OutputState {
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.failed
-            || self.acknowledged >= self.released && self.finished == self.finish_acknowledged && self.next() == Action::Wait
+            || self.acknowledged >= self.released
+                && self.finished == self.finish_acknowledged
+                && self.next() == Action::Wait
     }
 }
 
@@ -259,7 +289,13 @@ mod tests {
 
     impl Bed {
         fn new() -> Self {
-            Self { state: OutputState::default(), written: 0, kernel: Vec::new(), fin: false, freed: false }
+            Self {
+                state: OutputState::default(),
+                written: 0,
+                kernel: Vec::new(),
+                fin: false,
+                freed: false,
+            }
         }
 
         fn step(&mut self, takes: u64) {
@@ -275,7 +311,11 @@ mod tests {
                 }
                 Action::Finish => {
                     assert!(!self.fin, "two FINs");
-                    assert_eq!(self.kernel.len() as u64, self.written, "FIN before the last byte");
+                    assert_eq!(
+                        self.kernel.len() as u64,
+                        self.written,
+                        "FIN before the last byte"
+                    );
                     self.fin = true;
                     self.state.finished();
                 }
@@ -325,12 +365,36 @@ mod tests {
     fn contradictions_are_refused_and_change_nothing() {
         let mut s = OutputState::resume(10, 20, 20);
         let before = s;
-        assert_eq!(s.release(30, 29, LIMIT, None), Err(OutputError::Unwritten { released: 30, written: 29 }));
-        assert_eq!(s.release(19, 29, LIMIT, None), Err(OutputError::Backwards { released: 19, before: 20 }));
-        assert_eq!(s.release(75, 99, LIMIT, None), Err(OutputError::Overrun { len: 65, limit: LIMIT }));
+        assert_eq!(
+            s.release(30, 29, LIMIT, None),
+            Err(OutputError::Unwritten {
+                released: 30,
+                written: 29
+            })
+        );
+        assert_eq!(
+            s.release(19, 29, LIMIT, None),
+            Err(OutputError::Backwards {
+                released: 19,
+                before: 20
+            })
+        );
+        assert_eq!(
+            s.release(75, 99, LIMIT, None),
+            Err(OutputError::Overrun {
+                len: 65,
+                limit: LIMIT
+            })
+        );
         assert_eq!(s, before);
         s.release(20, 20, LIMIT, Some(End::Shutdown)).unwrap();
-        assert_eq!(s.release(21, 21, LIMIT, None), Err(OutputError::AfterEnd { released: 21, end: 20 }));
+        assert_eq!(
+            s.release(21, 21, LIMIT, None),
+            Err(OutputError::AfterEnd {
+                released: 21,
+                end: 20
+            })
+        );
     }
 
     #[test]
@@ -341,7 +405,10 @@ mod tests {
         s.release(120, 120, LIMIT, None).unwrap();
         assert_eq!((s.next(), s.trim_to()), (Action::Wait, 120));
         s.release(140, 140, LIMIT, None).unwrap();
-        assert_eq!((s.next(), s.trim_to()), (Action::Send { from: 130, to: 140 }, 130));
+        assert_eq!(
+            (s.next(), s.trim_to()),
+            (Action::Send { from: 130, to: 140 }, 130)
+        );
     }
 
     #[test]

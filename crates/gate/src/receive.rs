@@ -15,7 +15,10 @@ use sys::tcp::RawIp;
 
 /// The acknowledgement the peer waits for, if the kernel has wanted to send one that the log now covers.
 #[must_use]
-pub fn late_acknowledgement(handshake: &Handshake, progress: &Progress) -> Option<Segment<'static>> {
+pub fn late_acknowledgement(
+    handshake: &Handshake,
+    progress: &Progress,
+) -> Option<Segment<'static>> {
     if progress.over {
         return None;
     }
@@ -37,7 +40,9 @@ pub fn late_acknowledgement(handshake: &Handshake, progress: &Progress) -> Optio
         ack: limit,
         flags: flag::ACK,
         window: u16::try_from(window).unwrap_or(u16::MAX),
-        timestamps: handshake.timestamps.then_some((progress.tsval, progress.tsecr)),
+        timestamps: handshake
+            .timestamps
+            .then_some((progress.tsval, progress.tsecr)),
         payload: &[],
     })
 }
@@ -52,7 +57,10 @@ impl Injector {
     /// # Errors
     /// [`GateError::System`] without CAP_NET_RAW.
     pub fn open() -> Result<Self, GateError> {
-        RawIp::open().map(Self).map_err(|source| GateError::System { step: "opening a raw IP socket", source })
+        RawIp::open().map(Self).map_err(|source| GateError::System {
+            step: "opening a raw IP socket",
+            source,
+        })
     }
 
     /// Sends the acknowledgement that `entry` lacks, if it lacks one. Call it after
@@ -62,14 +70,28 @@ impl Injector {
     ///
     /// # Errors
     /// [`GateError::Socket`] if the packet cannot be sent.
-    pub fn acknowledge(&self, gate: &Gate, entry: Entry, handshake: &Handshake) -> Result<bool, GateError> {
-        let Some(segment) = late_acknowledgement(handshake, &gate.progress(entry)) else { return Ok(false) };
+    pub fn acknowledge(
+        &self,
+        gate: &Gate,
+        entry: Entry,
+        handshake: &Handshake,
+    ) -> Result<bool, GateError> {
+        let Some(segment) = late_acknowledgement(handshake, &gate.progress(entry)) else {
+            return Ok(false);
+        };
         match self.0.send(&segment.packet(), *handshake.tuple.peer.ip()) {
             Ok(()) => Ok(true),
-            Err(e) if e.kind() == ErrorKind::WouldBlock || e.raw_os_error() == Some(nix::libc::ENOBUFS) => Ok(false),
-            Err(source) => {
-                Err(GateError::Socket { tuple: handshake.tuple, step: "sending a late acknowledgement", source })
+            Err(e)
+                if e.kind() == ErrorKind::WouldBlock
+                    || e.raw_os_error() == Some(nix::libc::ENOBUFS) =>
+            {
+                Ok(false)
             }
+            Err(source) => Err(GateError::Socket {
+                tuple: handshake.tuple,
+                step: "sending a late acknowledgement",
+                source,
+            }),
         }
     }
 }
@@ -86,13 +108,22 @@ pub struct SlowReaders {
 impl SlowReaders {
     /// Takes one look at a connection; `now` and `patience` in nanoseconds. Returns how many bytes (a FIN
     /// counts as one) wait beyond what is allowed, once that has not moved for `patience`.
-    pub fn look(&mut self, entry: Entry, progress: &Progress, now: u64, patience: u64) -> Option<u32> {
+    pub fn look(
+        &mut self,
+        entry: Entry,
+        progress: &Progress,
+        now: u64,
+        patience: u64,
+    ) -> Option<u32> {
         let waiting = distance(progress.peer_nxt, progress.released_receive);
         if waiting <= 0 || progress.over {
             self.behind.remove(&entry);
             return None;
         }
-        let (allowed, since) = self.behind.entry(entry).or_insert((progress.released_receive, now));
+        let (allowed, since) = self
+            .behind
+            .entry(entry)
+            .or_insert((progress.released_receive, now));
         if *allowed != progress.released_receive {
             (*allowed, *since) = (progress.released_receive, now);
         }
@@ -115,7 +146,10 @@ mod tests {
     fn handshake() -> Handshake {
         let end = |n, p| SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, n), p);
         Handshake {
-            tuple: Tuple { local: end(1, 80), peer: end(2, 999) },
+            tuple: Tuple {
+                local: end(1, 80),
+                peer: end(2, 999),
+            },
             iss: 1000,
             irs: 5000,
             local_mss: 1460,
@@ -157,19 +191,33 @@ mod tests {
 
     #[test]
     fn the_edge_of_the_window_stays() {
-        let p = Progress { released_receive: 6001, ..progress() };
+        let p = Progress {
+            released_receive: 6001,
+            ..progress()
+        };
         let s = late_acknowledgement(&handshake(), &p).unwrap();
         assert_eq!((s.ack, s.seq, s.timestamps), (6001, 1001, Some((1, 2))));
         let kernels = p.kernel_ack + (p.window << 7);
         let ours = s.ack + (u32::from(s.window) << 7);
-        assert!(ours <= kernels && kernels - ours < 128, "{ours} against {kernels}");
+        assert!(
+            ours <= kernels && kernels - ours < 128,
+            "{ours} against {kernels}"
+        );
     }
 
     #[test]
     fn what_the_kernel_has_not_acknowledged_is_left_to_it() {
-        let p = Progress { released_receive: 7001, kernel_ack: 5001, ..progress() };
+        let p = Progress {
+            released_receive: 7001,
+            kernel_ack: 5001,
+            ..progress()
+        };
         assert_eq!(late_acknowledgement(&handshake(), &p), None);
-        let p = Progress { released_receive: 7001, sent_ack: 7001, ..progress() };
+        let p = Progress {
+            released_receive: 7001,
+            sent_ack: 7001,
+            ..progress()
+        };
         assert_eq!(late_acknowledgement(&handshake(), &p), None);
     }
 
@@ -178,10 +226,16 @@ mod tests {
         let (mut slow, e, p) = (SlowReaders::default(), Entry(3), progress());
         assert_eq!(slow.look(e, &p, 100, 40), None);
         assert_eq!(slow.look(e, &p, 139, 40), None);
-        let moved = Progress { released_receive: 5002, ..p };
+        let moved = Progress {
+            released_receive: 5002,
+            ..p
+        };
         assert_eq!(slow.look(e, &moved, 141, 40), None);
         assert_eq!(slow.look(e, &moved, 181, 40), Some(1999));
-        let done = Progress { released_receive: 7001, ..p };
+        let done = Progress {
+            released_receive: 7001,
+            ..p
+        };
         assert_eq!(slow.look(e, &done, 999, 40), None);
         assert_eq!(slow.look(e, &p, 1000, 40), None, "it starts anew");
     }

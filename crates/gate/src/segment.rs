@@ -73,13 +73,18 @@ impl Parsed {
     #[must_use]
     pub const fn end(&self) -> u32 {
         let marks = (self.flags & flag::SYN != 0) as u32 + (self.flags & flag::FIN != 0) as u32;
-        self.seq.wrapping_add(self.payload as u32).wrapping_add(marks)
+        self.seq
+            .wrapping_add(self.payload as u32)
+            .wrapping_add(marks)
     }
 
     /// The connection it belongs to, if it was sent to the container.
     #[must_use]
     pub const fn tuple_of_receiver(&self) -> Tuple {
-        Tuple { local: self.to, peer: self.from }
+        Tuple {
+            local: self.to,
+            peer: self.from,
+        }
     }
 }
 
@@ -147,7 +152,8 @@ impl Segment<'_> {
     /// The same behind an Ethernet header.
     #[must_use]
     pub fn frame(&self, from: [u8; 6], to: [u8; 6]) -> Vec<u8> {
-        let mut frame = Vec::with_capacity(ETHERNET_LEN + IP_LEN + TCP_LEN + 12 + self.payload.len());
+        let mut frame =
+            Vec::with_capacity(ETHERNET_LEN + IP_LEN + TCP_LEN + 12 + self.payload.len());
         frame.extend_from_slice(&to);
         frame.extend_from_slice(&from);
         frame.extend_from_slice(&[8, 0]);
@@ -173,8 +179,16 @@ fn offsets(frame: &[u8]) -> Option<Offsets> {
     let tcp = ETHERNET_LEN + header;
     let head = frame.get(tcp..tcp + TCP_LEN)?;
     let payload = tcp + usize::from(head[12] >> 4) * 4;
-    let end = if total == 0 { frame.len() } else { ETHERNET_LEN + total };
-    (header >= IP_LEN && head[12] >> 4 >= 5 && payload <= end).then_some(Offsets { tcp, payload, end })
+    let end = if total == 0 {
+        frame.len()
+    } else {
+        ETHERNET_LEN + total
+    };
+    (header >= IP_LEN && head[12] >> 4 >= 5 && payload <= end).then_some(Offsets {
+        tcp,
+        payload,
+        end,
+    })
 }
 
 /// Reads the TCP segment of an Ethernet frame; `None` if it holds none, or only a fragment.
@@ -205,9 +219,14 @@ fn pair(mut options: &[u8], wanted: u8) -> Option<(u32, u32)> {
         match *options {
             [1, ref rest @ ..] => options = rest,
             [kind, len, a, b, c, d, e, f, g, h, ..] if kind == wanted && len >= 10 => {
-                return Some((u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])));
+                return Some((
+                    u32::from_be_bytes([a, b, c, d]),
+                    u32::from_be_bytes([e, f, g, h]),
+                ));
             }
-            [kind, len, ..] if kind != 0 && len >= 2 => options = options.get(usize::from(len)..)?,
+            [kind, len, ..] if kind != 0 && len >= 2 => {
+                options = options.get(usize::from(len)..)?
+            }
             _ => return None,
         }
     }
@@ -218,10 +237,17 @@ fn pair(mut options: &[u8], wanted: u8) -> Option<(u32, u32)> {
 /// Other frames come back as they are.
 #[must_use]
 pub fn resendable(frame: &[u8], mss: usize) -> Vec<Vec<u8>> {
-    let Some(at) = offsets(frame) else { return vec![frame.to_vec()] };
+    let Some(at) = offsets(frame) else {
+        return vec![frame.to_vec()];
+    };
     let end = at.end.min(frame.len());
     let (head, payload) = (&frame[..at.payload], &frame[at.payload.min(end)..end]);
-    let seq = u32::from_be_bytes([head[at.tcp + 4], head[at.tcp + 5], head[at.tcp + 6], head[at.tcp + 7]]);
+    let seq = u32::from_be_bytes([
+        head[at.tcp + 4],
+        head[at.tcp + 5],
+        head[at.tcp + 6],
+        head[at.tcp + 7],
+    ]);
     let piece = |done: usize, bytes: &[u8], last: bool| {
         let mut f = head.to_vec();
         f.extend_from_slice(bytes);
@@ -231,7 +257,10 @@ pub fn resendable(frame: &[u8], mss: usize) -> Vec<Vec<u8>> {
         ip[10..12].fill(0);
         let sum = fold(sum_words(0, ip));
         ip[10..12].copy_from_slice(&sum.to_be_bytes());
-        let (from, to) = (Ipv4Addr::new(ip[12], ip[13], ip[14], ip[15]), Ipv4Addr::new(ip[16], ip[17], ip[18], ip[19]));
+        let (from, to) = (
+            Ipv4Addr::new(ip[12], ip[13], ip[14], ip[15]),
+            Ipv4Addr::new(ip[16], ip[17], ip[18], ip[19]),
+        );
         let t = &mut f[at.tcp..];
         t[4..8].copy_from_slice(&seq.wrapping_add(done as u32).to_be_bytes());
         if !last {
@@ -246,7 +275,11 @@ pub fn resendable(frame: &[u8], mss: usize) -> Vec<Vec<u8>> {
         return vec![piece(0, payload, true)];
     }
     let count = payload.len().div_ceil(mss.max(1));
-    payload.chunks(mss.max(1)).enumerate().map(|(i, bytes)| piece(i * mss.max(1), bytes, i + 1 == count)).collect()
+    payload
+        .chunks(mss.max(1))
+        .enumerate()
+        .map(|(i, bytes)| piece(i * mss.max(1), bytes, i + 1 == count))
+        .collect()
 }
 
 #[cfg(test)]
@@ -261,7 +294,10 @@ mod tests {
     /// A right checksum sums to zero with its pseudo header.
     fn sums_hold(frame: &[u8]) -> bool {
         let ip = &frame[ETHERNET_LEN..ETHERNET_LEN + IP_LEN];
-        let (from, to) = (Ipv4Addr::new(ip[12], ip[13], ip[14], ip[15]), Ipv4Addr::new(ip[16], ip[17], ip[18], ip[19]));
+        let (from, to) = (
+            Ipv4Addr::new(ip[12], ip[13], ip[14], ip[15]),
+            Ipv4Addr::new(ip[16], ip[17], ip[18], ip[19]),
+        );
         fold(sum_words(0, ip)) == 0 && tcp_checksum(from, to, &frame[ETHERNET_LEN + IP_LEN..]) == 0
     }
 

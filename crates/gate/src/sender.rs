@@ -62,9 +62,15 @@ impl<B: OutputBuffer> Sender<B> {
     /// # Errors
     /// [`GateError::System`] if there is no descriptor left.
     pub fn new() -> Result<Self, GateError> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
-            .map_err(|e| GateError::System { step: "epoll_create1", source: e.into() })?;
-        Ok(Self { epoll, connections: BTreeMap::new(), busy: BTreeSet::new() })
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|e| GateError::System {
+            step: "epoll_create1",
+            source: e.into(),
+        })?;
+        Ok(Self {
+            epoll,
+            connections: BTreeMap::new(),
+            busy: BTreeSet::new(),
+        })
     }
 
     /// Takes over the output of the connection in `slot`. One that is there already is dropped: its slot
@@ -77,7 +83,10 @@ impl<B: OutputBuffer> Sender<B> {
         let interest = EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
         self.epoll
             .add(&connection.socket, EpollEvent::new(interest, slot as u64))
-            .map_err(|e| GateError::System { step: "epoll_ctl", source: e.into() })?;
+            .map_err(|e| GateError::System {
+                step: "epoll_ctl",
+                source: e.into(),
+            })?;
         self.connections.insert(slot, connection);
         self.busy.insert(slot);
         Ok(())
@@ -95,10 +104,17 @@ impl<B: OutputBuffer> Sender<B> {
         end: Option<End>,
         gate: Option<&mut Gate>,
     ) -> Result<Option<Outcome>, OutputError> {
-        let Some(c) = self.connections.get_mut(&slot) else { return Ok(None) };
-        c.state.release(to, c.buffer.written(), c.buffer.capacity(), end)?;
+        let Some(c) = self.connections.get_mut(&slot) else {
+            return Ok(None);
+        };
+        c.state
+            .release(to, c.buffer.written(), c.buffer.capacity(), end)?;
         if let (Some(g), Some((entry, _))) = (gate.as_deref(), c.gated) {
-            g.allow_send(entry, c.state.released().max(c.state.sent_to()), c.state.is_finished());
+            g.allow_send(
+                entry,
+                c.state.released().max(c.state.sent_to()),
+                c.state.is_finished(),
+            );
         }
         let outcome = self.drive(slot, gate);
         Ok(outcome)
@@ -141,7 +157,10 @@ impl<B: OutputBuffer> Sender<B> {
             c.buffer.set_trimmed(c.state.trim_to());
             // The duplicate goes only when the gate lets through what its close makes the kernel send.
             if let (Some(g), Some((entry, _))) = (gate, c.gated)
-                && let Err(e) = g.finish(entry, closed || c.state.is_failed() || c.state.next() == Action::Reset)
+                && let Err(e) = g.finish(
+                    entry,
+                    closed || c.state.is_failed() || c.state.next() == Action::Reset,
+                )
             {
                 tracing::warn!(slot, error = %e, "the gate keeps an entry that is no longer used");
             }
@@ -156,18 +175,29 @@ impl<B: OutputBuffer> Sender<B> {
     ///
     /// # Errors
     /// [`GateError::System`] if epoll fails.
-    pub fn turn(&mut self, timeout: Duration, mut gate: Option<&mut Gate>) -> Result<Vec<Outcome>, GateError> {
+    pub fn turn(
+        &mut self,
+        timeout: Duration,
+        mut gate: Option<&mut Gate>,
+    ) -> Result<Vec<Outcome>, GateError> {
         let mut events = [EpollEvent::empty(); EVENTS];
         let wait = EpollTimeout::try_from(timeout).unwrap_or(EpollTimeout::MAX);
         let n = match self.epoll.wait(&mut events, wait) {
             Ok(n) => n,
             Err(nix::errno::Errno::EINTR) => 0,
-            Err(e) => return Err(GateError::System { step: "epoll_wait", source: e.into() }),
+            Err(e) => {
+                return Err(GateError::System {
+                    step: "epoll_wait",
+                    source: e.into(),
+                });
+            }
         };
         let mut outcomes = Vec::new();
         for event in &events[..n] {
             let slot = event.data() as usize;
-            let Some(c) = self.connections.get_mut(&slot) else { continue };
+            let Some(c) = self.connections.get_mut(&slot) else {
+                continue;
+            };
             if event.events().contains(EpollFlags::EPOLLERR) && !c.state.is_failed() {
                 // The error itself stays on the socket for the application to find.
                 let error = c.fail(io::Error::from_raw_os_error(nix::libc::ECONNRESET));
@@ -177,7 +207,9 @@ impl<B: OutputBuffer> Sender<B> {
             self.busy.insert(slot);
         }
         for slot in std::mem::take(&mut self.busy) {
-            let Some(c) = self.connections.get_mut(&slot) else { continue };
+            let Some(c) = self.connections.get_mut(&slot) else {
+                continue;
+            };
             c.learn(gate.as_deref());
             if !c.state.is_settled() {
                 self.busy.insert(slot);
@@ -202,7 +234,10 @@ impl<B: OutputBuffer> Sender<B> {
     /// The gate's entry of the connection in `slot`.
     #[must_use]
     pub fn entry(&self, slot: usize) -> Option<Entry> {
-        self.connections.get(&slot).and_then(|c| c.gated).map(|(entry, _)| entry)
+        self.connections
+            .get(&slot)
+            .and_then(|c| c.gated)
+            .map(|(entry, _)| entry)
     }
 
     /// Slots of all connections, in order.
@@ -220,7 +255,8 @@ impl<B: OutputBuffer> Sender<B> {
 impl<B: OutputBuffer> Adopted<B> {
     fn fail(&mut self, error: io::Error) -> io::Error {
         self.state.fail();
-        self.buffer.set_error(error.raw_os_error().unwrap_or(nix::libc::EPIPE));
+        self.buffer
+            .set_error(error.raw_os_error().unwrap_or(nix::libc::EPIPE));
         error
     }
 
@@ -235,7 +271,10 @@ impl<B: OutputBuffer> Adopted<B> {
         if let (Some(g), Some((entry, _))) = (gate, self.gated) {
             g.allow_reset(entry);
         }
-        let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+        let linger = nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
         // A socket that refuses is closed without a reset: no harm beside a slower end at the peer.
         if let Err(e) = setsockopt(&self.socket, sockopt::Linger, &linger) {
             tracing::debug!(error = %e, "a socket takes no linger time");
@@ -247,13 +286,18 @@ impl<B: OutputBuffer> Adopted<B> {
         let sent = self.state.sent_to();
         if let (Some(g), Some((entry, handshake))) = (gate, self.gated) {
             let progress = g.progress(entry);
-            if progress.over && !self.state.is_failed() && sys::tcp::info(self.socket.as_fd()).is_ok_and(|i| i.state == CLOSED) {
+            if progress.over
+                && !self.state.is_failed()
+                && sys::tcp::info(self.socket.as_fd()).is_ok_and(|i| i.state == CLOSED)
+            {
                 self.fail(io::Error::from_raw_os_error(nix::libc::ECONNRESET));
             }
-            self.state.acknowledge(position_of(progress.una, sent, handshake.send_seq(sent)));
+            self.state
+                .acknowledge(position_of(progress.una, sent, handshake.send_seq(sent)));
         } else if let Ok(waiting) = sys::tcp::unacknowledged(self.socket.as_fd()) {
             let end = sent + u64::from(self.state.is_finished());
-            self.state.acknowledge(end.saturating_sub(u64::from(waiting)));
+            self.state
+                .acknowledge(end.saturating_sub(u64::from(waiting)));
         }
     }
 }

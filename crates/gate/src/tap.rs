@@ -48,12 +48,17 @@ impl Tap {
         let mut next = gate.config.long(config::HELD).load(Acquire);
         let oldest = next.saturating_sub(u64::from(held::SLOTS));
         if let Some(map) = gate.held() {
-            let ns = |use_: u64| map.long((use_ % u64::from(held::SLOTS)) as usize * held::LEN + held::NS);
+            let ns = |use_: u64| {
+                map.long((use_ % u64::from(held::SLOTS)) as usize * held::LEN + held::NS)
+            };
             while next > oldest && ns(next - 1).load(Acquire) >= since {
                 next -= 1;
             }
         }
-        Self { next, ..Self::default() }
+        Self {
+            next,
+            ..Self::default()
+        }
     }
 
     /// Slots that were overwritten before they could be read.
@@ -64,7 +69,9 @@ impl Tap {
 
     /// The frames that came since the last call, in order; at most what the memory holds.
     pub fn read(&mut self, gate: &Gate) -> Vec<HeldFrame> {
-        let Some(map) = gate.held() else { return Vec::new() };
+        let Some(map) = gate.held() else {
+            return Vec::new();
+        };
         let head = gate.config.long(config::HELD).load(Acquire);
         let slots = u64::from(held::SLOTS);
         if head.saturating_sub(self.next) > slots {
@@ -114,7 +121,9 @@ impl Tap {
         if bytes.len() < len as usize {
             return None;
         }
-        self.partial.remove(&key).map(|bytes| HeldFrame { at, bytes })
+        self.partial
+            .remove(&key)
+            .map(|bytes| HeldFrame { at, bytes })
     }
 }
 
@@ -126,8 +135,14 @@ mod tests {
     fn pieces_are_joined_in_order_and_gaps_give_nothing() {
         let mut tap = Tap::default();
         assert_eq!(tap.join(1, 6, 0, vec![1, 2, 3]), None);
-        assert_eq!(tap.join(2, 2, 0, vec![9, 9]).map(|f| f.bytes), Some(vec![9, 9]));
-        assert_eq!(tap.join(1, 6, 3, vec![4, 5, 6]).map(|f| f.bytes), Some(vec![1, 2, 3, 4, 5, 6]));
+        assert_eq!(
+            tap.join(2, 2, 0, vec![9, 9]).map(|f| f.bytes),
+            Some(vec![9, 9])
+        );
+        assert_eq!(
+            tap.join(1, 6, 3, vec![4, 5, 6]).map(|f| f.bytes),
+            Some(vec![1, 2, 3, 4, 5, 6])
+        );
         assert_eq!(tap.join(3, 6, 3, vec![4, 5, 6]), None);
         assert_eq!(tap.join(4, 9, 0, vec![1, 2, 3]), None);
         assert_eq!(tap.join(4, 9, 6, vec![7, 8, 9]), None);

@@ -34,7 +34,10 @@ impl Tuple {
         };
         let port = |at: usize| u16::from_be_bytes([key[at], key[at + 1]]);
         let end = |address: Ipv4Addr, port: u16| SocketAddrV4::new(address, port);
-        Some(Self { local: end(address(0)?, port(32)), peer: end(address(16)?, port(34)) })
+        Some(Self {
+            local: end(address(0)?, port(32)),
+            peer: end(address(16)?, port(34)),
+        })
     }
 }
 

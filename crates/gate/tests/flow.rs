@@ -13,7 +13,10 @@ use std::time::{Duration, Instant};
 use common::buffer::Buffer;
 use common::primary::{listen, tuple_of};
 use common::{Bed, service, until};
-use gate::{Adopted, Config, End, Entry, Gate, Handshake, Injector, Outcome, OutputState, Sender, SlowReaders};
+use gate::{
+    Adopted, Config, End, Entry, Gate, Handshake, Injector, Outcome, OutputState, Sender,
+    SlowReaders,
+};
 
 struct Pair {
     bed: Bed,
@@ -26,7 +29,11 @@ struct Pair {
 
 fn pair() -> Pair {
     let bed = Bed::new();
-    let config = Config { gate: true, mask: None, hold: false };
+    let config = Config {
+        gate: true,
+        mask: None,
+        hold: false,
+    };
     let mut gate = bed.inside('b', || Gate::attach("vp", &config).unwrap());
     gate.set_lease(u64::MAX);
     let listener = listen(&bed, 'p');
@@ -37,12 +44,26 @@ fn pair() -> Pair {
         s.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     }
     let (entry, handshake) = gate.register(&tuple_of(&server)).unwrap();
-    Pair { bed, gate, client, server, entry, handshake }
+    Pair {
+        bed,
+        gate,
+        client,
+        server,
+        entry,
+        handshake,
+    }
 }
 
 /// Uploads for `time`; returns bytes per second. The log's round trip goes through another thread.
 fn upload(gated: bool, late: bool, time: Duration) -> f64 {
-    let Pair { bed, gate, mut client, mut server, entry, handshake } = pair();
+    let Pair {
+        bed,
+        gate,
+        mut client,
+        mut server,
+        entry,
+        handshake,
+    } = pair();
     let injector = bed.inside('p', || Injector::open().unwrap());
     if !gated {
         gate.set_gate(false);
@@ -62,7 +83,9 @@ fn upload(gated: bool, late: bool, time: Duration) -> f64 {
                 }
             }
         });
-        client.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+        client
+            .set_write_timeout(Some(Duration::from_millis(500)))
+            .unwrap();
         scope.spawn(move || {
             let block = vec![1; 256 << 10];
             while began.elapsed() < time {
@@ -73,7 +96,9 @@ fn upload(gated: bool, late: bool, time: Duration) -> f64 {
             client.shutdown(std::net::Shutdown::Both).unwrap();
         });
         let (mut block, mut read) = (vec![0; 256 << 10], 0_u64);
-        server.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        server
+            .set_read_timeout(Some(Duration::from_millis(500)))
+            .unwrap();
         while began.elapsed() < time {
             match server.read(&mut block) {
                 Ok(0) => break,
@@ -81,7 +106,10 @@ fn upload(gated: bool, late: bool, time: Duration) -> f64 {
                     read += n as u64;
                     to_log.send(read).unwrap();
                 }
-                Err(e) => assert!(matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionReset), "{e}"),
+                Err(e) => assert!(
+                    matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionReset),
+                    "{e}"
+                ),
             }
         }
         drop(to_log);
@@ -103,8 +131,14 @@ fn uploads_do_not_stall() {
         gbit(held),
         gbit(stalled)
     );
-    assert!(held > free / 4.0, "late acknowledgements keep an upload going");
-    assert!(stalled < held / 4.0, "the test sees what late acknowledgements are for");
+    assert!(
+        held > free / 4.0,
+        "late acknowledgements keep an upload going"
+    );
+    assert!(
+        stalled < held / 4.0,
+        "the test sees what late acknowledgements are for"
+    );
 }
 
 fn byte(at: u64) -> u8 {
@@ -115,12 +149,29 @@ fn byte(at: u64) -> u8 {
 #[test]
 fn downloads_are_whole_and_end_when_all_is_acknowledged() {
     const TOTAL: u64 = 24 << 20;
-    let Pair { bed: _bed, mut gate, mut client, server, entry, handshake } = pair();
+    let Pair {
+        bed: _bed,
+        mut gate,
+        mut client,
+        server,
+        entry,
+        handshake,
+    } = pair();
     let buffer = Buffer::new(256 << 10);
     let mut sender = Sender::new().unwrap();
     let socket = server.try_clone().unwrap().into();
     let state = OutputState::default();
-    sender.adopt(5, Adopted { socket, buffer: buffer.clone(), gated: Some((entry, handshake)), state }).unwrap();
+    sender
+        .adopt(
+            5,
+            Adopted {
+                socket,
+                buffer: buffer.clone(),
+                gated: Some((entry, handshake)),
+                state,
+            },
+        )
+        .unwrap();
     // The application closes its descriptor long before the client has everything.
     drop(server);
     let (go, wait) = mpsc::channel::<()>();
@@ -143,7 +194,11 @@ fn downloads_are_whole_and_end_when_all_is_acknowledged() {
     let mut freed = false;
     let limit = Instant::now() + Duration::from_secs(30);
     while !freed {
-        assert!(Instant::now() < limit, "{written} written, {:?}", sender.state(5));
+        assert!(
+            Instant::now() < limit,
+            "{written} written, {:?}",
+            sender.state(5)
+        );
         let block: Vec<u8> = (written..TOTAL.min(written + 50_000)).map(byte).collect();
         let n = buffer.write(&block) as u64;
         if n == 0 && written < TOTAL && !full {
@@ -169,43 +224,95 @@ fn downloads_are_whole_and_end_when_all_is_acknowledged() {
 
 #[test]
 fn a_close_without_lingering_resets_the_peer() {
-    let Pair { bed: _bed, mut gate, mut client, server, entry, handshake } = pair();
+    let Pair {
+        bed: _bed,
+        mut gate,
+        mut client,
+        server,
+        entry,
+        handshake,
+    } = pair();
     let buffer = Buffer::new(4096);
     let mut sender = Sender::new().unwrap();
     let socket = server.into();
     let state = OutputState::default();
-    sender.adopt(0, Adopted { socket, buffer: buffer.clone(), gated: Some((entry, handshake)), state }).unwrap();
-    let outcome = sender.release(0, 0, Some(End::Reset), Some(&mut gate)).unwrap();
+    sender
+        .adopt(
+            0,
+            Adopted {
+                socket,
+                buffer: buffer.clone(),
+                gated: Some((entry, handshake)),
+                state,
+            },
+        )
+        .unwrap();
+    let outcome = sender
+        .release(0, 0, Some(End::Reset), Some(&mut gate))
+        .unwrap();
     assert!(matches!(outcome, Some(Outcome::Freed { slot: 0 })));
-    assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(
+        client.read(&mut [0]).unwrap_err().kind(),
+        ErrorKind::ConnectionReset
+    );
 }
 
 #[test]
 fn a_peer_that_resets_fails_its_connection_and_frees_it_on_close() {
-    let Pair { bed: _bed, mut gate, client, server, entry, handshake } = pair();
+    let Pair {
+        bed: _bed,
+        mut gate,
+        client,
+        server,
+        entry,
+        handshake,
+    } = pair();
     let buffer = Buffer::new(4096);
     let mut sender = Sender::new().unwrap();
     let state = OutputState::default();
     let socket = server.try_clone().unwrap().into();
-    sender.adopt(0, Adopted { socket, buffer: buffer.clone(), gated: Some((entry, handshake)), state }).unwrap();
+    sender
+        .adopt(
+            0,
+            Adopted {
+                socket,
+                buffer: buffer.clone(),
+                gated: Some((entry, handshake)),
+                state,
+            },
+        )
+        .unwrap();
     nix::sys::socket::setsockopt(
         &client,
         nix::sys::socket::sockopt::Linger,
-        &nix::libc::linger { l_onoff: 1, l_linger: 0 },
+        &nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        },
     )
     .unwrap();
     drop(client);
     let mut failed = false;
     until("the failure to be seen", || {
-        let outcomes = sender.turn(Duration::from_millis(5), Some(&mut gate)).unwrap();
-        failed |= outcomes.iter().any(|o| matches!(o, Outcome::Failed { slot: 0, .. }));
+        let outcomes = sender
+            .turn(Duration::from_millis(5), Some(&mut gate))
+            .unwrap();
+        failed |= outcomes
+            .iter()
+            .any(|o| matches!(o, Outcome::Failed { slot: 0, .. }));
         failed
     });
     let error = (&server).read(&mut [0]).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "the application still finds the error");
+    assert_eq!(
+        error.kind(),
+        ErrorKind::ConnectionReset,
+        "the application still finds the error"
+    );
     assert_ne!(buffer.error(), 0, "so does its next write");
     assert_eq!(buffer.write(&[0; 100]), 100);
-    let outcome = sender.release(0, 100, Some(End::Close), Some(&mut gate)).unwrap();
+    let outcome = sender
+        .release(0, 100, Some(End::Close), Some(&mut gate))
+        .unwrap();
     assert!(matches!(outcome, Some(Outcome::Freed { slot: 0 })));
     assert_eq!(buffer.trimmed(), 100, "nobody waits for room for ever");
 }
@@ -218,7 +325,17 @@ fn without_a_gate_the_socket_says_what_the_peer_has() {
     let buffer = Buffer::new(64 << 10);
     let mut sender = Sender::new().unwrap();
     let state = OutputState::default();
-    sender.adopt(1, Adopted { socket: server.into(), buffer: buffer.clone(), gated: None, state }).unwrap();
+    sender
+        .adopt(
+            1,
+            Adopted {
+                socket: server.into(),
+                buffer: buffer.clone(),
+                gated: None,
+                state,
+            },
+        )
+        .unwrap();
     assert_eq!(buffer.write(&[9; 5000]), 5000);
     sender.release(1, 3000, None, None).unwrap();
     let mut got = vec![0; 3000];
@@ -228,7 +345,11 @@ fn without_a_gate_the_socket_says_what_the_peer_has() {
         buffer.trimmed() == 3000
     });
     client.set_nonblocking(true).unwrap();
-    assert_eq!(client.read(&mut got).unwrap_err().kind(), ErrorKind::WouldBlock, "2000 bytes are not released");
+    assert_eq!(
+        client.read(&mut got).unwrap_err().kind(),
+        ErrorKind::WouldBlock,
+        "2000 bytes are not released"
+    );
     client.set_nonblocking(false).unwrap();
     sender.release(1, 5000, Some(End::Close), None).unwrap();
     got.clear();
@@ -242,7 +363,14 @@ fn without_a_gate_the_socket_says_what_the_peer_has() {
 
 #[test]
 fn a_slow_reader_is_found_and_its_client_told() {
-    let Pair { bed, gate, mut client, server, entry, handshake } = pair();
+    let Pair {
+        bed,
+        gate,
+        mut client,
+        server,
+        entry,
+        handshake,
+    } = pair();
     let injector = bed.inside('p', || Injector::open().unwrap());
     let mut slow = SlowReaders::default();
     client.write_all(&[3; 5000]).unwrap();
@@ -264,12 +392,22 @@ fn a_slow_reader_is_found_and_its_client_told() {
         injector.acknowledge(&gate, entry, &handshake).unwrap();
         sys::tcp::unacknowledged(client.as_fd()).unwrap() == 0
     });
-    assert_eq!(slow.look(entry, &gate.progress(entry), sys::bpf::boot_ns(), patience), None);
+    assert_eq!(
+        slow.look(entry, &gate.progress(entry), sys::bpf::boot_ns(), patience),
+        None
+    );
 }
 
 #[test]
 fn entries_come_back() {
-    let Pair { bed, mut gate, client, server, entry, .. } = pair();
+    let Pair {
+        bed,
+        mut gate,
+        client,
+        server,
+        entry,
+        ..
+    } = pair();
     let tuple = tuple_of(&server);
     drop((client, server));
     gate.finish(entry, true).unwrap();
@@ -277,7 +415,9 @@ fn entries_come_back() {
     let listener = listen(&bed, 'p');
     listener.set_nonblocking(false).unwrap();
     // Unregistered connections are swept once they are silent.
-    let clients: Vec<_> = (0..20).map(|_| bed.inside('c', || TcpStream::connect(service()).unwrap())).collect();
+    let clients: Vec<_> = (0..20)
+        .map(|_| bed.inside('c', || TcpStream::connect(service()).unwrap()))
+        .collect();
     let servers: Vec<_> = (0..20).map(|_| listener.accept().unwrap().0).collect();
     let (kept, _) = gate.register(&tuple_of(&servers[7])).unwrap();
     assert_eq!(gate.sweep(u64::MAX).unwrap(), 19);

@@ -14,10 +14,16 @@ use common::{Bed, MASK, SERVICE, ethertype, service, until};
 use gate::segment::{flag, parse};
 use gate::{Config, Gate, distance};
 
-const GATED: Config = Config { gate: true, mask: Some(MASK), hold: false };
+const GATED: Config = Config {
+    gate: true,
+    mask: Some(MASK),
+    hold: false,
+};
 
 fn attach(bed: &Bed, port: &'static str, config: Config) -> Gate {
-    bed.inside('b', move || Gate::attach(port, &config).expect("the gate attaches"))
+    bed.inside('b', move || {
+        Gate::attach(port, &config).expect("the gate attaches")
+    })
 }
 
 /// Makes the container send of every kind: ARP for a stranger, UDP, IPv6 neighbour discovery.
@@ -45,7 +51,9 @@ fn an_expired_lease_lets_nothing_out() {
     chatter(&bed);
     let mut kinds = Vec::new();
     while !(kinds.contains(&0x0806) && kinds.contains(&0x0800)) {
-        let frame = capture.next_of_service(Duration::from_secs(5)).expect("the container's chatter before the expiry");
+        let frame = capture
+            .next_of_service(Duration::from_secs(5))
+            .expect("the container's chatter before the expiry");
         assert_eq!(frame[6..12], MASK, "the source is masked");
         kinds.push(ethertype(&frame));
     }
@@ -60,7 +68,10 @@ fn an_expired_lease_lets_nothing_out() {
     client.write_all(b"into the void").unwrap();
     chatter(&bed);
     // The client asks who has the address: the container's kernel answers, and must not be heard.
-    common::ip(&format!("-n {} neigh flush all", bed.path('c').rsplit('/').next().unwrap()));
+    common::ip(&format!(
+        "-n {} neigh flush all",
+        bed.path('c').rsplit('/').next().unwrap()
+    ));
     client.write_all(b"again").unwrap();
     let leaked = capture.next_of_service(Duration::from_millis(600));
     assert_eq!(leaked, None, "a frame left after the lease");
@@ -70,8 +81,14 @@ fn an_expired_lease_lets_nothing_out() {
 #[test]
 #[ignore = "a server for other tests"]
 fn child_server() {
-    let Ok(path) = std::env::var("GATE_TEST_NETNS") else { return };
-    nix::sched::setns(std::fs::File::open(path).unwrap(), nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+    let Ok(path) = std::env::var("GATE_TEST_NETNS") else {
+        return;
+    };
+    nix::sched::setns(
+        std::fs::File::open(path).unwrap(),
+        nix::sched::CloneFlags::CLONE_NEWNET,
+    )
+    .unwrap();
     let listener = std::net::TcpListener::bind(service()).unwrap();
     println!("ready");
     let streams: Vec<_> = (0..8).map(|_| listener.accept().unwrap().0).collect();
@@ -86,38 +103,73 @@ fn child_server() {
     }
 }
 
+/// A process that does not outlive its test.
+struct Server(std::process::Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Kills a server with eight connections; returns flags of FIN and RST that reached the client's side.
 fn killed(gated: bool) -> Vec<u8> {
     let bed = Bed::new();
-    let gate = attach(&bed, "vp", Config { gate: gated, ..GATED });
+    let gate = attach(
+        &bed,
+        "vp",
+        Config {
+            gate: gated,
+            ..GATED
+        },
+    );
     gate.set_lease(u64::MAX);
-    let mut child = Command::new(std::env::current_exe().unwrap())
+    let child = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "child_server", "--nocapture"])
         .env("GATE_TEST_NETNS", bed.path('p'))
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
-    let mut expect = |what: &str| while lines.next().expect("the server goes on").unwrap() != what {};
+    let mut child = Server(child);
+    let mut lines =
+        std::io::BufRead::lines(std::io::BufReader::new(child.0.stdout.take().unwrap()));
+    let mut expect =
+        |what: &str| while lines.next().expect("the server goes on").unwrap() != what {};
     expect("ready");
-    let mut clients: Vec<_> = (0..8).map(|_| bed.inside('c', || TcpStream::connect(service()).unwrap())).collect();
+    let mut clients: Vec<_> = (0..8)
+        .map(|_| bed.inside('c', || TcpStream::connect(service()).unwrap()))
+        .collect();
     expect("accepted");
     for (i, c) in clients.iter_mut().enumerate() {
-        c.write_all(if i % 2 == 0 { b"read" } else { b"read and unread" }).unwrap();
+        c.write_all(if i % 2 == 0 {
+            b"read"
+        } else {
+            b"read and unread"
+        })
+        .unwrap();
     }
     expect("read");
     let mut capture = bed.capture();
-    child.kill().unwrap();
-    child.wait().unwrap();
+    drop(child);
     let mut ends = Vec::new();
     while let Some(frame) = capture.next_of_service(Duration::from_millis(400)) {
-        ends.extend(parse(&frame).map(|s| s.flags & (flag::FIN | flag::RST)).filter(|f| *f != 0));
+        ends.extend(
+            parse(&frame)
+                .map(|s| s.flags & (flag::FIN | flag::RST))
+                .filter(|f| *f != 0),
+        );
     }
     if gated {
         let counters = gate.counters();
-        assert!(counters.reset >= 4 && counters.unreleased >= 4, "{counters:?}");
+        assert!(
+            counters.reset >= 4 && counters.unreleased >= 4,
+            "{counters:?}"
+        );
         // A new client is not refused either: it waits.
-        let refused = bed.inside('c', || TcpStream::connect_timeout(&service().into(), Duration::from_millis(100)));
+        let refused = bed.inside('c', || {
+            TcpStream::connect_timeout(&service().into(), Duration::from_millis(100))
+        });
         assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
     }
     ends
@@ -126,7 +178,10 @@ fn killed(gated: bool) -> Vec<u8> {
 #[test]
 fn a_kill_leaks_neither_fin_nor_rst() {
     assert_eq!(killed(true), []);
-    assert!(killed(false).len() >= 8, "without the gate every client hears of it");
+    assert!(
+        killed(false).len() >= 8,
+        "without the gate every client hears of it"
+    );
 }
 
 #[test]
@@ -150,7 +205,11 @@ fn acknowledgements_stay_within_the_log() {
         while let Some(frame) = capture.next_of_service(wait) {
             let Some(s) = parse(&frame) else { continue };
             let better = highest.is_none_or(|h| distance(s.ack, h) > 0);
-            highest = if better && s.flags & flag::RST == 0 { Some(s.ack) } else { highest };
+            highest = if better && s.flags & flag::RST == 0 {
+                Some(s.ack)
+            } else {
+                highest
+            };
         }
         highest
     };
@@ -159,17 +218,35 @@ fn acknowledgements_stay_within_the_log() {
     client.write_all(&payload).unwrap();
     let mut read = vec![0; payload.len()];
     server.read_exact(&mut read).unwrap();
-    until("the kernel to acknowledge", || distance(gate.progress(entry).kernel_ack, handshake.receive_seq(10_000)) >= 0);
+    until("the kernel to acknowledge", || {
+        distance(
+            gate.progress(entry).kernel_ack,
+            handshake.receive_seq(10_000),
+        ) >= 0
+    });
     let wait = Duration::from_millis(100);
-    assert_eq!(highest(&mut capture, wait), Some(handshake.receive_seq(0)), "the log holds nothing");
+    assert_eq!(
+        highest(&mut capture, wait),
+        Some(handshake.receive_seq(0)),
+        "the log holds nothing"
+    );
 
     for logged in [1, 7_000, 10_000] {
         gate.allow_receive(entry, logged, false);
         assert!(injector.acknowledge(&gate, entry, &handshake).unwrap());
-        assert_eq!(highest(&mut capture, wait), Some(handshake.receive_seq(logged)), "after {logged} bytes");
-        assert!(!injector.acknowledge(&gate, entry, &handshake).unwrap(), "once is enough");
+        assert_eq!(
+            highest(&mut capture, wait),
+            Some(handshake.receive_seq(logged)),
+            "after {logged} bytes"
+        );
+        assert!(
+            !injector.acknowledge(&gate, entry, &handshake).unwrap(),
+            "once is enough"
+        );
     }
-    until("the client to hear of it", || sys::tcp::unacknowledged(std::os::fd::AsFd::as_fd(&client)).unwrap() == 0);
+    until("the client to hear of it", || {
+        sys::tcp::unacknowledged(std::os::fd::AsFd::as_fd(&client)).unwrap() == 0
+    });
     assert!(gate.counters().pure_ack > 0);
 
     // Payload that was not released stays, and its acknowledgement with it.
@@ -180,7 +257,17 @@ fn acknowledgements_stay_within_the_log() {
     let mut got = [0; 10];
     client.read_exact(&mut got).unwrap();
     assert_eq!(&got, b"unreleased");
-    assert_eq!(highest(&mut capture, wait), Some(handshake.receive_seq(10_000)));
+    assert_eq!(
+        highest(&mut capture, wait),
+        Some(handshake.receive_seq(10_000))
+    );
+
+    gate.allow_receive(entry, 10_004, false);
+    assert!(injector.acknowledge(&gate, entry, &handshake).unwrap());
+    assert_eq!(
+        highest(&mut capture, wait),
+        Some(handshake.receive_seq(10_004))
+    );
 
     // The client's end stays with it until the log holds it.
     client.shutdown(std::net::Shutdown::Write).unwrap();
@@ -191,5 +278,8 @@ fn acknowledgements_stay_within_the_log() {
     assert_eq!(progress.peer_nxt, handshake.receive_seq(10_005));
     gate.allow_receive(entry, 10_004, true);
     assert!(injector.acknowledge(&gate, entry, &handshake).unwrap());
-    assert_eq!(highest(&mut capture, wait), Some(handshake.receive_seq(10_005)));
+    assert_eq!(
+        highest(&mut capture, wait),
+        Some(handshake.receive_seq(10_005))
+    );
 }

@@ -4,6 +4,7 @@
 //! every process, on the primary and in replay:
 //!
 //! ```text
+//! HEAP_BASE      the blocks that malloc hands out           private, travels in the image
 //! BLOB_BASE      the blob: text, constants, data          private, travels in the image
 //! VDSO_COPY      the patched copy of the vDSO             private
 //! THREADS_BASE   thread blocks and their hook stacks      private
@@ -15,6 +16,10 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
+/// Where the heap lies that stands in for the C library's.
+pub const HEAP_BASE: u64 = 0x2000_0000_0000;
+/// Address space of the heap (256 GiB): mapped without access at injection, opened by the guest as it grows.
+pub const HEAP_LEN: u64 = 256 << 30;
 /// Where the blob is linked and mapped.
 pub const BLOB_BASE: u64 = 0x3000_0000_0000;
 /// Address space kept for the blob.
@@ -49,7 +54,7 @@ pub const MAX_CONNS: usize = 16_384;
 pub const OUTPUT_LEN: u64 = 256 << 10;
 
 /// Offset of the first [`Slot`] in the arena.
-pub const SLOTS_AT: u64 = 0x1000;
+pub const SLOTS_AT: u64 = 0x2000;
 /// Offset of the first [`Conn`].
 pub const CONNS_AT: u64 = SLOTS_AT + MAX_SLOTS as u64 * size_of::<Slot>() as u64;
 /// Offset of the tables that processes hand to their next image, one for each slot.
@@ -76,7 +81,7 @@ pub mod mode {
     pub const LIVE: u32 = 3;
 }
 
-/// The arena's first page.
+/// The arena's first two pages.
 #[repr(C)]
 pub struct Control {
     /// [`ARENA_MAGIC`].
@@ -99,6 +104,8 @@ pub struct Control {
     pub refused: [AtomicU64; 8],
     /// One bit for each connection whose counters moved since the host last looked.
     pub touched: [AtomicU64; MAX_CONNS / 64],
+    /// One bit for each connection's entry that is taken: set by the guest, cleared by whoever frees it.
+    pub taken: [AtomicU64; MAX_CONNS / 64],
 }
 
 /// Bits of [`Control::flags`].
@@ -318,6 +325,8 @@ pub struct ThreadBlock {
     pub child_slot: AtomicU32,
     /// See `child_slot`.
     pub child_stream: AtomicU32,
+    /// Where the free blocks lie that this thread keeps.
+    pub heap: AtomicU64,
     /// `siginfo_t` of the waiting signal.
     pub signal: [AtomicU64; 16],
     /// The application's registers at the clone that made this thread; the child starts with them.
@@ -340,7 +349,7 @@ pub mod trap {
     pub const READY: u64 = 4;
 }
 
-const _: () = assert!(size_of::<Control>() <= 0x1000);
+const _: () = assert!(size_of::<Control>() as u64 <= SLOTS_AT);
 const _: () = assert!(size_of::<Slot>() == 256);
 const _: () = assert!(size_of::<Conn>() == 128);
 const _: () = assert!(RING_LEN.is_power_of_two() && OUTPUT_LEN.is_power_of_two());

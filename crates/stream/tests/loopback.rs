@@ -1,5 +1,8 @@
 //! Whole connections over TCP on loopback, encrypted and plain, with good peers and bad ones.
-#![allow(clippy::unwrap_used, reason = "what cannot be unwrapped here fails the test")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "what cannot be unwrapped here fails the test"
+)]
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -91,12 +91,18 @@ impl MappedArray {
     /// If the range is not inside the map.
     pub fn read(&self, offset: usize, out: &mut [u8]) {
         assert!(
-            offset.checked_add(out.len()).is_some_and(|end| end <= self.len),
+            offset
+                .checked_add(out.len())
+                .is_some_and(|end| end <= self.len),
             "{} bytes at {offset} are not inside a map of {}",
             out.len(),
             self.len
         );
-        let words = if offset.is_multiple_of(8) { out.len() / 8 } else { 0 };
+        let words = if offset.is_multiple_of(8) {
+            out.len() / 8
+        } else {
+            0
+        };
         let (whole, rest) = out.split_at_mut(words * 8);
         for (i, word) in whole.chunks_exact_mut(8).enumerate() {
             // SAFETY: aligned and inside the mapping, as just checked; an atomic, as everywhere.

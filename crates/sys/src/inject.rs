@@ -8,7 +8,7 @@
 use std::io;
 
 use guest::Blob;
-use guest::abi::{ARENA_BASE, ARENA_FD, ARENA_LEN, BLOB_BASE, Boot, MAX_THREADS, THREAD_LEN, THREADS_BASE, VDSO_COPY};
+use guest::abi::{ARENA_BASE, ARENA_FD, ARENA_LEN, BLOB_BASE, Boot, HEAP_BASE, HEAP_LEN, MAX_THREADS, THREAD_LEN, THREADS_BASE, VDSO_COPY};
 use libc::pid_t;
 use object::{Object, ObjectSymbol};
 
@@ -55,6 +55,7 @@ pub enum InjectError {
 
 type Result<T> = std::result::Result<T, InjectError>;
 
+const PROT_NONE: u64 = libc::PROT_NONE as u64;
 const PROT_READ: u64 = libc::PROT_READ as u64;
 const PROT_WRITE: u64 = libc::PROT_WRITE as u64;
 const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
@@ -142,6 +143,7 @@ fn map_regions(call: &Remote, blob: &Blob) -> Result<()> {
     call.map(BLOB_BASE, blob.len, PROT_READ | PROT_WRITE, PRIVATE, no_fd)?;
     let threads = MAX_THREADS as u64 * THREAD_LEN;
     call.map(THREADS_BASE, threads, PROT_READ | PROT_WRITE, PRIVATE | no_reserve, no_fd)?;
+    call.map(HEAP_BASE, HEAP_LEN, PROT_NONE, PRIVATE | no_reserve, no_fd)?;
     call.map(ARENA_BASE, ARENA_LEN, PROT_READ | PROT_WRITE, shared, ARENA_FD as u64)
 }
 

@@ -4,14 +4,14 @@ use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrIn, bind, connect, listen, send, setsockopt,
-    shutdown, socket, sockopt,
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrIn, bind, connect, listen, send,
+    setsockopt, shutdown, socket, sockopt,
 };
 use sys::tcp::{Queue, Repair, TcpOption};
 
+use super::ConnectionState;
 use super::plan::{Delivery, Plan};
 use super::probe::next_timestamp;
-use super::ConnectionState;
 use crate::error::GateError;
 use crate::tuple::Tuple;
 
@@ -32,9 +32,16 @@ pub struct Rebuilt {
     plan: Plan,
 }
 
-fn failed<E: Into<std::io::Error>>(tuple: &Tuple, step: &'static str) -> impl FnOnce(E) -> GateError {
+fn failed<E: Into<std::io::Error>>(
+    tuple: &Tuple,
+    step: &'static str,
+) -> impl FnOnce(E) -> GateError {
     let tuple = *tuple;
-    move |e| GateError::Socket { tuple, step, source: e.into() }
+    move |e| GateError::Socket {
+        tuple,
+        step,
+        source: e.into(),
+    }
 }
 
 fn address(a: SocketAddrV4) -> SockaddrIn {
@@ -47,11 +54,23 @@ impl Rebuilder {
     /// # Errors
     /// [`GateError::System`] with the call that failed.
     pub fn listener(at: SocketAddrV4, backlog: i32) -> Result<OwnedFd, GateError> {
-        let wrong = |step| move |e: nix::errno::Errno| GateError::System { step, source: e.into() };
-        let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).map_err(wrong("socket"))?;
+        let wrong = |step| {
+            move |e: nix::errno::Errno| GateError::System {
+                step,
+                source: e.into(),
+            }
+        };
+        let fd = socket(
+            AddressFamily::Inet,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .map_err(wrong("socket"))?;
         setsockopt(&fd, sockopt::ReuseAddr, &true).map_err(wrong("SO_REUSEADDR"))?;
         bind(fd.as_raw_fd(), &address(at)).map_err(wrong("binding the listener"))?;
-        let backlog = nix::sys::socket::Backlog::new(backlog).unwrap_or(nix::sys::socket::Backlog::MAXCONN);
+        let backlog =
+            nix::sys::socket::Backlog::new(backlog).unwrap_or(nix::sys::socket::Backlog::MAXCONN);
         listen(&fd, backlog).map_err(wrong("listen"))?;
         Ok(fd)
     }
@@ -61,11 +80,17 @@ impl Rebuilder {
     ///
     /// # Errors
     /// [`GateError::Socket`] with the step that the kernel refused.
-    pub fn build(&self, state: &ConnectionState, plan: &Plan, tail: &[u8]) -> Result<Rebuilt, GateError> {
+    pub fn build(
+        &self,
+        state: &ConnectionState,
+        plan: &Plan,
+        tail: &[u8],
+    ) -> Result<Rebuilt, GateError> {
         let h = &state.handshake;
         let t = &h.tuple;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = socket(AddressFamily::Inet, SockType::Stream, flags, None).map_err(failed(t, "socket"))?;
+        let fd = socket(AddressFamily::Inet, SockType::Stream, flags, None)
+            .map_err(failed(t, "socket"))?;
         let s = fd.as_fd();
         setsockopt(&fd, sockopt::ReuseAddr, &true).map_err(failed(t, "SO_REUSEADDR"))?;
         sys::tcp::set_repair(s, Repair::On).map_err(failed(t, "TCP_REPAIR"))?;
@@ -88,14 +113,21 @@ impl Rebuilder {
             fill(&fd, tail).map_err(failed(t, "filling the send queue"))?;
         }
         sys::tcp::set_queue(s, Queue::None).map_err(failed(t, "TCP_REPAIR_QUEUE"))?;
-        Ok(Rebuilt { socket: fd, tuple: *t, plan: plan.clone() })
+        Ok(Rebuilt {
+            socket: fd,
+            tuple: *t,
+            plan: plan.clone(),
+        })
     }
 }
 
 fn options(state: &ConnectionState) -> Vec<TcpOption> {
     let h = &state.handshake;
     let mut all = vec![TcpOption::MaxSegment(h.peer_mss)];
-    all.extend(h.scale.map(|s| TcpOption::WindowScale { peer: s.peer, own: s.local }));
+    all.extend(h.scale.map(|s| TcpOption::WindowScale {
+        peer: s.peer,
+        own: s.local,
+    }));
     all.extend(h.sack.then_some(TcpOption::Sack));
     all.extend(h.timestamps.then_some(TcpOption::Timestamps));
     all
@@ -103,7 +135,11 @@ fn options(state: &ConnectionState) -> Vec<TcpOption> {
 
 fn fill(fd: &OwnedFd, mut bytes: &[u8]) -> nix::Result<()> {
     while !bytes.is_empty() {
-        let n = send(fd.as_raw_fd(), &bytes[..bytes.len().min(PIECE)], MsgFlags::MSG_DONTWAIT)?;
+        let n = send(
+            fd.as_raw_fd(),
+            &bytes[..bytes.len().min(PIECE)],
+            MsgFlags::MSG_DONTWAIT,
+        )?;
         bytes = &bytes[n..];
     }
     Ok(())
@@ -121,7 +157,8 @@ impl Rebuilt {
             Delivery::Send => Repair::OffSilently,
             Delivery::Queue => Repair::Off,
         };
-        sys::tcp::set_repair(self.socket.as_fd(), mode).map_err(failed(&self.tuple, "leaving repair mode"))?;
+        sys::tcp::set_repair(self.socket.as_fd(), mode)
+            .map_err(failed(&self.tuple, "leaving repair mode"))?;
         Ok(self.socket)
     }
 

@@ -67,7 +67,9 @@ impl ConnectionState {
         let h = &self.handshake;
         let una = h.send_seq(self.acknowledged);
         let written = h.send_seq(self.written).wrapping_add(u32::from(self.ended));
-        let received = h.receive_seq(self.read + self.unread.len() as u64).wrapping_add(u32::from(self.peer_ended));
+        let received = h
+            .receive_seq(self.read + self.unread.len() as u64)
+            .wrapping_add(u32::from(self.peer_ended));
         let tsval = self.timestamp.map_or(0, probe::next_timestamp);
         Progress {
             una,

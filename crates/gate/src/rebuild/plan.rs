@@ -115,7 +115,10 @@ pub fn plan(state: &ConnectionState, probed: Probed) -> Result<Plan, Impossible>
     let (standing, delivery) = match probed {
         Probed::Answered { ack } => (standing(h, state.written, ack), Delivery::Send),
         Probed::Silent if state.acknowledged > state.written => {
-            return Err(Impossible::Unwritten { known: state.acknowledged, written: state.written });
+            return Err(Impossible::Unwritten {
+                known: state.acknowledged,
+                written: state.written,
+            });
         }
         Probed::Silent if state.acknowledged == state.written => (0, Delivery::Send),
         Probed::Silent => {
@@ -124,13 +127,27 @@ pub fn plan(state: &ConnectionState, probed: Probed) -> Result<Plan, Impossible>
         }
     };
     let has_end = state.ended && standing == 1;
-    let beyond = if has_end { 0 } else { standing.max(0).unsigned_abs() };
+    let beyond = if has_end {
+        0
+    } else {
+        standing.max(0).unsigned_abs()
+    };
     if state.ended && beyond > 0 {
-        return Err(Impossible::BehindEnd { beyond, written: state.written });
+        return Err(Impossible::BehindEnd {
+            beyond,
+            written: state.written,
+        });
     }
-    let position = if has_end { state.written } else { state.written.saturating_add_signed(standing) };
+    let position = if has_end {
+        state.written
+    } else {
+        state.written.saturating_add_signed(standing)
+    };
     if position < state.acknowledged {
-        return Err(Impossible::Receded { position, known: state.acknowledged });
+        return Err(Impossible::Receded {
+            position,
+            known: state.acknowledged,
+        });
     }
     let from = position.min(state.written);
     let snd_una = h.send_seq(position);
@@ -176,7 +193,10 @@ mod tests {
         let end = |n, p| SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, n), p);
         ConnectionState {
             handshake: Handshake {
-                tuple: Tuple { local: end(1, 80), peer: end(2, 999) },
+                tuple: Tuple {
+                    local: end(1, 80),
+                    peer: end(2, 999),
+                },
                 iss: u32::MAX - 50,
                 irs: 7,
                 local_mss: 1460,
@@ -186,7 +206,10 @@ mod tests {
                 timestamps: true,
                 active: false,
             },
-            timestamp: Some(Timestamp { value: 1, age: Duration::ZERO }),
+            timestamp: Some(Timestamp {
+                value: 1,
+                age: Duration::ZERO,
+            }),
             read: 10,
             unread: vec![1, 2, 3],
             peer_ended: false,
@@ -199,7 +222,9 @@ mod tests {
     }
 
     fn answered(s: &ConnectionState, position: u64) -> Probed {
-        Probed::Answered { ack: s.handshake.send_seq(position) }
+        Probed::Answered {
+            ack: s.handshake.send_seq(position),
+        }
     }
 
     proptest! {
@@ -223,17 +248,33 @@ mod tests {
     fn a_silent_peer_gets_the_queue_from_the_lower_bound() {
         let s = state(500, 400);
         let p = plan(&s, Probed::Silent).unwrap();
-        assert_eq!((p.resend, p.delivery, p.snd_una), (400..500, Delivery::Queue, s.handshake.send_seq(400)));
-        assert_eq!(plan(&s, Probed::Silent).unwrap().output().sent_to(), 500, "the queue has it all");
+        assert_eq!(
+            (p.resend, p.delivery, p.snd_una),
+            (400..500, Delivery::Queue, s.handshake.send_seq(400))
+        );
+        assert_eq!(
+            plan(&s, Probed::Silent).unwrap().output().sent_to(),
+            500,
+            "the queue has it all"
+        );
         let s = state(500, 500);
         assert_eq!(plan(&s, Probed::Silent).unwrap().delivery, Delivery::Send);
-        assert_eq!(plan(&state(5, 6), Probed::Silent), Err(Impossible::Unwritten { known: 6, written: 5 }));
+        assert_eq!(
+            plan(&state(5, 6), Probed::Silent),
+            Err(Impossible::Unwritten {
+                known: 6,
+                written: 5
+            })
+        );
     }
 
     #[test]
     fn windows_count_from_behind_the_unread_bytes() {
         let p = plan(&state(0, 0), Probed::Silent).unwrap();
-        assert_eq!((p.rcv_nxt, p.window.rcv_wup, p.window.snd_wl1), (18, 21, 20));
+        assert_eq!(
+            (p.rcv_nxt, p.window.rcv_wup, p.window.snd_wl1),
+            (18, 21, 20)
+        );
     }
 
     #[test]
@@ -241,16 +282,29 @@ mod tests {
         let mut s = state(100, 100);
         s.ended = true;
         let p = plan(&s, answered(&s, 101)).unwrap();
-        assert_eq!((p.swallow, p.finish, p.over, p.snd_una), (0, true, false, s.handshake.send_seq(100)));
+        assert_eq!(
+            (p.swallow, p.finish, p.over, p.snd_una),
+            (0, true, false, s.handshake.send_seq(100))
+        );
         s.orphan = true;
         s.peer_ended = true;
         assert!(plan(&s, answered(&s, 101)).unwrap().over);
-        assert_eq!(plan(&s, answered(&s, 102)), Err(Impossible::BehindEnd { beyond: 2, written: 100 }));
+        assert_eq!(
+            plan(&s, answered(&s, 102)),
+            Err(Impossible::BehindEnd {
+                beyond: 2,
+                written: 100
+            })
+        );
     }
 
     #[test]
     fn an_orphan_with_output_is_built() {
-        let s = ConnectionState { ended: true, orphan: true, ..state(100, 40) };
+        let s = ConnectionState {
+            ended: true,
+            orphan: true,
+            ..state(100, 40)
+        };
         let p = plan(&s, answered(&s, 60)).unwrap();
         assert!(p.orphan && p.finish && !p.over);
         assert_eq!(p.resend, 60..100);
@@ -259,12 +313,21 @@ mod tests {
     #[test]
     fn a_peer_does_not_go_back() {
         let s = state(100, 50);
-        assert_eq!(plan(&s, answered(&s, 49)), Err(Impossible::Receded { position: 49, known: 50 }));
+        assert_eq!(
+            plan(&s, answered(&s, 49)),
+            Err(Impossible::Receded {
+                position: 49,
+                known: 50
+            })
+        );
     }
 
     #[test]
     fn timestamps_need_one() {
-        let s = ConnectionState { timestamp: None, ..state(1, 1) };
+        let s = ConnectionState {
+            timestamp: None,
+            ..state(1, 1)
+        };
         assert_eq!(plan(&s, Probed::Silent), Err(Impossible::NoTimestamp));
     }
 }

@@ -21,10 +21,14 @@ pub fn probe(state: &ConnectionState) -> Segment<'static> {
         from: h.tuple.local,
         to: h.tuple.peer,
         seq: h.send_seq(state.acknowledged).wrapping_sub(1),
-        ack: h.receive_seq(state.read + state.unread.len() as u64).wrapping_add(u32::from(state.peer_ended)),
+        ack: h
+            .receive_seq(state.read + state.unread.len() as u64)
+            .wrapping_add(u32::from(state.peer_ended)),
         flags: flag::ACK,
         window: 1024,
-        timestamps: h.timestamps.then(|| (state.timestamp.map_or(0, next_timestamp), 0)),
+        timestamps: h
+            .timestamps
+            .then(|| (state.timestamp.map_or(0, next_timestamp), 0)),
         payload: &[0],
     }
 }
@@ -41,7 +45,8 @@ pub fn forged_end(state: &ConnectionState, snd_una: u32, tsval: u32) -> Segment<
         seq: h.receive_seq(state.read + state.unread.len() as u64),
         ack: snd_una,
         flags: flag::FIN | flag::ACK,
-        window: u16::try_from(state.peer_window >> h.scale.map_or(0, |s| s.peer)).unwrap_or(u16::MAX),
+        window: u16::try_from(state.peer_window >> h.scale.map_or(0, |s| s.peer))
+            .unwrap_or(u16::MAX),
         timestamps: h.timestamps.then_some((tsval, 0)),
         payload: &[],
     }

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use sys::packet::PacketSocket;
 use sys::tcp::RawIp;
 
-use super::probe::probe;
 use super::ConnectionState;
+use super::probe::probe;
 use crate::error::GateError;
 use crate::facts::distance;
-use crate::kernel::Gate;
+use crate::kernel::{Entry, Gate};
 use crate::segment::{Parsed, flag, resendable};
 use crate::tap::{HeldFrame, Tap};
 use crate::tuple::Tuple;
@@ -35,6 +35,8 @@ struct Asked {
     /// Everything before this is in the log already.
     received: u32,
     answered: bool,
+    /// Its socket takes frames.
+    live: bool,
 }
 
 /// Probes connections through a gate that holds ([`crate::Config::hold`]) and has adopted them.
@@ -58,8 +60,17 @@ impl Prober {
     /// # Errors
     /// [`GateError::System`] without CAP_NET_RAW.
     pub fn open(tap: Tap) -> Result<Self, GateError> {
-        let raw = RawIp::open().map_err(|source| GateError::System { step: "opening a raw IP socket", source })?;
-        Ok(Self { raw, tap, asked: BTreeMap::new(), frames: Vec::new(), ready: Vec::new() })
+        let raw = RawIp::open().map_err(|source| GateError::System {
+            step: "opening a raw IP socket",
+            source,
+        })?;
+        Ok(Self {
+            raw,
+            tap,
+            asked: BTreeMap::new(),
+            frames: Vec::new(),
+            ready: Vec::new(),
+        })
     }
 
     /// Asks one peer. Asking again is allowed and harmless. What the peer sent before is read first, so
@@ -71,13 +82,21 @@ impl Prober {
         self.listen(gate);
         let segment = probe(state);
         let tuple = state.handshake.tuple;
-        let asked = Asked { seq: segment.seq, sack: state.handshake.sack, received: segment.ack, answered: false };
+        let asked = Asked {
+            seq: segment.seq,
+            sack: state.handshake.sack,
+            received: segment.ack,
+            answered: false,
+            live: false,
+        };
         self.asked.entry(tuple).or_insert(asked);
-        self.raw.send(&segment.packet(), *tuple.peer.ip()).map_err(|source| GateError::Socket {
-            tuple,
-            step: "sending a probe",
-            source,
-        })
+        self.raw
+            .send(&segment.packet(), *tuple.peer.ip())
+            .map_err(|source| GateError::Socket {
+                tuple,
+                step: "sending a probe",
+                source,
+            })
     }
 
     /// Answers that came since the last call, each connection's once. Does not wait.
@@ -96,7 +115,11 @@ impl Prober {
             {
                 asked.answered = true;
                 let tsval = segment.timestamps.map(|(value, _)| value);
-                self.ready.push(Answer { tuple, ack: segment.ack, tsval });
+                self.ready.push(Answer {
+                    tuple,
+                    ack: segment.ack,
+                    tsval,
+                });
             }
         }
         self.frames.extend(new);
@@ -108,23 +131,49 @@ impl Prober {
         self.asked.values().filter(|a| !a.answered).count()
     }
 
-    /// Stops holding and delivers through `link` (the host's end of the veth) what was held and the log
-    /// does not have. Call it when all sockets are live. Of peers that were not asked (new ones, and ones
-    /// that ended long ago) only frames count that came after `since`, the boot time in nanoseconds of the
-    /// old host's last sign of life. Returns how many frames were delivered.
+    /// The connection's socket is live: its peer's frames can be delivered. Also to be called for what
+    /// was rebuilt without an answer.
+    pub fn live(&mut self, gate: &Gate, tuple: &Tuple, entry: Entry) {
+        gate.live(entry);
+        if let Some(asked) = self.asked.get_mut(tuple) {
+            (asked.answered, asked.live) = (true, true);
+        }
+    }
+
+    /// Stops holding, except for connections that are adopted and not yet [`Prober::live`], and delivers
+    /// through `link` (the host's end of the veth) what was held for the others and the log does not have.
+    /// Call it when the listeners and the first sockets are live, and again whenever more are. Of peers
+    /// that were not asked (new ones, and ones that ended long ago) only frames count that came after
+    /// `since`, the boot time in nanoseconds of the old host's last sign of life. Returns how many frames
+    /// were delivered.
     ///
     /// # Errors
     /// [`GateError::System`] if a frame cannot be sent.
-    pub fn deliver(mut self, gate: &Gate, link: &PacketSocket, since: u64) -> Result<usize, GateError> {
+    pub fn deliver(
+        &mut self,
+        gate: &Gate,
+        link: &PacketSocket,
+        since: u64,
+    ) -> Result<usize, GateError> {
         gate.set_hold(false);
-        self.frames.extend(self.tap.read(gate));
+        self.listen(gate);
         let mut delivered = 0;
-        for frame in &self.frames {
-            if !self.is_news(frame, since) {
+        for frame in std::mem::take(&mut self.frames) {
+            let asked = frame
+                .segment()
+                .and_then(|s| self.asked.get(&s.tuple_of_receiver()));
+            if asked.is_some_and(|a| !a.live) {
+                self.frames.push(frame);
+                continue;
+            }
+            if !self.is_news(&frame, since) {
                 continue;
             }
             for piece in resendable(&frame.bytes, PIECE) {
-                link.send(&piece).map_err(|source| GateError::System { step: "delivering a held frame", source })?;
+                link.send(&piece).map_err(|source| GateError::System {
+                    step: "delivering a held frame",
+                    source,
+                })?;
             }
             delivered += 1;
         }
@@ -133,10 +182,14 @@ impl Prober {
 
     /// False for a frame of which the log has all bytes, or that belongs to nothing any more.
     fn is_news(&self, frame: &HeldFrame, since: u64) -> bool {
-        let asked = frame.segment().and_then(|s| self.asked.get(&s.tuple_of_receiver()).map(|a| (a, s)));
+        let asked = frame
+            .segment()
+            .and_then(|s| self.asked.get(&s.tuple_of_receiver()).map(|a| (a, s)));
         match asked {
             None => frame.at >= since,
-            Some((asked, s)) => s.flags & (flag::SYN | flag::RST) == 0 && distance(s.end(), asked.received) > 0,
+            Some((asked, s)) => {
+                s.flags & (flag::SYN | flag::RST) == 0 && distance(s.end(), asked.received) > 0
+            }
         }
     }
 }
@@ -146,7 +199,12 @@ impl Asked {
     /// the probe's byte as received twice. Peers without selective acknowledgements cannot say so.
     fn is_answer(&self, segment: &Parsed) -> bool {
         let plain = segment.flags & (flag::SYN | flag::RST | flag::ACK) == flag::ACK;
-        plain && if self.sack { segment.sack.is_some_and(|(from, _)| from == self.seq) } else { segment.payload == 0 }
+        plain
+            && if self.sack {
+                segment.sack.is_some_and(|(from, _)| from == self.seq)
+            } else {
+                segment.payload == 0
+            }
     }
 }
 
@@ -157,16 +215,38 @@ mod tests {
 
     fn segment(sack: Option<(u32, u32)>, flags: u8) -> Parsed {
         let end = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1);
-        Parsed { from: end, to: end, seq: 9, ack: 5, flags, window: 1, payload: 0, sack, timestamps: None }
+        Parsed {
+            from: end,
+            to: end,
+            seq: 9,
+            ack: 5,
+            flags,
+            window: 1,
+            payload: 0,
+            sack,
+            timestamps: None,
+        }
     }
 
     #[test]
     fn only_the_echo_of_the_probe_is_an_answer() {
-        let asked = Asked { seq: 77, sack: true, received: 0, answered: false };
+        let asked = Asked {
+            seq: 77,
+            sack: true,
+            received: 0,
+            answered: false,
+            live: false,
+        };
         assert!(asked.is_answer(&segment(Some((77, 78)), flag::ACK)));
         assert!(!asked.is_answer(&segment(Some((78, 79)), flag::ACK)));
         assert!(!asked.is_answer(&segment(None, flag::ACK)));
         assert!(!asked.is_answer(&segment(Some((77, 78)), flag::ACK | flag::RST)));
-        assert!(Asked { sack: false, ..asked }.is_answer(&segment(None, flag::ACK)));
+        assert!(
+            Asked {
+                sack: false,
+                ..asked
+            }
+            .is_answer(&segment(None, flag::ACK))
+        );
     }
 }

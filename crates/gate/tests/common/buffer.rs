@@ -18,7 +18,10 @@ pub struct Buffer(Mutex<Inner>, u64);
 
 impl Buffer {
     pub fn new(capacity: u64) -> Arc<Self> {
-        let inner = Inner { bytes: vec![0; capacity as usize], ..Inner::default() };
+        let inner = Inner {
+            bytes: vec![0; capacity as usize],
+            ..Inner::default()
+        };
         Arc::new(Self(Mutex::new(inner), capacity))
     }
 
@@ -66,14 +69,22 @@ impl OutputBuffer for Buffer {
     }
     fn copy_out(&self, from: u64, out: &mut [u8]) {
         let i = self.0.lock().unwrap();
-        assert!(from >= i.trimmed && from + out.len() as u64 <= i.written, "bytes that are not there");
+        assert!(
+            from >= i.trimmed && from + out.len() as u64 <= i.written,
+            "bytes that are not there"
+        );
         for (k, b) in out.iter_mut().enumerate() {
             *b = i.bytes[((from + k as u64) % self.1) as usize];
         }
     }
     fn set_trimmed(&self, to: u64) {
         let mut i = self.0.lock().unwrap();
-        assert!(to >= i.trimmed && to <= i.written, "trimmed {} to {to} of {}", i.trimmed, i.written);
+        assert!(
+            to >= i.trimmed && to <= i.written,
+            "trimmed {} to {to} of {}",
+            i.trimmed,
+            i.written
+        );
         i.trimmed = to;
     }
     fn set_error(&self, errno: i32) {

@@ -2,8 +2,8 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::primary::FLIP;
@@ -11,7 +11,8 @@ use super::{Bed, service};
 
 /// Byte `at` of client `n`'s stream.
 fn pattern(n: usize, at: u64) -> u8 {
-    ((at + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (n as u64).wrapping_mul(0xd1b5_4a32_d192_ed03)).to_le_bytes()[5]
+    ((at + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (n as u64).wrapping_mul(0xd1b5_4a32_d192_ed03))
+        .to_le_bytes()[5]
 }
 
 struct Client {
@@ -46,19 +47,31 @@ impl Clients {
     /// Starts `count` clients that each ask, wait for the whole answer, think, and ask again. Latency is
     /// recorded from the moment `mark` was called.
     pub fn start(bed: &Bed, count: usize, largest: u64, think: Duration) -> Self {
-        let streams: Vec<_> = bed.inside('c', || (0..count).map(|_| TcpStream::connect(service()).unwrap()).collect());
+        let streams: Vec<_> = bed.inside('c', || {
+            (0..count)
+                .map(|_| TcpStream::connect(service()).unwrap())
+                .collect()
+        });
         let stop = Arc::new(AtomicBool::new(false));
         let answers = Arc::new(AtomicU64::new(0));
         let worst = Arc::new(Mutex::new(Some(Duration::ZERO)));
         let (stop2, answers2, worst2) = (stop.clone(), answers.clone(), worst.clone());
-        let thread = std::thread::spawn(move || run(streams, &stop2, &answers2, &worst2, largest, think));
-        Self { stop, answers, worst, thread }
+        let thread =
+            std::thread::spawn(move || run(streams, &stop2, &answers2, &worst2, largest, think));
+        Self {
+            stop,
+            answers,
+            worst,
+            thread,
+        }
     }
 
     /// The worst wait so far; from now on it is measured anew.
     pub fn forget_worst(&self) -> Duration {
         let taken = self.worst.lock().unwrap().take().unwrap();
-        super::until("the clients to forget", || self.worst.lock().unwrap().is_some());
+        super::until("the clients to forget", || {
+            self.worst.lock().unwrap().is_some()
+        });
         taken
     }
 
@@ -86,15 +99,32 @@ fn run(
             stream.set_nodelay(true).unwrap();
             let (since, worst) = (now, Duration::ZERO);
             let next = now + think * n as u32 / 50;
-            Client { stream, n, sent: 0, got: 0, until: 0, since, next, worst, answers: 0, finished: false }
+            Client {
+                stream,
+                n,
+                sent: 0,
+                got: 0,
+                until: 0,
+                since,
+                next,
+                worst,
+                answers: 0,
+                finished: false,
+            }
         })
         .collect();
     let mut report = Report::default();
     let mut give_up = None;
     while !clients.is_empty() {
         let stopping = stop.load(Ordering::Relaxed);
-        if stopping && *give_up.get_or_insert(Instant::now() + Duration::from_secs(10)) < Instant::now() {
-            report.broken.extend(clients.iter().map(|c| format!("client {}: {} of {}", c.n, c.got, c.until)));
+        if stopping
+            && *give_up.get_or_insert(Instant::now() + Duration::from_secs(10)) < Instant::now()
+        {
+            report.broken.extend(
+                clients
+                    .iter()
+                    .map(|c| format!("client {}: {} of {}", c.n, c.got, c.until)),
+            );
             break;
         }
         let mut idle = true;
@@ -115,7 +145,10 @@ fn run(
             }
             alive
         });
-        answers.store(report.answers + clients.iter().map(|c| c.answers).sum::<u64>(), Ordering::Relaxed);
+        answers.store(
+            report.answers + clients.iter().map(|c| c.answers).sum::<u64>(),
+            Ordering::Relaxed,
+        );
         if idle {
             std::thread::sleep(Duration::from_micros(100));
         }
@@ -125,7 +158,13 @@ fn run(
 }
 
 /// One look at one client; false when it is done with.
-fn step(c: &mut Client, stopping: bool, largest: u64, think: Duration, report: &mut Report) -> bool {
+fn step(
+    c: &mut Client,
+    stopping: bool,
+    largest: u64,
+    think: Duration,
+    report: &mut Report,
+) -> bool {
     let now = Instant::now();
     if c.got == c.until && !c.finished {
         if stopping {
@@ -152,12 +191,17 @@ fn step(c: &mut Client, stopping: bool, largest: u64, think: Duration, report: &
     match c.stream.read(&mut bytes) {
         Ok(0) if c.finished => return false,
         Ok(0) => {
-            report.broken.push(format!("client {} met an end at {} of {}", c.n, c.got, c.until));
+            report.broken.push(format!(
+                "client {} met an end at {} of {}",
+                c.n, c.got, c.until
+            ));
             return false;
         }
         Ok(n) => {
             if let Some(i) = (0..n).find(|i| bytes[*i] ^ FLIP != pattern(c.n, c.got + *i as u64)) {
-                report.broken.push(format!("client {}: wrong byte {}", c.n, c.got + i as u64));
+                report
+                    .broken
+                    .push(format!("client {}: wrong byte {}", c.n, c.got + i as u64));
                 return false;
             }
             c.got += n as u64;

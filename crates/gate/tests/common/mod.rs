@@ -25,8 +25,15 @@ static BEDS: AtomicU32 = AtomicU32::new(0);
 
 /// Runs `ip` and fails the test if it fails.
 pub fn ip(args: &str) {
-    let out = Command::new("ip").args(args.split_whitespace()).output().expect("ip runs");
-    assert!(out.status.success(), "ip {args}: {}", String::from_utf8_lossy(&out.stderr));
+    let out = Command::new("ip")
+        .args(args.split_whitespace())
+        .output()
+        .expect("ip runs");
+    assert!(
+        out.status.success(),
+        "ip {args}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
 }
 
 /// Namespaces `<name>br` (the hosts' bridge), `c` (client), `p` (primary's container), `x` (standby's).
@@ -38,12 +45,18 @@ pub struct Bed {
 
 impl Bed {
     pub fn new() -> Self {
-        let name = format!("gate{}x{}", std::process::id(), BEDS.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "gate{}x{}",
+            std::process::id(),
+            BEDS.fetch_add(1, Ordering::Relaxed)
+        );
         for n in ['b', 'c', 'p', 'x'] {
             ip(&format!("netns add {name}{n}"));
             ip(&format!("-n {name}{n} link set lo up"));
         }
-        ip(&format!("-n {name}b link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0"));
+        ip(&format!(
+            "-n {name}b link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
+        ));
         ip(&format!("-n {name}b link set br0 up"));
         for (n, mac, address) in [('c', 1, CLIENT), ('p', 2, SERVICE), ('x', 2, SERVICE)] {
             ip(&format!(
@@ -53,7 +66,12 @@ impl Bed {
             ip(&format!("-n {name}{n} addr add {address}/24 dev eth0"));
             ip(&format!("-n {name}{n} link set eth0 up"));
         }
-        let open = |n| (n, File::open(format!("/run/netns/{name}{n}")).expect("the namespace was made"));
+        let open = |n| {
+            (
+                n,
+                File::open(format!("/run/netns/{name}{n}")).expect("the namespace was made"),
+            )
+        };
         let files = ['b', 'c', 'p', 'x'].map(open);
         let bed = Self { name, files };
         bed.link("vx", false);
@@ -62,7 +80,12 @@ impl Bed {
 
     /// The namespace called `n`.
     pub fn fd(&self, n: char) -> BorrowedFd<'_> {
-        self.files.iter().find(|(m, _)| *m == n).expect("one of the four").1.as_fd()
+        self.files
+            .iter()
+            .find(|(m, _)| *m == n)
+            .expect("one of the four")
+            .1
+            .as_fd()
     }
 
     pub fn path(&self, n: char) -> String {
@@ -71,12 +94,17 @@ impl Bed {
 
     /// Runs `work` on a thread inside namespace `n`.
     pub fn inside<T: Send>(&self, n: char, work: impl FnOnce() -> T + Send) -> T {
-        sys::namespaces::in_network(self.fd(n), || Ok(work())).expect("the namespace can be entered")
+        sys::namespaces::in_network(self.fd(n), || Ok(work()))
+            .expect("the namespace can be entered")
     }
 
     /// Sets a port of the bridge up or down.
     pub fn link(&self, port: &str, up: bool) {
-        ip(&format!("-n {}b link set {port} {}", self.name, if up { "up" } else { "down" }));
+        ip(&format!(
+            "-n {}b link set {port} {}",
+            self.name,
+            if up { "up" } else { "down" }
+        ));
     }
 
     /// Makes the bridge forget what it learnt at a port.
@@ -97,7 +125,9 @@ impl Bed {
 impl Drop for Bed {
     fn drop(&mut self) {
         for (n, _) in &self.files {
-            let _ = Command::new("ip").args(["netns", "del", &format!("{}{n}", self.name)]).output();
+            let _ = Command::new("ip")
+                .args(["netns", "del", &format!("{}{n}", self.name)])
+                .output();
         }
     }
 }
@@ -117,7 +147,10 @@ impl Capture {
     pub fn next_of_service(&mut self, wait: Duration) -> Option<Vec<u8>> {
         let deadline = Instant::now() + wait;
         loop {
-            let n = self.socket.receive(&mut self.buffer, deadline).expect("capture")?;
+            let n = self
+                .socket
+                .receive(&mut self.buffer, deadline)
+                .expect("capture")?;
             let frame = &self.buffer[..n];
             if frame[6..12] == SERVICE_MAC || frame[6..12] == MASK {
                 return Some(frame.to_vec());
@@ -128,7 +161,12 @@ impl Capture {
     /// Throws away what was captured so far.
     pub fn clear(&mut self) {
         let past = Instant::now();
-        while self.socket.receive(&mut self.buffer, past).expect("capture").is_some() {}
+        while self
+            .socket
+            .receive(&mut self.buffer, past)
+            .expect("capture")
+            .is_some()
+        {}
     }
 }
 

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use gate::{Adopted, End, Entry, Gate, Handshake, Injector, OutputState, Outcome, Progress, Sender, Tuple};
+use gate::{
+    Adopted, End, Entry, Gate, Handshake, Injector, Outcome, OutputState, Progress, Sender, Tuple,
+};
 
 use super::buffer::Buffer;
 use super::{Bed, service};
@@ -48,7 +50,10 @@ pub fn tuple_of(stream: &TcpStream) -> Tuple {
         SocketAddr::V4(a) => a,
         SocketAddr::V6(a) => panic!("{a} is not IPv4"),
     };
-    Tuple { local: v4(stream.local_addr().unwrap()), peer: v4(stream.peer_addr().unwrap()) }
+    Tuple {
+        local: v4(stream.local_addr().unwrap()),
+        peer: v4(stream.peer_addr().unwrap()),
+    }
 }
 
 /// Serves until `stop`; returns everything as it stood, the sockets still open.
@@ -74,7 +79,13 @@ impl Primary {
         Self::resume(bed, 'p', gate, listen(bed, 'p'), Vec::new())
     }
 
-    pub fn resume(bed: &Bed, n: char, mut gate: Gate, listener: TcpListener, resumed: Vec<Resumed>) -> Self {
+    pub fn resume(
+        bed: &Bed,
+        n: char,
+        mut gate: Gate,
+        listener: TcpListener,
+        resumed: Vec<Resumed>,
+    ) -> Self {
         let injector = bed.inside(n, || Injector::open().unwrap());
         let log = Arc::new(Mutex::new(BTreeMap::new()));
         let stop = Arc::new(AtomicBool::new(false));
@@ -92,7 +103,15 @@ impl Primary {
                     stream.set_nodelay(true).unwrap();
                     let (entry, handshake) = gate.register(&tuple_of(&stream)).unwrap();
                     let (buffer, state) = (Buffer::new(CAPACITY), OutputState::default());
-                    let fresh = Resumed { stream, entry, handshake, buffer, read: 0, state, ended: false };
+                    let fresh = Resumed {
+                        stream,
+                        entry,
+                        handshake,
+                        buffer,
+                        read: 0,
+                        state,
+                        ended: false,
+                    };
                     sessions.insert(next, adopt(fresh, &mut sender, next));
                     next += 1;
                 }
@@ -110,7 +129,10 @@ impl Primary {
                     }
                 }
             }
-            let sockets = sessions.into_values().map(|s| OwnedFd::from(s.stream)).collect();
+            let sockets = sessions
+                .into_values()
+                .map(|s| OwnedFd::from(s.stream))
+                .collect();
             drop(sender);
             drop(listener);
             (gate, sockets)
@@ -177,5 +199,7 @@ fn serve(
     log.lock().unwrap().insert(s.handshake.tuple, entry);
     gate.allow_receive(s.entry, s.read - s.pending.len() as u64, done);
     let written = gate::OutputBuffer::written(&s.buffer);
-    sender.release(slot, written, done.then_some(End::Close), Some(gate)).unwrap();
+    sender
+        .release(slot, written, done.then_some(End::Close), Some(gate))
+        .unwrap();
 }

@@ -42,6 +42,8 @@ pub(crate) fn special(t: &ThreadBlock, regs: &mut Regs, row: &'static Syscall) -
         231 => process::exit_group(t, regs.rdi),
         // wait4, waitid
         61 | 247 => process::wait(t, regs, row),
+        // mlockall
+        151 => memory::lock_all(t, regs, row),
         // prctl, arch_prctl: they change this process alone, in replay too
         157 | 158 => dispatch::executed(t, regs, row),
         // recvmmsg, sendmmsg: their callers fall back to single messages

@@ -87,11 +87,12 @@ fn replay_announcement(t: &ThreadBlock) -> Option<(u64, u32)> {
     let (fd, index) = (u64::from(next.header.arg0), next.header.result as u32);
     let generation = next.header.version as u32;
     next.finish();
-    open(t, entry(index), fd, generation);
+    open(t, index, fd, generation);
     Some((fd, index))
 }
 
-fn open(t: &ThreadBlock, c: &Conn, fd: u64, generation: u32) {
+fn open(t: &ThreadBlock, index: u32, fd: u64, generation: u32) {
+    let c = entry(index);
     for word in [&c.adopted, &c.full, &c.shut, &c.read_end, &c.error, &c.muted_in, &c.wanted_events, &c.watched_in] {
         word.store(0, Relaxed);
     }
@@ -103,6 +104,7 @@ fn open(t: &ThreadBlock, c: &Conn, fd: u64, generation: u32) {
     c.pid.store(t.pid.load(Relaxed), Relaxed);
     c.generation.store(generation, Relaxed);
     c.state.store(conn::OPEN, Release);
+    control().taken[index as usize / 64].fetch_or(1 << (index % 64), SeqCst);
 }
 
 /// After a live accept or connect, before its record: gives the connection an entry and announces it.
@@ -127,7 +129,7 @@ pub(crate) fn adopt(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64
     let Some(index) = claim() else { log::diverge(t, failure::CAPACITY, MAX_CONNS as u64, 0) };
     let c = entry(index);
     let generation = c.generation.load(Relaxed).wrapping_add(1);
-    open(t, c, fd, generation);
+    open(t, index, fd, generation);
     set.set_kind(fd, Kind::Connection(index + 1));
     if log::now() == Mode::Record {
         let header = Header {
@@ -472,7 +474,7 @@ pub(crate) fn shut(t: &ThreadBlock, regs: &Regs, row: &'static Syscall, index: u
 /// Before the application's descriptor is closed for real: the host must hold its own duplicate.
 pub(crate) fn await_adoption(index: u32) {
     let c = entry(index);
-    while c.adopted.load(Acquire) == 0 && log::now() == Mode::Record {
+    while c.adopted.load(Acquire) == 0 && log::now() != Mode::Replay {
         touch(index);
         raw::futex_wait_for(&c.adopted, 0, LOOK_AGAIN_NS);
     }

@@ -1,6 +1,6 @@
 //! From the hook to the code of a call, as its row in the table says.
 
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 
 use eventlog::record::Header;
 use guest::abi::{ThreadBlock, failure, trap};
@@ -19,10 +19,15 @@ use crate::thread::{self, control};
 /// The entry code calls this with the saved registers; what it returns goes to rax.
 pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
     let t = thread::current();
-    let result = match sysabi::lookup(regs.rax) {
+    const SIGPROCMASK: u64 = 14;
+    let call = regs.rax;
+    let result = match sysabi::lookup(call) {
         Some(row) => {
-            let unlogged = matches!(row.class, Class::Unlogged);
+            let unlogged = leaves_no_record(row);
             signals::at_entry(t, regs, unlogged);
+            if unlogged {
+                t.unlogged.fetch_add(1, Relaxed);
+            }
             route(t, regs, row)
         }
         None => -raw::ENOSYS,
@@ -30,7 +35,16 @@ pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
     hold_if_asked(t);
     regs.rax = result.cast_unsigned();
     signals::at_exit(t, regs);
+    if call == SIGPROCMASK {
+        signals::at_exit_of_mask(t, regs);
+    }
     result
+}
+
+/// Calls that leave no record: they are counted, so that a signal between them finds its place again.
+fn leaves_no_record(row: &Syscall) -> bool {
+    // rt_sigaction, rt_sigprocmask, recvmmsg, sendmmsg, rseq
+    matches!(row.class, Class::Unlogged | Class::Refused) || matches!(row.nr, 13 | 14 | 299 | 307 | 334)
 }
 
 /// The host holds a thread here to take a checkpoint: its call is done and recorded.
@@ -212,7 +226,6 @@ pub(crate) fn executed(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i
 
 /// Class `Unlogged`: made on both sides.
 fn unlogged(t: &ThreadBlock, regs: &Regs) -> i64 {
-    t.unlogged.fetch_add(1, Acquire);
     let args = regs.args();
     loop {
         let result = raw::call_blocking(regs.rax, &args, &t.pending);
@@ -220,7 +233,7 @@ fn unlogged(t: &ThreadBlock, regs: &Regs) -> i64 {
             return result;
         }
         if t.pending.load(Relaxed) != 0 {
-            t.unlogged.fetch_sub(1, Acquire);
+            t.unlogged.fetch_sub(1, Relaxed);
             signals::deliver_before(t, regs);
         }
     }

@@ -33,6 +33,7 @@ extern "C" fn guest_init() -> ! {
     // SAFETY: the injector wrote it before this thread, the only one, was started here.
     let boot = unsafe { (&raw const BOOT).read_volatile() };
     tables::claim_first();
+    crate::heap::init();
     let Some(t) = thread::claim_block() else { raw::abort(crate::PANIC_STATUS) };
     thread::set_gs(t);
     take_over(t, &boot);

@@ -11,7 +11,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::{AcqRel, Acquire, Relaxed, Release}};
 
 use eventlog::record::{Header, fold_hash, kind, mix};
-use guest::abi::ThreadBlock;
+use guest::abi::{ThreadBlock, failure};
 
 use crate::dispatch::hold_if_asked;
 use crate::log::{self, Mode};
@@ -21,7 +21,7 @@ use crate::{order, thread};
 /// A function of the C library that is replaced.
 pub(crate) struct Replacement {
     pub(crate) name: &'static [u8],
-    function: *const (),
+    pub(crate) function: *const (),
 }
 
 // SAFETY: the pointer is a function's address.
@@ -71,7 +71,7 @@ const FOR_EVER: Until = Until { clock: CLOCK_REALTIME, at: 0 };
 
 /// Runs a replacement: it is on the application's stack, and the host must not stop it half-way.
 #[inline(always)]
-fn inside<T>(body: impl FnOnce(&ThreadBlock) -> T) -> T {
+pub(crate) fn inside<T>(body: impl FnOnce(&ThreadBlock) -> T) -> T {
     let t = thread::current();
     t.inside.store(1, Relaxed);
     let value = body(t);
@@ -107,14 +107,54 @@ fn hash_of(object: u64) -> u16 {
     fold_hash(mix(0, object))
 }
 
-fn emit(t: &ThreadBlock, kind: u16, object: u64, result: i64) {
+/// Records a lock event.
+pub(crate) fn emit(t: &ThreadBlock, kind: u16, object: u64, result: i64) {
     if log::now() == Mode::Record {
         log::emit(t, Header { kind, hash: hash_of(object), result, ..Header::default() });
     }
 }
 
+/// What the log says about an attempt to get a mutex.
+enum Logged {
+    /// It got the mutex at this version.
+    Got(u64),
+    /// It did not: −errno.
+    Failed(i64),
+    /// Replay is over: it has to happen live.
+    Live,
+}
+
+/// Takes the record of a lock or trylock in replay.
+///
+/// How often a program tries before it waits may depend on a hint that it reads without a lock (jemalloc
+/// spins on one), so the log's attempts and the program's need not match one by one: attempts that failed
+/// are skipped by a call that waits, and attempts that the log lacks fail.
+fn take_attempt(t: &ThreadBlock, object: u64, waits: bool) -> Logged {
+    let expected = if waits { kind::LOCK } else { kind::TRYLOCK };
+    loop {
+        let Some(next) = log::peek(t) else {
+            return take(t, expected, object).map_or(Logged::Live, logged);
+        };
+        let (event, result) = (next.header.kind, next.header.result);
+        let same = matches!(event, kind::LOCK | kind::TRYLOCK) && next.header.hash == hash_of(object);
+        match event {
+            kind::TRYLOCK if same && waits && result < 0 => next.finish(),
+            kind::LOCK if same && !waits => return Logged::Failed(-raw::EBUSY),
+            _ if same => {
+                next.finish();
+                return logged(result);
+            }
+            _ => log::diverge(t, failure::CALL, u64::from(event), u64::from(expected)),
+        }
+    }
+}
+
+fn logged(result: i64) -> Logged {
+    if result < 0 { Logged::Failed(result) } else { Logged::Got(result.cast_unsigned()) }
+}
+
 /// Takes the record of a lock event in replay. `None` when it has to happen live.
-fn take(t: &ThreadBlock, kind: u16, object: u64) -> Option<i64> {
+pub(crate) fn take(t: &ThreadBlock, kind: u16, object: u64) -> Option<i64> {
     let taken = log::take(t, kind)?;
     taken.check_hash(hash_of(object));
     let result = taken.header.result;
@@ -200,11 +240,12 @@ impl Mutex {
 
     /// Takes the lock at its logged turn. `None` if replay ended meanwhile.
     fn replay_lock(&self, t: &ThreadBlock) -> Option<i64> {
-        let result = take(t, kind::LOCK, self.at)?;
-        if result < 0 {
-            return Some(-result);
-        }
-        order::await_value(t, self.version(), result.cast_unsigned()).then_some(())?;
+        let version = match take_attempt(t, self.at, true) {
+            Logged::Got(version) => version,
+            Logged::Failed(result) => return Some(-result),
+            Logged::Live => return None,
+        };
+        order::await_value(t, self.version(), version).then_some(())?;
         let mut spins = 0;
         while !self.try_acquire() {
             order::pause(&mut spins);
@@ -217,19 +258,18 @@ impl Mutex {
         if let Some(result) = self.owned_already(t, true) {
             return result;
         }
-        if log::now() == Mode::Replay
-            && let Some(result) = take(t, kind::TRYLOCK, self.at)
-        {
-            if result < 0 {
-                return -result;
-            }
-            if order::await_value(t, self.version(), result.cast_unsigned()) {
-                let mut spins = 0;
-                while !self.try_acquire() {
-                    order::pause(&mut spins);
+        if log::now() == Mode::Replay {
+            match take_attempt(t, self.at, false) {
+                Logged::Failed(result) => return -result,
+                Logged::Got(version) if order::await_value(t, self.version(), version) => {
+                    let mut spins = 0;
+                    while !self.try_acquire() {
+                        order::pause(&mut spins);
+                    }
+                    self.own(t);
+                    return 0;
                 }
-                self.own(t);
-                return 0;
+                Logged::Got(_) | Logged::Live => {}
             }
         }
         if !self.try_acquire() {

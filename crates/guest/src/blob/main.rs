@@ -14,6 +14,7 @@ mod connections;
 mod descriptors;
 mod dispatch;
 mod entry;
+mod heap;
 mod epoll;
 mod init;
 mod locks;

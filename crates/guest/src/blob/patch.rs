@@ -9,7 +9,7 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::raw::{self, nr};
-use crate::{entry, locks, symbols, thread, user};
+use crate::{entry, heap, locks, symbols, thread, user};
 
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 const JUMP: u8 = 0xe9;
@@ -52,7 +52,8 @@ pub(crate) fn adopt_text(start: u64, end: u64) {
     }
     if let Some(library) = symbols::Library::containing(start) {
         library.find_errno();
-        for replacement in locks::FUNCTIONS {
+        let memory = library.function(heap::MARK).map_or(&[][..], |_| heap::FUNCTIONS);
+        for replacement in locks::FUNCTIONS.iter().chain(memory) {
             if let Some(address) = library.function(replacement.name)
                 && (start..end - JUMP_LEN).contains(&address)
             {
@@ -113,7 +114,7 @@ fn resume_of(site: u64) -> u64 {
 fn patch_site(site: u64, exclusive: bool) -> Option<u64> {
     let code = user::read::<[u8; 24]>(site + 2).ok()?;
     let moved = movable(&code)?;
-    if !exclusive && !can_store(site) {
+    if (!exclusive && !can_store(site)) || is_entered(site) {
         return None;
     }
     let stub = claim_stub(site, STUB_MAX)?;
@@ -170,6 +171,35 @@ impl Code {
 fn write_stub(stub: u64, code: &Code) {
     let _ = user::copy(stub, code.bytes.as_ptr() as u64, code.len as u64);
 }
+
+/// Whether a branch nearby leads between the bytes that the jump would replace (a loop, or a shared end of a
+/// function, that begins right behind the call).
+fn is_entered(site: u64) -> bool {
+    let start = site.saturating_sub(BRANCH_WINDOW as u64 / 2);
+    let mut code = [0_u8; BRANCH_WINDOW];
+    let mut n = BRANCH_WINDOW;
+    while user::copy(code.as_mut_ptr() as u64, start, n as u64).is_err() {
+        // The text ends inside the window.
+        n /= 2;
+        if start + n as u64 <= site {
+            return true;
+        }
+    }
+    let inner = site + 2..site + JUMP_LEN;
+    let rel32 = |i: usize| i64::from(i32::from_le_bytes(core::array::from_fn(|k| code[i + k])));
+    (0..n.saturating_sub(6)).any(|i| {
+        let (end, offset) = match (code[i], code[i + 1]) {
+            (0xeb | 0x70..=0x7f, near) => (i + 2, i64::from(near as i8)),
+            (JUMP, _) => (i + 5, rel32(i + 1)),
+            (0x0f, 0x80..=0x8f) => (i + 6, rel32(i + 2)),
+            _ => return false,
+        };
+        inner.contains(&(start + end as u64).wrapping_add_signed(offset))
+    })
+}
+
+/// Bytes around a site in which branches are looked for.
+const BRANCH_WINDOW: usize = 4096;
 
 /// Bytes behind the `syscall` that move to the stub: whole instructions, three bytes at least, none that
 /// depends on where it stands. A `ret` may end them early if only padding follows.

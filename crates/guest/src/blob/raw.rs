@@ -35,6 +35,7 @@ pub(crate) mod nr {
 
 pub(crate) const EINTR: i64 = 4;
 pub(crate) const EAGAIN: i64 = 11;
+pub(crate) const ENOMEM: i64 = 12;
 pub(crate) const EFAULT: i64 = 14;
 pub(crate) const EBUSY: i64 = 16;
 pub(crate) const EINVAL: i64 = 22;

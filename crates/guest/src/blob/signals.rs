@@ -208,6 +208,7 @@ pub(crate) fn at_entry(t: &ThreadBlock, regs: &Regs, unlogged: bool) {
         Mode::Replay => {
             if let Some(next) = log::peek(t)
                 && next.header.kind == kind::SIGNAL
+                && next.header.hash != AT_EXIT
                 && (!unlogged || t.unlogged.load(Relaxed) >= next.header.result.cast_unsigned())
             {
                 replay(t, next);
@@ -217,9 +218,36 @@ pub(crate) fn at_entry(t: &ThreadBlock, regs: &Regs, unlogged: bool) {
     }
 }
 
+/// `hash` of a signal's record when it was delivered at the end of a call that left no record.
+const AT_EXIT: u16 = 1;
+
+/// Behind `rt_sigprocmask`, which leaves no record: a signal that it let through is delivered before it
+/// returns (POSIX).
+pub(crate) fn at_exit_of_mask(t: &ThreadBlock, regs: &Regs) {
+    match log::now() {
+        Mode::Record | Mode::Live => {
+            if t.pending.load(Relaxed) == 0 {
+                return;
+            }
+            record(t, AT_EXIT);
+        }
+        Mode::Replay => match log::peek(t) {
+            Some(next)
+                if next.header.kind == kind::SIGNAL
+                    && next.header.hash == AT_EXIT
+                    && next.header.result.cast_unsigned() == t.unlogged.load(Relaxed) =>
+            {
+                replay(t, next);
+            }
+            _ => return,
+        },
+    }
+    raise(t, regs, false)
+}
+
 /// Logs the waiting signal as one that came before the call, and delivers it.
 pub(crate) fn deliver_before(t: &ThreadBlock, regs: &Regs) -> ! {
-    record(t);
+    record(t, 0);
     raise(t, regs, true)
 }
 
@@ -233,15 +261,16 @@ pub(crate) fn at_exit(t: &ThreadBlock, regs: &Regs) {
             Some(taken) => replay(t, taken),
             None => return,
         },
-        Mode::Record | Mode::Live => record(t),
+        Mode::Record | Mode::Live => record(t, 0),
     }
     raise(t, regs, false)
 }
 
-fn record(t: &ThreadBlock) {
+fn record(t: &ThreadBlock, hash: u16) {
     if log::now() == Mode::Record {
         let header = Header {
             kind: kind::SIGNAL,
+            hash,
             result: t.unlogged.load(Relaxed).cast_signed(),
             payload_len: SIGINFO_LEN as u32,
             ..Header::default()

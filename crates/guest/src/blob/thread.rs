@@ -89,6 +89,7 @@ fn set_up(index: usize) -> &'static ThreadBlock {
     block.this.store(at, Relaxed);
     block.hook_sp.store(top, Relaxed);
     block.hook_top.store(top, Relaxed);
+    crate::heap::attach(block);
     for word in [&block.mask, &block.exit_mask, &block.unlogged, &block.inside, &block.stop, &block.why, &block.position, &block.tsc] {
         word.store(0, Relaxed);
     }

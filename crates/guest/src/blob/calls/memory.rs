@@ -3,7 +3,7 @@
 
 use core::sync::atomic::Ordering::Release;
 
-use guest::abi::{ARENA_BASE, ARENA_LEN, BLOB_BASE, MAX_THREADS, THREAD_LEN, THREADS_BASE, ThreadBlock};
+use guest::abi::{ARENA_BASE, ARENA_LEN, BLOB_BASE, HEAP_BASE, HEAP_LEN, MAX_THREADS, THREAD_LEN, THREADS_BASE, ThreadBlock};
 use sysabi::Syscall;
 
 use crate::dispatch::{self, wrong_result};
@@ -15,6 +15,8 @@ use crate::shapes::Shape;
 use crate::patch;
 
 const MMAP: u16 = 9;
+const MPROTECT: u16 = 10;
+const PKEY_MPROTECT: u16 = 329;
 const MREMAP: u16 = 25;
 const BRK: u16 = 12;
 const MAP_PRIVATE: u64 = 2;
@@ -98,13 +100,33 @@ fn adopt(call: u16, args: &[u64; 6], result: i64) {
     }
 }
 
+/// `mlockall`: locks pages when they are first used, or it would fill the heap's whole reserve.
+pub(crate) fn lock_all(t: &ThreadBlock, regs: &mut Regs, row: &'static Syscall) -> i64 {
+    const ALL: u64 = 3; // MCL_CURRENT, MCL_FUTURE
+    const MCL_ONFAULT: u64 = 4;
+    let asked = regs.rdi;
+    if asked & ALL != 0 {
+        regs.rdi |= MCL_ONFAULT;
+    }
+    let result = dispatch::executed(t, regs, row);
+    regs.rdi = asked;
+    result
+}
+
 /// The guest's own address space is not there for the application.
 fn touches_own(call: u16, args: &[u64; 6]) -> bool {
-    const OWN: [(u64, u64); 2] =
-        [(BLOB_BASE, THREADS_BASE + MAX_THREADS as u64 * THREAD_LEN), (ARENA_BASE, ARENA_BASE + ARENA_LEN)];
+    const OWN: [(u64, u64); 3] = [
+        (BLOB_BASE, THREADS_BASE + MAX_THREADS as u64 * THREAD_LEN),
+        (ARENA_BASE, ARENA_BASE + ARENA_LEN),
+        (HEAP_BASE, HEAP_BASE + HEAP_LEN),
+    ];
     let overlaps = |at: u64, len: u64| OWN.iter().any(|&(a, b)| at < b && at.saturating_add(len) > a);
     match call {
         BRK => false,
+        // A block of the heap is the application's to protect.
+        MPROTECT | PKEY_MPROTECT if (HEAP_BASE..HEAP_BASE + HEAP_LEN).contains(&args[0]) => {
+            args[1] > HEAP_BASE + HEAP_LEN - args[0]
+        }
         MMAP => args[3] & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0 && overlaps(args[0], args[1]),
         MREMAP => overlaps(args[0], args[1]) || (args[3] & MREMAP_FIXED != 0 && overlaps(args[4], args[2])),
         _ => overlaps(args[0], args[1]),

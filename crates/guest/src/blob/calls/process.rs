@@ -12,12 +12,13 @@ use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::shapes::Shape;
 use crate::thread::{self, control, slot_of};
-use crate::{connections, init, order, ring, signals, tables, user};
+use crate::{connections, heap, init, order, ring, signals, tables, user};
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_FILES: u64 = 0x400;
 const CLONE_PIDFD: u64 = 0x1000;
 const CLONE_VFORK: u64 = 0x4000;
+const CLONE_DETACHED: u64 = 0x40_0000;
 const CLONE_THREAD: u64 = 0x1_0000;
 /// New namespaces of any kind, and cgroup placement.
 const CLONE_REFUSED: u64 = 0x7e02_0080 | 0x2_0000_0000 | CLONE_PIDFD;
@@ -44,7 +45,8 @@ impl Wanted {
             nr::FORK => args[4] = SIGCHLD,
             nr::VFORK => (args[0], args[4]) = (CLONE_VM | CLONE_VFORK, SIGCHLD),
             nr::CLONE => {
-                args[0] = regs.rdi & 0xffff_ff00;
+                // musl passes CLONE_DETACHED, which clone ignores and clone3 refuses.
+                args[0] = regs.rdi & 0xffff_ff00 & !CLONE_DETACHED;
                 (args[2], args[3], args[4]) = (regs.r10, regs.rdx, regs.rdi & 0xff);
                 if regs.rsi != 0 {
                     (args[5], args[6]) = (regs.rsi - 16, 16);
@@ -77,6 +79,7 @@ pub(crate) fn clone(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 
         Ok(wanted) => wanted,
         Err(errno) => return errno,
     };
+    let _turn = heap::before_clone(t, wanted.has(CLONE_VM), wanted.has(CLONE_VFORK));
     if log::now() == Mode::Replay
         && let Some(taken) = log::take(t, row.nr)
     {
@@ -94,17 +97,19 @@ pub(crate) fn clone(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 
 }
 
 fn spawn_recorded(t: &ThreadBlock, regs: &Regs, row: &Syscall, wanted: Wanted) -> i64 {
+    let flags = wanted.args[0];
     let result = spawn(t, regs, wanted, None);
     if log::now() == Mode::Record {
         let header = Header {
             kind: row.nr,
             result,
-            payload_len: if result >= 0 { 4 } else { 0 },
+            payload_len: if result >= 0 { 12 } else { 0 },
             ..Header::default()
         };
         let mut w = log::begin(t, header);
         if result >= 0 {
             w.value(t.child_stream.load(Relaxed));
+            w.value(flags);
         }
         w.commit(false);
     }
@@ -171,6 +176,9 @@ fn prepare_block<'a>(t: &'a ThreadBlock, regs: &Regs, wanted: &Wanted) -> Option
             set
         };
         block.tables.store(set, Relaxed);
+        if wanted.has(CLONE_VFORK) {
+            heap::lend(t, block);
+        }
     }
     let mut birth = *regs;
     if wanted.stack_top != 0 {
@@ -218,6 +226,7 @@ pub(crate) extern "C" fn child_started(block: &ThreadBlock) {
     if forked {
         thread::keep_only(block);
         order::reset_owners();
+        heap::after_fork();
     }
     let ring = slot_of(index);
     ring.tid.store(tid, Relaxed);
@@ -285,6 +294,7 @@ fn ask(word: &core::sync::atomic::AtomicU32, question: u32, answer: u32) {
 /// `exit`: one thread leaves.
 pub(crate) fn exit(t: &ThreadBlock, status: u64) -> i64 {
     signals::block_all();
+    heap::thread_exits(t);
     leave(t, status, 0);
     thread::exit_thread(status)
 }
@@ -349,7 +359,7 @@ pub(crate) fn wait(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
         let stopped = status & 0xff == 0x7f || status == 0xffff;
         (result, result > 0 && !stopped, status & 0x7f != 0)
     } else {
-        const SI_PID: u64 = 12;
+        const SI_PID: u64 = 16;
         const SI_CODE: u64 = 8;
         let word = |at| if regs.rdx == 0 { 0 } else { user::read::<i32>(regs.rdx + at).unwrap_or(0) };
         let code = word(SI_CODE);

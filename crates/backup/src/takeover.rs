@@ -1,0 +1,41 @@
+//! Takeover: a container whose primary was lost goes on here.
+//!
+//! In: a container's [`Details`], then an [`Attempt`] with its committed checkpoint and log. Out: the running
+//! container ([`Live`]) and a [`Report`] of what it took.
+//!
+//! ```text
+//! Standby::prepare   namespaces, link and closed gate, when the primary connects
+//! Standby::take_over
+//!     process        the image becomes a process, its arena in replay mode
+//!     fold           beside it: the kernel's state from the log
+//!     replay         every thread runs to its log's end
+//!     (fence)        the last promise to the primary has ended
+//!     connections    peers are asked where they stand, sockets are rebuilt
+//!     objects        everything else that has a descriptor
+//!     place          all of it under its numbers
+//!     go live        one word turns; held frames are delivered
+//! Live               output, new connections, the end
+//! ```
+
+mod arena;
+mod checkpoint;
+mod connections;
+mod dead;
+mod error;
+mod folding;
+mod live;
+mod log;
+mod objects;
+mod options;
+mod pairs;
+mod place;
+mod process;
+mod session;
+mod standby;
+
+pub use checkpoint::Checkpoint;
+pub use error::TakeoverError;
+pub use live::Live;
+pub use standby::{Report, Standby};
+
+pub use eventlog::handover::Details;

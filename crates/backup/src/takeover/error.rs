@@ -1,0 +1,120 @@
+//! Why a takeover did not come about.
+
+use std::io;
+
+use checkpointer::RestoreError;
+use eventlog::codec::CodecError;
+use eventlog::fold::{FoldError, SnapshotError};
+use gate::GateError;
+use replayer::Incomplete;
+use sys::memory::MemoryError;
+use sys::ptrace::TraceError;
+use sys::remote::RemoteError;
+
+use crate::guard::LiveError;
+use crate::store::StoreError;
+
+/// Why a takeover did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeoverError {
+    /// The container around the process.
+    #[error(transparent)]
+    Container(#[from] shim::container::Error),
+    /// The process could not be made.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// Replay did not come to the end of the log.
+    #[error(transparent)]
+    Replay(#[from] Incomplete<StoreError>),
+    /// A section of the image or a record is damaged.
+    #[error("{what} cannot be read: {source}")]
+    Damaged {
+        /// Which.
+        what: &'static str,
+        /// What is wrong.
+        source: CodecError,
+    },
+    /// A section that an image must have is not there, or too short.
+    #[error("the checkpoint has no {what}")]
+    Missing {
+        /// Which.
+        what: &'static str,
+    },
+    /// The fold's snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The log cannot be folded.
+    #[error(transparent)]
+    Fold(#[from] FoldError),
+    /// The log holds what is no record.
+    #[error("stream {stream} of the log is malformed at position {position}")]
+    Malformed {
+        /// The stream.
+        stream: u32,
+        /// The position.
+        position: u64,
+    },
+    /// The log.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Gate and sockets.
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    /// Tracing the process.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    /// Calls inside the process.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// The process's memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// More processes than can be taken over.
+    #[error(
+        "the container has {count} processes ({numbers:?}), and only one can be taken over yet"
+    )]
+    Processes {
+        /// How many.
+        count: usize,
+        /// Their numbers.
+        numbers: Vec<u32>,
+    },
+    /// The container may not speak.
+    #[error(transparent)]
+    Live(#[from] LiveError),
+    /// The kernel refused something.
+    #[error("{what} failed: {source}")]
+    Io {
+        /// What.
+        what: &'static str,
+        /// Its answer.
+        source: io::Error,
+    },
+    /// A thread of ours ended by a panic.
+    #[error("the thread that {what} panicked")]
+    Panicked {
+        /// What it did.
+        what: &'static str,
+    },
+    /// The process went away meanwhile.
+    #[error("process {pid} of the container has ended during the takeover")]
+    Gone {
+        /// Its number.
+        pid: i32,
+    },
+}
+
+pub(super) type Result<T> = std::result::Result<T, TakeoverError>;
+
+/// An [`TakeoverError::Io`] for a step.
+pub(super) fn io<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> TakeoverError {
+    move |source| TakeoverError::Io {
+        what,
+        source: source.into(),
+    }
+}
+
+/// A [`TakeoverError::Damaged`] for a part.
+pub(super) fn damaged(what: &'static str) -> impl FnOnce(CodecError) -> TakeoverError {
+    move |source| TakeoverError::Damaged { what, source }
+}

@@ -1,0 +1,331 @@
+//! A container in waiting, and how it takes over.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Release;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use eventlog::fold::{DescriptionId, Fold, Merge};
+use eventlog::handover::Details;
+use gate::rebuild::{Prober, forged_end};
+use gate::{Config, Gate, Tap};
+use guest::abi::mode;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use replayer::to_log_end;
+use shim::container::{Container, Isolation, Link, Spec};
+use stream::Nanos;
+use sys::arena::{Arena, futex_wake};
+use sys::packet::PacketSocket;
+
+use super::checkpoint::Checkpoint;
+use super::connections::{self, Connection, Ready};
+use super::error::{Result, TakeoverError, io};
+use super::folding::{self, Folded};
+use super::live::{Live, Output};
+use super::log::Log;
+use super::objects::Objects;
+use super::process::{self, Process};
+use super::session::Session;
+use super::{arena, options, place};
+use crate::detector::Suspicion;
+use crate::guard::Attempt;
+
+/// Frames are looked at from this long before the primary's last sign of life: what a client sent then may
+/// not be in the log.
+const BEFORE: u64 = 300_000_000;
+/// Where forged frames seem to come from.
+const NEIGHBOUR: [u8; 6] = [2, 0x75, 0xff, 0xff, 0xff, 0xfe];
+
+/// A container without a program: namespaces, a link on the bridge, and a closed gate that keeps what is sent
+/// to it.
+#[derive(Debug)]
+pub struct Standby {
+    details: Details,
+    container: Container,
+    gate: Gate,
+    /// On the host's end of the link.
+    link: PacketSocket,
+}
+
+/// What a takeover took.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// From the primary's last sign of life to the first instruction here.
+    pub gap: Duration,
+    /// Records in the log that was replayed.
+    pub replayed_events: u64,
+    /// Bytes of memory that came from the image.
+    pub restored_bytes: u64,
+    /// Connections that go on, and those that could not.
+    pub connections: (usize, usize),
+    /// Of those that go on, whose peers did not answer in time.
+    pub silent: usize,
+    /// Frames delivered that came meanwhile.
+    pub frames: usize,
+    /// How long each step took.
+    pub steps: Vec<(&'static str, Duration)>,
+}
+
+impl fmt::Display for Report {
+    /// `gap_ms=… replayed_events=… restored_mib=…`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = self.restored_bytes as f64 / f64::from(1 << 20);
+        write!(
+            f,
+            "gap_ms={:.1} replayed_events={} restored_mib={mib:.1}",
+            self.gap.as_secs_f64() * 1e3,
+            self.replayed_events,
+        )
+    }
+}
+
+/// Notes how long steps take.
+struct Clock {
+    since: Instant,
+    steps: Vec<(&'static str, Duration)>,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self {
+            since: Instant::now(),
+            steps: Vec::new(),
+        }
+    }
+
+    fn step(&mut self, name: &'static str) {
+        let took = self.since.elapsed();
+        self.since = Instant::now();
+        tracing::info!(step = name, ms = took.as_secs_f64() * 1e3, "takeover");
+        self.steps.push((name, took));
+    }
+}
+
+impl Standby {
+    /// Makes it, with its link on `bridge`.
+    ///
+    /// # Errors
+    /// When the container or its gate cannot be made.
+    pub fn prepare(details: Details, bridge: &str) -> Result<Self> {
+        let spec = Spec {
+            name: details.name.clone(),
+            isolation: Isolation::FULL,
+            link: Some(Link {
+                address: Ipv4Addr::from(details.address),
+                prefix: details.prefix,
+                gateway: None,
+                bridge: bridge.to_owned(),
+            }),
+        };
+        let mut container = Container::stand_by(&spec)?;
+        let index = container
+            .host_link()
+            .ok_or(TakeoverError::Missing { what: "link" })?;
+        let name = nix::net::if_::if_indextoname(index).map_err(io("finding the link"))?;
+        let config = Config {
+            gate: false,
+            mask: None,
+            hold: true,
+        };
+        let gate = Gate::attach(&name.to_string_lossy(), &config)?;
+        let link = PacketSocket::open(index, 0).map_err(io("opening a packet socket"))?;
+        // The gate is closed: nothing leaves, the announcement neither.
+        container.attach()?;
+        Ok(Self {
+            details,
+            container,
+            gate,
+            link,
+        })
+    }
+
+    /// Takes over. The calling thread enters the container's network for good, and should be one of its own;
+    /// it goes on with [`Live::host`].
+    ///
+    /// # Errors
+    /// [`TakeoverError`]; what was made is gone then, and the attempt is called off.
+    pub fn take_over(
+        mut self,
+        attempt: Attempt<Checkpoint>,
+        suspicion: Suspicion,
+    ) -> Result<(Live, Report)> {
+        let mut clock = Clock::start();
+        let network = self.container.namespace("net")?;
+        setns(&network, CloneFlags::CLONE_NEWNET).map_err(io("entering the container's network"))?;
+        let guard = Arc::clone(attempt.guard());
+        let committed = guard.image();
+        let checkpoint = &committed.image;
+        let log = Log::new(Arc::clone(&guard));
+        let merge = Merge::restore(checkpoint.fold()?)?;
+        let files = process::files(merge.fold(), checkpoint.store().process().pid);
+        let arena = Arc::new(arena::filled(checkpoint)?);
+        let room = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
+            .map_err(io("making an eventfd"))?;
+        let room = Arc::new(OwnedFd::from(room));
+        clock.step("prepare");
+        let (process, folded) = thread::scope(|scope| {
+            let folding = scope.spawn(|| folding::fold(merge, &log));
+            let process = self.replay(checkpoint, &arena, &room, files, &log, &mut clock);
+            let folded = folding.join();
+            let folded = folded.map_err(|_| TakeoverError::Panicked { what: "folds the log" })?;
+            Ok::<_, TakeoverError>((process?, folded?))
+        })?;
+        let restored_bytes = checkpoint.store().page_count() as u64 * 4096;
+        drop(committed);
+        clock.step("fold");
+        let fold = folded.merge.fold();
+        single_process(fold, process.number)?;
+        attempt.wait_until_clear();
+        clock.step("fence");
+        let ready = self.reconnect(&arena, &log, &folded, &process, suspicion, &mut clock)?;
+        let Reconnected { prober, ready } = ready;
+        let generation = attempt.go_live().map_err(|(_, error)| error)?;
+        let mut report = Report {
+            replayed_events: folded.events,
+            restored_bytes,
+            ..Report::default()
+        };
+        let live = self.go_live(process, arena, room, ready, prober, suspicion, &mut report)?;
+        clock.step("go live");
+        report.gap = Nanos::now().since(suspicion.last);
+        report.steps = clock.steps;
+        tracing::info!(generation, ?report, "live");
+        Ok((live, report))
+    }
+
+    /// Restores the process and lets it replay to the end of the log.
+    fn replay(
+        &mut self,
+        checkpoint: &Checkpoint,
+        arena: &Arena,
+        room: &OwnedFd,
+        files: Vec<process::OpenFile>,
+        log: &Log,
+        clock: &mut Clock,
+    ) -> Result<Process> {
+        let store = checkpoint.store();
+        let process = process::restore(&mut self.container, store, arena, room, files)?;
+        clock.step("restore");
+        let seen = to_log_end(arena, log, |number| process::sleeps(process.pid, number))?;
+        tracing::debug!(?seen, "replayed");
+        clock.step("replay");
+        Ok(process)
+    }
+
+    /// Gives the process its descriptors, connections among them.
+    fn reconnect(
+        &mut self,
+        arena: &Arena,
+        log: &Log,
+        folded: &Folded,
+        process: &Process,
+        suspicion: Suspicion,
+        clock: &mut Clock,
+    ) -> Result<Reconnected> {
+        let (fold, pid) = (folded.merge.fold(), process.number);
+        let tap = Tap::since(&self.gate, suspicion.last.0.saturating_sub(BEFORE));
+        let mut prober = Prober::open(tap)?;
+        let mut all = connections::collect(arena, log, &mut self.gate)?;
+        self.gate.set_lease(u64::MAX);
+        self.container.announce()?;
+        connections::probe(&mut all, &self.gate, &mut prober)?;
+        clock.step("probe");
+        let described = |c: &Connection| described(fold, pid, c);
+        let except: BTreeSet<DescriptionId> = all.iter().filter_map(described).collect();
+        // Listeners come before the connections that share their ports.
+        let mut objects = Objects::make(fold, pid, &except)?;
+        let built = connections::build(all, arena, &self.gate)?;
+        let ready = connections::go_live(built, arena, &self.gate, &mut prober)?;
+        for one in &ready {
+            if let Some(id) = described(&one.connection) {
+                let copy = one.socket.try_clone().map_err(io("duplicating a connection"))?;
+                objects.add(fold, id, copy);
+            }
+        }
+        clock.step("build");
+        let limit = fold.processes().get(&pid).and_then(|p| p.limits.get(&NOFILE)).copied();
+        let mut session = Session::open(process.pid)?;
+        let targets = objects.targets(fold, pid);
+        place::place(&mut session, &process.pass, &objects.all(), &targets, limit)?;
+        options::apply(&mut session, fold, pid)?;
+        options::note_watchers(arena, fold, pid, &ready);
+        session.close()?;
+        clock.step("place");
+        Ok(Reconnected { prober, ready })
+    }
+
+    /// From here on the container runs.
+    #[allow(clippy::too_many_arguments)]
+    fn go_live(
+        self,
+        process: Process,
+        arena: Arc<Arena>,
+        room: Arc<OwnedFd>,
+        ready: Vec<Ready>,
+        mut prober: Prober,
+        suspicion: Suspicion,
+        report: &mut Report,
+    ) -> Result<Live> {
+        let init = self.container.init_pid();
+        let mut output = Output::new(Arc::clone(&arena), room, init, &process)?;
+        let mut ends = Vec::new();
+        for one in ready {
+            let broken = one.plan.is_none();
+            report.connections.0 += usize::from(!broken);
+            report.connections.1 += usize::from(broken);
+            report.silent += usize::from(!broken && !one.answered());
+            if let Some((state, snd_una, clock)) = one.end_to_forge() {
+                let mac = self.details.mac;
+                ends.push(forged_end(state, snd_una, clock).frame(NEIGHBOUR, mac));
+            }
+            output.resume(one)?;
+        }
+        output.free_the_rest();
+        let control = arena.control();
+        control.mode.store(mode::LIVE, Release);
+        futex_wake(&control.mode);
+        report.frames = prober.deliver(&self.gate, &self.link, suspicion.last.0.saturating_sub(BEFORE))?;
+        for end in ends {
+            self.link.send(&end).map_err(io("delivering the end of a stream"))?;
+        }
+        Ok(Live {
+            container: self.container,
+            process,
+            gate: self.gate,
+            output,
+        })
+    }
+}
+
+/// RLIMIT_NOFILE, as the fold counts.
+const NOFILE: u32 = 7;
+
+/// What the container's connections became.
+struct Reconnected {
+    prober: Prober,
+    ready: Vec<Ready>,
+}
+
+/// The description behind an open connection.
+fn described(fold: &Fold, pid: u32, c: &Connection) -> Option<DescriptionId> {
+    let open = !c.closed && c.pid == pid;
+    let entry = fold.table(pid)?.entries.get(&c.fd).filter(|_| open)?;
+    Some(entry.description)
+}
+
+fn single_process(fold: &Fold, number: u32) -> Result<()> {
+    let alive = fold.processes().iter().filter(|(_, p)| p.ended.is_none() && !p.reaped);
+    let numbers: Vec<u32> = alive.map(|(pid, _)| *pid).collect();
+    if numbers == [number] {
+        return Ok(());
+    }
+    Err(TakeoverError::Processes {
+        count: numbers.len(),
+        numbers,
+    })
+}

@@ -1,0 +1,155 @@
+//! The containers that a backup watches, and those it has taken over.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use backup::detector::Suspicion;
+use backup::server::Handle;
+use backup::takeover::{Checkpoint, Details, Live, Report, Standby, TakeoverError};
+use backup::{Event, Guard};
+use eventlog::codec;
+
+/// How often a takeover is tried; what fails once by a race of the log's end may come right.
+const ATTEMPTS: u32 = 3;
+/// Between two looks whether an end was asked for.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Standbys, and threads that host containers.
+#[derive(Debug)]
+pub(super) struct Hosting {
+    bridge: String,
+    handle: Arc<Handle<Checkpoint>>,
+    stop: Arc<AtomicBool>,
+    standbys: HashMap<String, Standby>,
+    hosts: Vec<JoinHandle<()>>,
+}
+
+impl Hosting {
+    pub(super) fn new(bridge: String, handle: Handle<Checkpoint>, stop: Arc<AtomicBool>) -> Self {
+        let (standbys, hosts) = (HashMap::new(), Vec::new());
+        let handle = Arc::new(handle);
+        Self { bridge, handle, stop, standbys, hosts }
+    }
+
+    /// Acts on the next event, if one comes soon.
+    pub(super) fn serve(&mut self, events: &Receiver<Event<Checkpoint>>) {
+        match events.recv_timeout(LOOK) {
+            Ok(event) => self.act(event),
+            Err(RecvTimeoutError::Timeout) => {}
+            // The server holds the other end; it is about to be noticed.
+            Err(RecvTimeoutError::Disconnected) => thread::sleep(LOOK),
+        }
+        self.hosts.retain(|host| !host.is_finished());
+    }
+
+    fn act(&mut self, event: Event<Checkpoint>) {
+        match event {
+            Event::Connected(guard) => self.prepare(&guard),
+            Event::Protected(guard) => tracing::info!(name = guard.hello().name, "protected"),
+            Event::Suspected(guard, suspicion) => self.suspected(guard, suspicion),
+            Event::FalseAlarm(guard) => {
+                tracing::warn!(name = guard.hello().name, "the primary was silent and is back");
+            }
+            Event::Ended(guard, status) => {
+                let name = &guard.hello().name;
+                tracing::info!(name, status, "ended");
+                self.standbys.remove(name);
+                self.handle.forget(name);
+            }
+            Event::Failed(guard, channel, error) => {
+                tracing::warn!(name = guard.hello().name, ?channel, %error, "a connection failed");
+            }
+        }
+    }
+
+    fn prepare(&mut self, guard: &Guard<Checkpoint>) {
+        let name = guard.hello().name.clone();
+        // One of an earlier run, whose link has the same name.
+        self.standbys.remove(&name);
+        match standby(guard, &self.bridge) {
+            Ok(standby) => {
+                self.standbys.insert(name, standby);
+            }
+            Err(error) => eprintln!("understudy: nothing can stand by for {name}: {error}"),
+        }
+    }
+
+    fn suspected(&mut self, guard: Arc<Guard<Checkpoint>>, suspicion: Suspicion) {
+        let name = guard.hello().name.clone();
+        tracing::warn!(name, ?suspicion, "the primary is lost");
+        let prepared = self.standbys.remove(&name);
+        let (bridge, stop, handle) =
+            (self.bridge.clone(), Arc::clone(&self.stop), Arc::clone(&self.handle));
+        let host = thread::Builder::new().name("host".into()).spawn(move || {
+            let live = take_over(&guard, prepared, &bridge, suspicion);
+            if let Some(live) = live {
+                match live.host(&stop) {
+                    Ok(ended) => tracing::info!(name, ?ended, "the container has ended"),
+                    Err(error) => eprintln!("understudy: {name} cannot be hosted: {error}"),
+                }
+                handle.forget(&name);
+            }
+        });
+        match host {
+            Ok(host) => self.hosts.push(host),
+            Err(error) => eprintln!("understudy: no thread for a takeover: {error}"),
+        }
+    }
+
+    /// Ends every container: `stop` is set.
+    pub(super) fn end(mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.standbys.clear();
+        for host in self.hosts.drain(..) {
+            // A panic was told when it happened.
+            let _ = host.join();
+        }
+    }
+}
+
+fn standby(guard: &Guard<Checkpoint>, bridge: &str) -> Result<Standby, String> {
+    let details: Details = codec::decode(&guard.hello().details).map_err(|e| e.to_string())?;
+    Standby::prepare(details, bridge).map_err(|e| e.to_string())
+}
+
+/// Tries to take over, and prints how it went.
+fn take_over(
+    guard: &Arc<Guard<Checkpoint>>,
+    mut prepared: Option<Standby>,
+    bridge: &str,
+    suspicion: Suspicion,
+) -> Option<Live> {
+    let name = &guard.hello().name;
+    for attempt in 1..=ATTEMPTS {
+        match try_once(guard, prepared.take(), bridge, suspicion) {
+            Ok((live, report)) => {
+                println!("takeover {name} {report} attempts={attempt}");
+                return Some(live);
+            }
+            Err(error) => eprintln!("understudy: takeover of {name}, attempt {attempt} of {ATTEMPTS}: {error}"),
+        }
+    }
+    eprintln!("understudy: {name} could not be taken over: it is lost");
+    None
+}
+
+fn try_once(
+    guard: &Arc<Guard<Checkpoint>>,
+    prepared: Option<Standby>,
+    bridge: &str,
+    suspicion: Suspicion,
+) -> Result<(Live, Report), String> {
+    let attempt = guard.take_over().map_err(|e| e.to_string())?;
+    let standby = match prepared {
+        Some(standby) => standby,
+        None => standby(guard, bridge)?,
+    };
+    // The thread enters another network: it must not come back from there.
+    standby
+        .take_over(attempt, suspicion)
+        .map_err(|e: TakeoverError| e.to_string())
+}

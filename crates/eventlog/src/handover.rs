@@ -1,0 +1,106 @@
+//! What the primary tells its backup beside the guests' records and the memory image: opaque sections of a
+//! checkpoint's image, the primary's own stream, and what it says of the container when it connects.
+//!
+//! * Section [`section::FOLD`]: the fold's snapshot at the cut.
+//! * Section [`section::GUEST`]: [`GuestState`], what of the arena an image has to bring.
+//! * Section [`section::OUTPUT`]: unacknowledged output at the cut; for each connection with some, entry and
+//!   length (32 bits each), then the bytes, the first of which is at the connection's `trimmed`.
+//! * Stream [`crate::recording::OWN_STREAM`]: one record of kind [`crate::record::kind::HANDSHAKE`] for each
+//!   connection, before any of its output leaves.
+
+use serde::{Deserialize, Serialize};
+
+/// Kinds of opaque sections.
+pub mod section {
+    /// The fold's snapshot.
+    pub const FOLD: u32 = 1;
+    /// The arena's state.
+    pub const GUEST: u32 = 2;
+    /// Output that the clients have not acknowledged.
+    pub const OUTPUT: u32 = 3;
+}
+
+/// The arena at the cut.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestState {
+    /// Number of the next stream.
+    pub next_stream: u32,
+    /// Version of the order of process numbers.
+    pub pids: u64,
+    /// Version of the order of standard output.
+    pub stdio: u64,
+    /// Threads, by ring.
+    pub threads: Vec<ThreadState>,
+    /// Connections, by entry.
+    pub connections: Vec<ConnectionCut>,
+}
+
+/// A thread's ring at the cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThreadState {
+    /// Index of the ring.
+    pub slot: u32,
+    /// Its stream.
+    pub stream: u32,
+    /// Thread number inside the container.
+    pub tid: u32,
+    /// Process number inside the container.
+    pub pid: u32,
+    /// Address of the thread's block.
+    pub block: u64,
+    /// Bytes of the stream before the cut.
+    pub position: u64,
+}
+
+/// A connection at the cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionCut {
+    /// Its entry.
+    pub index: u32,
+    /// How often the entry had been taken.
+    pub generation: u32,
+    /// Its state, as in the arena.
+    pub state: u32,
+    /// Descriptors that refer to it.
+    pub refs: u32,
+    /// The descriptor it came with.
+    pub fd: u32,
+    /// The process it came to.
+    pub pid: u32,
+    /// The application ended its output.
+    pub shut: u32,
+    /// The application read the end of the peer's.
+    pub read_end: u32,
+    /// Bytes read.
+    pub read: u64,
+    /// Bytes written.
+    pub written: u64,
+    /// Bytes the client had acknowledged, as far as was known.
+    pub trimmed: u64,
+}
+
+/// Payload of a handshake record: `result` is the connection's entry, `version` its generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandshakeRecord {
+    /// The gate's description of the handshake, in its own encoding.
+    pub handshake: Vec<u8>,
+    /// The last timestamp that had left when this was written.
+    pub timestamp: u32,
+    /// When that was, in nanoseconds since the epoch.
+    pub at: u64,
+}
+
+/// What a primary says of its container when it connects (`details` of its hello).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Details {
+    /// The container's name.
+    pub name: String,
+    /// Its command, as bytes.
+    pub command: Vec<Vec<u8>>,
+    /// Its IPv4 address.
+    pub address: [u8; 4],
+    /// Bits of its network.
+    pub prefix: u8,
+    /// Its link's hardware address.
+    pub mac: [u8; 6],
+}

@@ -1,0 +1,96 @@
+//! Replaying to the ends of the logs, where a takeover goes on.
+
+use std::sync::atomic::Ordering::Acquire;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use guest::abi::{MAX_SLOTS, slot};
+use sys::arena::Arena;
+
+use crate::divergence::Divergence;
+use crate::feed::{Feeder, Seen, Source};
+
+/// Why replay did not come to the ends of the logs.
+#[derive(Debug, thiserror::Error)]
+pub enum Incomplete<E: std::error::Error> {
+    /// The program did something else than the log says.
+    #[error("{0}")]
+    Diverged(Box<Divergence>),
+    /// Nothing happened for too long.
+    #[error(
+        "replay stands still: {} of {} threads wait, nothing for {seconds} s", seen.idle(), seen.threads
+    )]
+    Stalled {
+        /// What the last look found.
+        seen: Seen,
+        /// How long.
+        seconds: u64,
+    },
+    /// Every thread has ended.
+    #[error("every thread of the container has ended in replay")]
+    Ended,
+    /// The log could not be read.
+    #[error(transparent)]
+    Source(E),
+}
+
+/// A replay that makes no progress for so long is stopped.
+const STALL: Duration = Duration::from_secs(10);
+/// Threads that wait for turns, or in calls that the log does not have, are waited for so long.
+const SETTLE: Duration = Duration::from_millis(3);
+/// Rounds without work before the feeder sleeps.
+const SPINS: u32 = 20;
+const NAP: Duration = Duration::from_micros(50);
+
+/// Feeds the guests of `arena` from `source` until nothing can happen any more: each thread is at its
+/// log's end, waits for a turn that does not come, or sleeps in a call of its own with its log consumed.
+/// `sleeps` tells whether a thread, by its number in the container, sleeps in the kernel.
+///
+/// # Errors
+/// [`Incomplete`].
+pub fn to_log_end<S: Source>(
+    arena: &Arena,
+    source: &S,
+    sleeps: impl Fn(u32) -> bool,
+) -> Result<Seen, Incomplete<S::Error>> {
+    let mut feeder = Feeder::new(arena, source, None);
+    let (mut since, mut consumed, mut rounds) = (Instant::now(), 0, 0);
+    loop {
+        let seen = feeder.round().map_err(Incomplete::Source)?;
+        if let Some(divergence) = Divergence::reported(arena.control(), source) {
+            return Err(Incomplete::Diverged(Box::new(divergence)));
+        }
+        if seen.threads == 0 && !seen.progress {
+            return Err(Incomplete::Ended);
+        }
+        if seen.progress || seen.consumed != consumed {
+            (since, consumed, rounds) = (Instant::now(), seen.consumed, 0);
+            continue;
+        }
+        if seen.parked == seen.threads {
+            return Ok(seen);
+        }
+        let still = since.elapsed();
+        if still > SETTLE && rest_sleeps(arena, &sleeps) {
+            return Ok(seen);
+        }
+        if still > STALL {
+            let seconds = still.as_secs();
+            return Err(Incomplete::Stalled { seen, seconds });
+        }
+        rounds += 1;
+        if rounds > SPINS {
+            thread::sleep(NAP);
+        }
+    }
+}
+
+/// Whether every thread that is neither at its log's end nor waiting sleeps with its log consumed.
+fn rest_sleeps(arena: &Arena, sleeps: &impl Fn(u32) -> bool) -> bool {
+    (0..MAX_SLOTS).map(|index| arena.slot(index)).all(|ring| {
+        ring.state.load(Acquire) != slot::LIVE
+            || ring.end.load(Acquire) != 0
+                && ring.tail.load(Acquire) == ring.head.load(Acquire)
+                && sleeps(ring.tid.load(Acquire))
+    })
+}

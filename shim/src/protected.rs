@@ -1,0 +1,185 @@
+//! A protected run: the container is recorded, its log streamed, its output held until the backup has the
+//! log that caused it, and a checkpoint taken every epoch.
+//!
+//! * [`session`]: the four connections to the backup.
+//! * [`drain`]: from the rings to the log connection; new connections are adopted on the way.
+//! * [`egress`]: gate and output of all connections; what an acknowledgement releases.
+//! * [`epochs`]: checkpoints, and the fold that goes into their images.
+//! * [`tail`]: the log since the last cut, for the fold.
+
+mod drain;
+mod egress;
+mod epochs;
+mod session;
+mod status;
+mod tail;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering::{Acquire, Release}};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use gate::{Config, Gate, Injector};
+use guest::abi::{ARENA_FD, ROOM_FD, flag, mode};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use recorder::Drainer;
+use stream::heartbeat::Heartbeats;
+use stream::lease::{Lease, Outcome};
+use sys::arena::Arena;
+use sys::follow::Follower;
+use sys::namespaces::in_network;
+
+use crate::Error;
+use crate::container::{Container, Isolation, Prepared, Program, Spec};
+use crate::control::{self, Role, Server};
+use crate::options::{Options, Protection};
+use crate::signals::{Signals, wait_passing};
+pub use session::host_traits;
+
+use drain::LogSink;
+use egress::{Egress, Shared};
+use session::Session;
+use tail::Tail;
+
+/// How long the acknowledgements' thread waits while nothing is on its way.
+const IDLE: Duration = Duration::from_millis(20);
+/// … and while something is.
+const BUSY: Duration = Duration::from_millis(1);
+
+/// Runs the command of `options`, protected, to its end.
+pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Error> {
+    let signals = Signals::block()?;
+    let session = Session::open(options, protection)?;
+    let arena = Arc::new(Arena::new(mode::RECORD, flag::OWN_OUTPUT).map_err(Error::Arena)?);
+    let room = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).map_err(Error::descriptor)?;
+    let room: Arc<OwnedFd> = Arc::new(room.as_fd().try_clone_to_owned().map_err(Error::Arena)?);
+    let prepared = prepare(options, &arena, &room)?;
+    let gate = attach_gate(prepared.container())?;
+    let network = prepared.container().namespace("net")?;
+    let injector = in_network(network.as_fd(), || Injector::open().map_err(std::io::Error::other))
+        .map_err(Error::Arena)?;
+    let (init, program) = (prepared.init_pid, prepared.program_pid);
+    let shared = Arc::new(Shared {
+        egress: Mutex::new(Egress::new(gate, injector, Arc::clone(&arena), room)?),
+        tail: Mutex::new(Tail::default()),
+        stop: AtomicBool::new(false),
+        stats: Mutex::new(status::Stats::default()),
+        arena: Arc::clone(&arena),
+        init,
+    });
+    let follower = Follower::attach(Arc::clone(&arena), init, program)?;
+    let mut threads = Threads::default();
+    let Session { log, heartbeat, checkpoint, control: mut control_connection, timing } = session;
+    let generation = log.welcome.generation;
+    let lease = Lease::new(timing, heartbeat.welcome);
+    let heartbeats = Heartbeats::new(heartbeat, lease);
+    let pulse = heartbeats.pulse();
+    threads.start("heartbeat", { let shared = Arc::clone(&shared); move || beat(heartbeats, &shared) })?;
+    let (log_sender, acks) = stream::log::primary(log);
+    let (sink, tracker) = LogSink::new(log_sender, Arc::clone(&shared));
+    let drainer = Drainer::new(Arc::clone(&arena), sink, follower.caller());
+    threads.start("drain", { let shared = Arc::clone(&shared); move || drain::run(drainer, &shared) })?;
+    threads.start("release", { let shared = Arc::clone(&shared); move || release(acks, &tracker, &shared) })?;
+    let mut container = prepared.open_gate()?;
+    container.started()?;
+    follower.started()?;
+    let (sender, commits) = stream::checkpoint::primary(checkpoint);
+    let epochs = epochs::Epochs::new(Arc::clone(&shared), program, protection.epoch, sender, commits);
+    threads.start("epoch", move || epochs.run())?;
+    let handler = status::Protected::new(options, protection, Arc::clone(&shared), pulse.clone(), generation, program);
+    let _server = Server::bind(&control::directory(), &options.name, Role::Primary, Arc::new(handler))?;
+    let ended = wait_passing(&mut container, &signals)?.code();
+    shared.stop.store(true, Release);
+    control_connection.ended(ended);
+    pulse.stop();
+    drop(container);
+    threads.detach();
+    Ok(ended)
+}
+
+fn prepare(options: &Options, arena: &Arena, room: &OwnedFd) -> Result<Prepared, Error> {
+    let spec =
+        Spec { name: options.name.clone(), isolation: Isolation::FULL, link: Some(options.link.clone()) };
+    let mut program = Program::new(options.command.clone());
+    program.descriptors = vec![
+        (arena.file().try_clone_to_owned().map_err(Error::Arena)?, ARENA_FD),
+        (room.try_clone().map_err(Error::Arena)?, ROOM_FD),
+    ];
+    Ok(Container::prepare(&spec, program)?)
+}
+
+/// Attaches the gate to the host's end of the container's link. It stays closed until the lease opens it.
+fn attach_gate(container: &Container) -> Result<Gate, Error> {
+    let index = container.host_link().ok_or(Error::NoLink)?;
+    let name = nix::net::if_::if_indextoname(index).map_err(Error::descriptor)?;
+    Ok(Gate::attach(&name.to_string_lossy(), &Config { gate: true, ..Config::default() })?)
+}
+
+/// Keeps the lease: each answered heartbeat opens the gate a little longer.
+fn beat(heartbeats: Heartbeats, shared: &Shared) {
+    let ended = heartbeats.run(|outcome| match outcome {
+        Outcome::Extended { until } => shared.egress().gate().set_lease(until.0),
+        Outcome::Unchanged => {}
+        Outcome::Fenced { generation } => {
+            shared.egress().gate().set_lease(0);
+            eprintln!("understudy: the container went live elsewhere as generation {generation}: this copy stays mute");
+        }
+        Outcome::OtherBackup { instance } => {
+            shared.egress().gate().set_lease(0);
+            eprintln!("understudy: another run of the backup answers (instance {instance}), which holds nothing of this container");
+        }
+    });
+    if let Err(e) = ended
+        && !shared.stop.load(Acquire)
+    {
+        eprintln!("understudy: heartbeats ended: {e}; output is held until the backup is back");
+    }
+}
+
+/// Releases what the backup has acknowledged, and keeps output moving.
+fn release(mut acks: stream::log::AckReceiver, tracker: &drain::Tracker, shared: &Shared) {
+    loop {
+        let wait = if shared.egress().is_busy() { BUSY } else { IDLE };
+        let acked = match acks.recv(Some(wait)) {
+            Ok(acked) => acked,
+            Err(e) => {
+                if !shared.stop.load(Acquire) {
+                    eprintln!("understudy: the log's connection ended: {e}; output is held");
+                }
+                return;
+            }
+        };
+        if shared.stop.load(Acquire) && acked.is_none() && tracker.is_settled() {
+            return;
+        }
+        let released = match acked.map(|number| tracker.acknowledged(number)) {
+            Some(Ok(released)) => released,
+            Some(Err(e)) => {
+                eprintln!("understudy: the backup's acknowledgement makes no sense: {e}; output is held");
+                return;
+            }
+            None => Vec::new(),
+        };
+        if let Err(e) = shared.egress().turn(&released) {
+            eprintln!("understudy: sending failed: {e}");
+        }
+    }
+}
+
+/// The threads of a run. They end with their connections and the process.
+#[derive(Debug, Default)]
+struct Threads(Vec<JoinHandle<()>>);
+
+impl Threads {
+    fn start(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+        self.0.push(thread::Builder::new().name(name.into()).spawn(body).map_err(Error::Arena)?);
+        Ok(())
+    }
+
+    /// The container has ended and the backup knows: nothing they could still do matters.
+    fn detach(self) {
+        drop(self.0);
+    }
+}
+

@@ -1,0 +1,107 @@
+//! The connections of one protected run to its backup.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use eventlog::codec;
+use eventlog::handover::Details;
+use stream::connect::{Connection, connect};
+use stream::control::{Request, Response, recv, send};
+use stream::hello::{Channel, Hello, Timing};
+use stream::keys::Security as Keys;
+
+use crate::Error;
+use crate::container::mac_of;
+use crate::options::{Options, Protection, Security};
+
+/// How long the backup may take to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// All connections, and what was agreed.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) log: Connection,
+    pub(super) heartbeat: Connection,
+    pub(super) checkpoint: Connection,
+    pub(super) control: Control,
+    pub(super) timing: Timing,
+}
+
+/// The control connection.
+#[derive(Debug)]
+pub(super) struct Control(Connection);
+
+impl Session {
+    /// Introduces the container and opens every connection.
+    pub(super) fn open(options: &Options, protection: &Protection) -> Result<Self, Error> {
+        let keys = match &protection.security {
+            Security::Insecure => Keys::Insecure,
+            Security::Tls(dir) => Keys::load(dir)?,
+        };
+        let timing = Timing { heartbeat: protection.heartbeat, detect: protection.detect };
+        let mut hello = Hello {
+            channel: Channel::Heartbeat,
+            name: options.name.clone(),
+            session: RandomState::new().build_hasher().finish(),
+            generation: 0,
+            timing,
+            host: host_traits()?,
+            details: codec::encode(&details(options))?,
+        };
+        let mut open = |channel| {
+            hello.channel = channel;
+            let connection = connect(protection.backup, &keys, &hello, PATIENCE)?;
+            hello.generation = connection.welcome.generation;
+            Ok::<_, Error>(connection)
+        };
+        Ok(Self {
+            heartbeat: open(Channel::Heartbeat)?,
+            log: open(Channel::Log)?,
+            checkpoint: open(Channel::Checkpoint)?,
+            control: Control(open(Channel::Control)?),
+            timing,
+        })
+    }
+}
+
+impl Control {
+    /// Tells the backup that the container has ended in order. A backup that is gone does not need to know.
+    pub(super) fn ended(&mut self, status: i32) {
+        let generation = self.0.welcome.generation;
+        if send(&self.0.sender, generation, &Request::Ended { status }).is_ok() {
+            let _ = recv::<Response>(&mut self.0.receiver, Some(PATIENCE));
+        }
+    }
+}
+
+fn details(options: &Options) -> Details {
+    let link = &options.link;
+    Details {
+        name: options.name.clone(),
+        command: options.command.iter().map(|a| a.as_bytes().to_vec()).collect(),
+        address: link.address.octets(),
+        prefix: link.prefix,
+        mac: mac_of(link.address),
+    }
+}
+
+/// What has to be equal on both hosts, as name and value.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn host_traits() -> Result<Vec<(String, String)>, Error> {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").map_err(Error::Arena)?;
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").map_err(Error::Arena)?;
+    let flags = cpu.lines().find_map(|l| l.strip_prefix("flags")).unwrap_or_default();
+    Ok(vec![
+        ("kernel".into(), kernel.trim().into()),
+        ("processor features".into(), format!("{:08x}", crc(flags.as_bytes()))),
+    ])
+}
+
+/// Features are compared, not read: a short sum of the line will do.
+fn crc(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(5381, |h: u32, b| h.wrapping_mul(33) ^ u32::from(*b))
+}
