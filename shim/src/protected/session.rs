@@ -57,8 +57,9 @@ impl Session {
             Ok::<_, Error>(connection)
         };
         Ok(Self {
-            heartbeat: open(Channel::Heartbeat)?,
+            // The log's connection is the one that introduces a run.
             log: open(Channel::Log)?,
+            heartbeat: open(Channel::Heartbeat)?,
             checkpoint: open(Channel::Checkpoint)?,
             control: Control(open(Channel::Control)?),
             timing,

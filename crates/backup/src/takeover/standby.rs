@@ -144,12 +144,25 @@ impl Standby {
         })
     }
 
-    /// Takes over. The calling thread enters the container's network for good, and should be one of its own;
-    /// it goes on with [`Live::host`].
+    /// Takes over. The caller goes on with [`Live::host`].
     ///
     /// # Errors
     /// [`TakeoverError`]; what was made is gone then, and the attempt is called off.
     pub fn take_over(
+        self,
+        attempt: Attempt<Checkpoint>,
+        suspicion: Suspicion,
+    ) -> Result<(Live, Report)> {
+        // A thread of its own: it enters the container's network for good, and traces.
+        thread::scope(|scope| {
+            let tracer = scope.spawn(|| self.take_over_here(attempt, suspicion));
+            tracer
+                .join()
+                .map_err(|_| TakeoverError::Panicked { what: "takes over" })?
+        })
+    }
+
+    fn take_over_here(
         mut self,
         attempt: Attempt<Checkpoint>,
         suspicion: Suspicion,

@@ -255,14 +255,15 @@ fn store_jump(site: u64, jump: [u8; 5], exclusive: bool) -> bool {
     new[offset..offset + 5].copy_from_slice(&jump);
     let word = |b: &[u8; 16], i: usize| u64::from_le_bytes(core::array::from_fn(|k| b[i + k]));
     let (old_low, old_high) = (word(&old, 0), word(&old, 8));
-    let done: u8;
+    let done: u64;
     // SAFETY: the line was just read and made writable; the instruction replaces it whole or not at all.
     unsafe {
-        asm!("mov {save}, rbx", "mov rbx, {low}", "lock cmpxchg16b [{line}]", "sete {done}", "mov rbx, {save}",
-             save = out(reg) _, low = in(reg) word(&new, 0), line = in(reg) line, done = out(reg_byte) done,
+        // rbx cannot be an operand, so no operand may be left to the compiler's choice either.
+        asm!("mov r9, rbx", "mov rbx, rsi", "lock cmpxchg16b [rdi]", "sete r8b", "mov rbx, r9",
+             in("rsi") word(&new, 0), in("rdi") line, out("r8") done, out("r9") _,
              inout("rax") old_low => _, inout("rdx") old_high => _, in("rcx") word(&new, 8), options(nostack));
     }
-    done != 0
+    done & 0xff != 0
 }
 
 fn in_reach(area: u64, site: u64) -> bool {

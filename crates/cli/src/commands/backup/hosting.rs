@@ -148,7 +148,6 @@ fn try_once(
         Some(standby) => standby,
         None => standby(guard, bridge)?,
     };
-    // The thread enters another network: it must not come back from there.
     standby
         .take_over(attempt, suspicion)
         .map_err(|e: TakeoverError| e.to_string())
