@@ -10,14 +10,14 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Kinds of opaque sections.
+/// Kinds of opaque sections: those that the image leaves to its user ([`crate::image::section::OPAQUE`]).
 pub mod section {
     /// The fold's snapshot.
-    pub const FOLD: u32 = 1;
+    pub const FOLD: u32 = 0x1001;
     /// The arena's state.
-    pub const GUEST: u32 = 2;
+    pub const GUEST: u32 = 0x1002;
     /// Output that the clients have not acknowledged.
-    pub const OUTPUT: u32 = 3;
+    pub const OUTPUT: u32 = 0x1003;
 }
 
 /// The arena at the cut.
