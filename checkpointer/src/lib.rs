@@ -27,7 +27,9 @@ mod waits;
 
 pub use build::Capture;
 pub use checkpoint::{Checkpointer, Settings, Timing};
-pub use restore::{ExtraMapping, MakeChild, OpenFile, Plan, RestoreError, Restored, RestoredThread, restore};
+pub use restore::{
+    ExtraMapping, MakeChild, OpenFile, Plan, RestoreError, Restored, RestoredThread, restore,
+};
 pub use settle::Guest;
 pub use stop::StoppedThread;
 pub use store::{ImageStore, StoreError};

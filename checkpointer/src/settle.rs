@@ -100,7 +100,11 @@ pub(crate) fn image_regs(
 }
 
 /// Lets threads inside the guest run to where a cut is allowed, at most for `limit` in all.
-pub(crate) fn settle(stopped: &mut Stopped, limit: Duration, guest: Guest) -> Result<(), CheckpointError> {
+pub(crate) fn settle(
+    stopped: &mut Stopped,
+    limit: Duration,
+    guest: Guest,
+) -> Result<(), CheckpointError> {
     let pid = stopped.pid();
     let mut running = Vec::new();
     for tid in stopped.threads() {
@@ -139,7 +143,12 @@ pub(crate) fn settle(stopped: &mut Stopped, limit: Duration, guest: Guest) -> Re
 
 /// A thread that is let go after it has read the stop word, but before the trap that it leads to, would
 /// trap without a tracer and die. So it runs a little, now that the word is cleared, while it is traced.
-fn run_past_trap(stopped: &mut Stopped, tid: pid_t, block: u64, guest: Guest) -> Result<(), CheckpointError> {
+fn run_past_trap(
+    stopped: &mut Stopped,
+    tid: pid_t,
+    block: u64,
+    guest: Guest,
+) -> Result<(), CheckpointError> {
     const TRIES: usize = 100;
     for _ in 0..TRIES {
         if !stopped.threads().contains(&tid) {

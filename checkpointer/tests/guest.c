@@ -21,7 +21,7 @@ enum { RUNNERS = 2 };
 // The words of a block, by the offsets that the test passes in.
 struct block { uint64_t words[512]; };
 #define WORD(block, offset) (((volatile struct block *)(block))->words[(offset) / 8])
-struct board { _Atomic uint64_t effects[RUNNERS], records[RUNNERS], held[RUNNERS], redo, dispatched, blocked_tid; };
+struct board { _Atomic uint64_t effects[RUNNERS], records[RUNNERS], held[RUNNERS], redo, dispatched, blocked_tid, blocking_done; };
 static struct board *board;
 
 static struct block *enter_thread(void) {
@@ -55,15 +55,24 @@ static void *runner(void *argument) {
 
 static void redo(void) { for (;;) pause(); }
 
+// The instruction pointer of a thread that is in this call.
+extern char blocking_done[];
+static long blocking_read(int from, void *to) {
+  long result;
+  __asm__ volatile("syscall\nblocking_done:" : "=a"(result) : "a"(SYS_read), "D"(from), "S"(to), "d"(1) : "rcx", "r11", "memory");
+  return result;
+}
+
 static void *blocked(void *argument) {
   struct block *block = enter_thread();
   int ends[2];
   char byte;
   pipe(ends);
   atomic_store(&board->redo, (uint64_t)redo);
+  atomic_store(&board->blocking_done, (uint64_t)blocking_done);
   WORD(block, HOOK_SP) = 1024;
   atomic_store(&board->blocked_tid, gettid());
-  read(ends[0], &byte, 1);
+  blocking_read(ends[0], &byte);
   _exit(4);
 }
 

@@ -6,7 +6,7 @@ mod common;
 use std::process::Command;
 use std::time::Duration;
 
-use checkpointer::{CheckpointError, Checkpointer, Guest, ImageStore, Settings};
+use checkpointer::{CheckpointError, Checkpointer, ImageStore, Settings};
 use common::{OFFSETS, Target, board, compile_source, directory, wait_until};
 use eventlog::image::{decode, encode};
 use sys::process::RealTime;
@@ -30,9 +30,7 @@ fn no_cut_falls_between_an_effect_and_its_record() {
         let now = board(&path);
         now[RECORDS] > 0 && now[RECORDS + 1] > 0 && now[DISPATCHED] > 0 && now[BLOCKED] > 0
     });
-    let guest = Some(Guest {
-        redo: board(&path)[REDO],
-    });
+    let guest = Some(common::guest(&path));
     // The processors may be busy: what is tested is where the cut falls, not how soon.
     let settings = Settings {
         guest,
@@ -100,7 +98,7 @@ fn a_pause_is_given_up_when_a_thread_stays_in_the_guest() {
     wait_until("all threads start", || {
         board(&path)[RECORDS] > 0 && board(&path)[DISPATCHED] > 0
     });
-    let guest = Some(Guest { redo: 0 });
+    let guest = Some(common::guest(&path));
     let settings = Settings {
         guest,
         settle: Duration::ZERO,

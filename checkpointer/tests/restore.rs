@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use checkpointer::{
-    CheckpointError, Checkpointer, ExtraMapping, Guest, ImageStore, Plan, Settings, restore,
+    CheckpointError, Checkpointer, ExtraMapping, ImageStore, Plan, Settings, restore,
 };
 use common::{
     Copy, OFFSETS, Target, board, compile, compile_source, directory, inside, path_of, rounds,
@@ -167,9 +167,7 @@ fn dispatch_thread_blocks_and_a_mapping_of_the_callers_go_on() {
         .unwrap()
         .range;
     let settings = Settings {
-        guest: Some(Guest {
-            redo: board(&path)[6],
-        }),
+        guest: Some(common::guest(&path)),
         settle: std::time::Duration::from_millis(20),
         skip: vec![shared],
         ..Settings::default()

@@ -1,8 +1,8 @@
 //! Builds the blob for the bare target, where the host side wants to embed it.
 
+use std::env;
 use std::path::PathBuf;
 use std::process::Command;
-use std::env;
 
 /// Linked at `abi::BLOB_BASE`, with nothing to relocate.
 const LINK_FLAGS: &[&str] = &[
@@ -23,8 +23,18 @@ fn main() {
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let status = Command::new(env::var_os("CARGO").expect("cargo sets CARGO"))
-        .args(["build", "--quiet", "--release", "--package=guest", "--bin=understudy-guest"])
-        .args(["--no-default-features", "--features=blob", "--target=x86_64-unknown-none"])
+        .args([
+            "build",
+            "--quiet",
+            "--release",
+            "--package=guest",
+            "--bin=understudy-guest",
+        ])
+        .args([
+            "--no-default-features",
+            "--features=blob",
+            "--target=x86_64-unknown-none",
+        ])
         .arg("--target-dir")
         .arg(out.join("blob"))
         .env("CARGO_ENCODED_RUSTFLAGS", LINK_FLAGS.join("\u{1f}"))

@@ -1,7 +1,10 @@
 //! Draining the rings: one thread, which sleeps when there is nothing to drain.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::{Acquire, Release, SeqCst}};
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Acquire, Release, SeqCst},
+};
 use std::time::Duration;
 
 use guest::abi::{MAX_SLOTS, Slot, request, slot};
@@ -48,7 +51,13 @@ pub struct Drainer<S> {
 impl<S: Sink> Drainer<S> {
     /// A drainer that gives what it finds to `sink` and tells `requests` when a process asks for something.
     pub fn new(arena: Arc<Arena>, sink: S, requests: Caller) -> Self {
-        Self { arena, sink, requests, bytes: Vec::new(), named: [0; 8] }
+        Self {
+            arena,
+            sink,
+            requests,
+            bytes: Vec::new(),
+            named: [0; 8],
+        }
     }
 
     /// Drains until `stop` is set and the rings are empty; gives the sink back.
@@ -98,7 +107,8 @@ impl<S: Sink> Drainer<S> {
         }
         self.bytes.clear();
         self.arena.read_ring(index, tail, head, &mut self.bytes);
-        self.sink.records(ring.stream.load(Acquire), tail, &self.bytes)?;
+        self.sink
+            .records(ring.stream.load(Acquire), tail, &self.bytes)?;
         ring.tail.store(head, SeqCst);
         if ring.producer_asleep.swap(0, SeqCst) != 0 {
             futex_wake(&ring.producer_asleep);
@@ -126,7 +136,12 @@ impl<S: Sink> Drainer<S> {
                 || matches!(ring.state.load(Acquire), slot::LIVE | slot::DONE)
                     && ring.head.load(SeqCst) != ring.tail.load(Acquire)
         });
-        let touched = self.arena.control().touched.iter().any(|word| word.load(SeqCst) != 0);
+        let touched = self
+            .arena
+            .control()
+            .touched
+            .iter()
+            .any(|word| word.load(SeqCst) != 0);
         if !waiting && !touched {
             futex_wait(asleep, 1, NAP);
         }

@@ -51,15 +51,27 @@ impl Recording {
     ///
     /// # Errors
     /// When the log cannot be made or the program cannot be traced.
-    pub fn begin(dir: &Path, meta: &Meta, arena: Arc<Arena>, init: i32, program: i32) -> Result<Self, Error> {
+    pub fn begin(
+        dir: &Path,
+        meta: &Meta,
+        arena: Arc<Arena>,
+        init: i32,
+        program: i32,
+    ) -> Result<Self, Error> {
         let log = LogFile::create(dir, meta)?;
         let follower = Follower::attach(Arc::clone(&arena), init, program)?;
         let stop = Arc::new(AtomicBool::new(false));
         let drainer = Drainer::new(arena, log, follower.caller());
         let flag = Arc::clone(&stop);
-        let spawned = thread::Builder::new().name("drain".into()).spawn(move || drainer.run(&flag));
+        let spawned = thread::Builder::new()
+            .name("drain".into())
+            .spawn(move || drainer.run(&flag));
         let drain = spawned.map_err(FollowError::Thread)?;
-        Ok(Self { follower, drain, stop })
+        Ok(Self {
+            follower,
+            drain,
+            stop,
+        })
     }
 
     /// Waits until the program's first image runs under the guest.
@@ -107,23 +119,42 @@ impl LogFile {
         let file = File::create(&path).map_err(failed(&path))?;
         let mut pending = Vec::with_capacity(2 * GATHER);
         let writer = Writer::begin(meta, &mut pending)?;
-        Ok(Self { path, file, writer, pending })
+        Ok(Self {
+            path,
+            file,
+            writer,
+            pending,
+        })
     }
 
     fn flush(&mut self) -> Result<(), Error> {
         let written = self.file.write_all(&self.pending);
         self.pending.clear();
-        written.map_err(|source| Error::Write { path: self.path.clone(), source })
+        written.map_err(|source| Error::Write {
+            path: self.path.clone(),
+            source,
+        })
     }
 
     fn end(mut self, status: i32) -> Result<(), Error> {
-        let last = Header { kind: kind::EXIT, result: i64::from(status), ..Header::default() };
+        let last = Header {
+            kind: kind::EXIT,
+            result: i64::from(status),
+            ..Header::default()
+        };
         let (bytes, len) = last.encode();
-        self.writer.records(OWN_STREAM, &bytes[..len], &mut self.pending)?;
+        self.writer
+            .records(OWN_STREAM, &bytes[..len], &mut self.pending)?;
         self.flush()?;
         self.writer.end(&mut self.pending)?;
-        let written = self.file.write_all(&self.pending).and_then(|()| self.file.sync_data());
-        written.map_err(|source| Error::Write { path: self.path, source })
+        let written = self
+            .file
+            .write_all(&self.pending)
+            .and_then(|()| self.file.sync_data());
+        written.map_err(|source| Error::Write {
+            path: self.path,
+            source,
+        })
     }
 }
 
@@ -134,7 +165,11 @@ impl Sink for LogFile {
 
     fn records(&mut self, stream: u32, _position: u64, bytes: &[u8]) -> Result<(), Error> {
         self.writer.records(stream, bytes, &mut self.pending)?;
-        if self.pending.len() >= GATHER { self.flush() } else { Ok(()) }
+        if self.pending.len() >= GATHER {
+            self.flush()
+        } else {
+            Ok(())
+        }
     }
 
     fn round(&mut self) -> Result<(), Error> {
@@ -143,6 +178,8 @@ impl Sink for LogFile {
 
     fn refused(&mut self, number: u16) {
         let name = sysabi::lookup(u64::from(number)).map_or("unknown", |row| row.name);
-        eprintln!("understudy: the system call {name} is not supported and was answered with ENOSYS");
+        eprintln!(
+            "understudy: the system call {name} is not supported and was answered with ENOSYS"
+        );
     }
 }

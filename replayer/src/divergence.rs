@@ -56,7 +56,12 @@ fn neighbours<S: Source>(source: &S, stream: u32, position: u64) -> Vec<(u64, He
     let (start, mut bytes) = (source.start(stream), Vec::new());
     let wanted = position.saturating_sub(start).saturating_add(BEHIND_BYTES);
     // Without the bytes the divergence is told without its neighbours.
-    let _ = source.read(stream, start, usize::try_from(wanted).unwrap_or(0), &mut bytes);
+    let _ = source.read(
+        stream,
+        start,
+        usize::try_from(wanted).unwrap_or(0),
+        &mut bytes,
+    );
     let mut walk = Records::new(&bytes);
     loop {
         let at = start + walk.consumed() as u64;
@@ -86,33 +91,66 @@ fn name(event: u16) -> String {
         kind::INTENT => "intent",
         kind::GETCPU => "getcpu",
         kind::OUTPUT => "output",
-        _ => return sysabi::lookup(u64::from(event)).map_or_else(|| format!("event {event}"), |r| r.name.to_owned()),
+        _ => {
+            return sysabi::lookup(u64::from(event))
+                .map_or_else(|| format!("event {event}"), |r| r.name.to_owned());
+        }
     };
     own.to_owned()
 }
 
 impl fmt::Display for Divergence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "replay diverged in stream {} at position {}: ", self.stream, self.position)?;
+        write!(
+            f,
+            "replay diverged in stream {} at position {}: ",
+            self.stream, self.position
+        )?;
         let (expected, actual) = (self.expected, self.actual);
         let parts = |v: u64| (name((v >> 32) as u16), v as u32);
         match self.code {
-            failure::CALL => write!(f, "the log has {}, the program did {}", name(expected as u16), name(actual as u16))?,
+            failure::CALL => write!(
+                f,
+                "the log has {}, the program did {}",
+                name(expected as u16),
+                name(actual as u16)
+            )?,
             failure::ARGUMENTS => {
                 let ((call, logged), (_, made)) = (parts(expected), parts(actual));
-                write!(f, "the arguments of {call} hash to {made:#06x}, the log has {logged:#06x}")?;
+                write!(
+                    f,
+                    "the arguments of {call} hash to {made:#06x}, the log has {logged:#06x}"
+                )?;
             }
-            failure::OUTPUT => write!(f, "the output hashes to {actual:#x}, the log has {expected:#x}")?,
+            failure::OUTPUT => write!(
+                f,
+                "the output hashes to {actual:#x}, the log has {expected:#x}"
+            )?,
             failure::RESULT => {
-                write!(f, "a call returned {:#x}, the log has {:#x}", actual.cast_signed(), expected.cast_signed())?;
+                write!(
+                    f,
+                    "a call returned {:#x}, the log has {:#x}",
+                    actual.cast_signed(),
+                    expected.cast_signed()
+                )?;
             }
             failure::CAPACITY => write!(f, "more threads or connections than the arena holds")?,
-            code => write!(f, "code {code}, the log has {expected:#x}, the program {actual:#x}")?,
+            code => write!(
+                f,
+                "code {code}, the log has {expected:#x}, the program {actual:#x}"
+            )?,
         }
         write!(f, "; around it:")?;
         for (at, h) in &self.neighbours {
             let mark = if *at == self.position { " ->" } else { "" };
-            write!(f, "{mark} {at}: {} = {:#x} (fd {}, hash {:#06x}),", name(h.kind), h.result, h.arg0, h.hash)?;
+            write!(
+                f,
+                "{mark} {at}: {} = {:#x} (fd {}, hash {:#06x}),",
+                name(h.kind),
+                h.result,
+                h.arg0,
+                h.hash
+            )?;
         }
         Ok(())
     }

@@ -64,13 +64,20 @@ impl Log {
         };
         let mut streams: HashMap<u32, Vec<u8>> = HashMap::new();
         let meta: Meta = file::read_all(&bytes, |run| {
-            streams.entry(run.stream).or_default().extend_from_slice(run.bytes);
+            streams
+                .entry(run.stream)
+                .or_default()
+                .extend_from_slice(run.bytes);
         })
         .map_err(|source| LogError::Format { path, source })?;
         let own = streams.remove(&OWN_STREAM).unwrap_or_default();
         let last = Records::new(&own).next().and_then(Result::ok);
         let status = last.map_or(0, |r| r.header.result as i32);
-        Ok(Self { meta, status, streams })
+        Ok(Self {
+            meta,
+            status,
+            streams,
+        })
     }
 
     /// Refuses a recording of another kernel, whose calls may answer differently.
@@ -81,7 +88,10 @@ impl Log {
         if self.meta.kernel == ours {
             return Ok(());
         }
-        Err(LogError::Kernel { theirs: self.meta.kernel.clone(), ours: ours.to_owned() })
+        Err(LogError::Kernel {
+            theirs: self.meta.kernel.clone(),
+            ours: ours.to_owned(),
+        })
     }
 
     /// The bytes of a stream; empty if the log has none of it.
@@ -110,7 +120,13 @@ impl Source for Log {
         0
     }
 
-    fn read(&self, stream: u32, position: u64, max: usize, out: &mut Vec<u8>) -> Result<usize, Infallible> {
+    fn read(
+        &self,
+        stream: u32,
+        position: u64,
+        max: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<usize, Infallible> {
         let bytes = self.stream(stream);
         let left = &bytes[(position as usize).min(bytes.len())..];
         let n = left.len().min(max);

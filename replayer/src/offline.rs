@@ -1,7 +1,10 @@
 //! Replaying a recording from its first exec to its end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::{Acquire, Release}};
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Acquire, Release},
+};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -22,7 +25,9 @@ pub enum Error {
     #[error("{0}")]
     Diverged(Box<Divergence>),
     /// Nothing happened for too long.
-    #[error("replay stands still: {idle} of {threads} threads wait, {consumed} of {total} bytes of the log were consumed, nothing for {seconds} s")]
+    #[error(
+        "replay stands still: {idle} of {threads} threads wait, {consumed} of {total} bytes of the log were consumed, nothing for {seconds} s"
+    )]
     Stalled {
         /// Threads that wait for the log or for their turn.
         idle: usize,
@@ -70,17 +75,31 @@ impl Replay {
     ///
     /// # Errors
     /// When the program cannot be traced.
-    pub fn begin(log: Log, arena: Arc<Arena>, init: i32, program: i32, kill: impl Fn() + Send + 'static)
-        -> Result<Self, Error> {
+    pub fn begin(
+        log: Log,
+        arena: Arc<Arena>,
+        init: i32,
+        program: i32,
+        kill: impl Fn() + Send + 'static,
+    ) -> Result<Self, Error> {
         let follower = Follower::attach(Arc::clone(&arena), init, program)?;
         let stop = Arc::new(AtomicBool::new(false));
         let (requests, flag) = (follower.caller(), Arc::clone(&stop));
         let feed = thread::Builder::new().name("feed".into()).spawn(move || {
-            let outcome = feed(&log, &arena, Feeder::new(&arena, &log, Some(requests)), &flag);
+            let outcome = feed(
+                &log,
+                &arena,
+                Feeder::new(&arena, &log, Some(requests)),
+                &flag,
+            );
             kill();
             outcome
         });
-        Ok(Self { follower, feed: feed.map_err(FollowError::Thread)?, stop })
+        Ok(Self {
+            follower,
+            feed: feed.map_err(FollowError::Thread)?,
+            stop,
+        })
     }
 
     /// Waits until the program's first image runs under the guest.
@@ -102,7 +121,12 @@ impl Replay {
     }
 }
 
-fn feed(log: &Log, arena: &Arena, mut feeder: Feeder<'_, Log>, stop: &AtomicBool) -> Result<Outcome, Error> {
+fn feed(
+    log: &Log,
+    arena: &Arena,
+    mut feeder: Feeder<'_, Log>,
+    stop: &AtomicBool,
+) -> Result<Outcome, Error> {
     let mut last = (Instant::now(), 0);
     let mut idle_rounds = 0;
     loop {
@@ -125,7 +149,13 @@ fn feed(log: &Log, arena: &Arena, mut feeder: Feeder<'_, Log>, stop: &AtomicBool
         }
         if waited > STALL {
             let (idle, threads, consumed) = (seen.idle(), seen.threads, seen.consumed);
-            return Err(Error::Stalled { idle, threads, consumed, total: log.len(), seconds: waited.as_secs() });
+            return Err(Error::Stalled {
+                idle,
+                threads,
+                consumed,
+                total: log.len(),
+                seconds: waited.as_secs(),
+            });
         }
         if idle_rounds > SPINS {
             thread::sleep(NAP);

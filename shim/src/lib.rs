@@ -7,8 +7,8 @@ pub mod container;
 pub mod control;
 pub mod options;
 pub mod preflight;
-pub mod signals;
 mod protected;
+pub mod signals;
 mod unprotected;
 
 pub use protected::host_traits;

@@ -15,7 +15,10 @@ mod status;
 mod tail;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering::{Acquire, Release}};
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Acquire, Release},
+};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -52,13 +55,16 @@ const BUSY: Duration = Duration::from_millis(1);
 pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Error> {
     let signals = Signals::block()?;
     let arena = Arc::new(Arena::new(mode::RECORD, flag::OWN_OUTPUT).map_err(Error::Arena)?);
-    let room = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).map_err(Error::descriptor)?;
+    let room = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
+        .map_err(Error::descriptor)?;
     let room: Arc<OwnedFd> = Arc::new(room.as_fd().try_clone_to_owned().map_err(Error::Arena)?);
     let prepared = prepare(options, &arena, &room)?;
     let gate = attach_gate(prepared.container())?;
     let network = prepared.container().namespace("net")?;
-    let injector = in_network(network.as_fd(), || Injector::open().map_err(std::io::Error::other))
-        .map_err(Error::Arena)?;
+    let injector = in_network(network.as_fd(), || {
+        Injector::open().map_err(std::io::Error::other)
+    })
+    .map_err(Error::Arena)?;
     let (init, program) = (prepared.init_pid, prepared.program_pid);
     let shared = Arc::new(Shared {
         egress: Mutex::new(Egress::new(gate, injector, Arc::clone(&arena), room)?),
@@ -72,25 +78,58 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
     let mut threads = Threads::default();
     // Last, since from now on silence would be suspicious.
     let session = Session::open(options, protection)?;
-    let Session { log, heartbeat, checkpoint, control: mut control_connection, timing } = session;
+    let Session {
+        log,
+        heartbeat,
+        checkpoint,
+        control: mut control_connection,
+        timing,
+    } = session;
     let generation = log.welcome.generation;
     let lease = Lease::new(timing, heartbeat.welcome);
     let heartbeats = Heartbeats::new(heartbeat, lease);
     let pulse = heartbeats.pulse();
-    threads.start("heartbeat", { let shared = Arc::clone(&shared); move || beat(heartbeats, &shared) })?;
+    threads.start("heartbeat", {
+        let shared = Arc::clone(&shared);
+        move || beat(heartbeats, &shared)
+    })?;
     let (log_sender, acks) = stream::log::primary(log);
     let (sink, tracker) = LogSink::new(log_sender, Arc::clone(&shared));
     let drainer = Drainer::new(Arc::clone(&arena), sink, follower.caller());
-    threads.start("drain", { let shared = Arc::clone(&shared); move || drain::run(drainer, &shared) })?;
-    threads.start("release", { let shared = Arc::clone(&shared); move || release(acks, &tracker, &shared) })?;
+    threads.start("drain", {
+        let shared = Arc::clone(&shared);
+        move || drain::run(drainer, &shared)
+    })?;
+    threads.start("release", {
+        let shared = Arc::clone(&shared);
+        move || release(acks, &tracker, &shared)
+    })?;
     let mut container = prepared.open_gate()?;
     container.started()?;
     follower.started()?;
     let (sender, commits) = stream::checkpoint::primary(checkpoint);
-    let epochs = epochs::Epochs::new(Arc::clone(&shared), program, protection.epoch, sender, commits);
+    let epochs = epochs::Epochs::new(
+        Arc::clone(&shared),
+        program,
+        protection.epoch,
+        sender,
+        commits,
+    );
     threads.start("epoch", move || epochs.run())?;
-    let handler = status::Protected::new(options, protection, Arc::clone(&shared), pulse.clone(), generation, program);
-    let _server = Server::bind(&control::directory(), &options.name, Role::Primary, Arc::new(handler))?;
+    let handler = status::Protected::new(
+        options,
+        protection,
+        Arc::clone(&shared),
+        pulse.clone(),
+        generation,
+        program,
+    );
+    let _server = Server::bind(
+        &control::directory(),
+        &options.name,
+        Role::Primary,
+        Arc::new(handler),
+    )?;
     let ended = wait_passing(&mut container, &signals)?.code();
     shared.stop.store(true, Release);
     control_connection.ended(ended);
@@ -101,11 +140,17 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
 }
 
 fn prepare(options: &Options, arena: &Arena, room: &OwnedFd) -> Result<Prepared, Error> {
-    let spec =
-        Spec { name: options.name.clone(), isolation: Isolation::FULL, link: Some(options.link.clone()) };
+    let spec = Spec {
+        name: options.name.clone(),
+        isolation: Isolation::FULL,
+        link: Some(options.link.clone()),
+    };
     let mut program = Program::new(options.command.clone());
     program.descriptors = vec![
-        (arena.file().try_clone_to_owned().map_err(Error::Arena)?, ARENA_FD),
+        (
+            arena.file().try_clone_to_owned().map_err(Error::Arena)?,
+            ARENA_FD,
+        ),
         (room.try_clone().map_err(Error::Arena)?, ROOM_FD),
     ];
     Ok(Container::prepare(&spec, program)?)
@@ -115,7 +160,13 @@ fn prepare(options: &Options, arena: &Arena, room: &OwnedFd) -> Result<Prepared,
 fn attach_gate(container: &Container) -> Result<Gate, Error> {
     let index = container.host_link().ok_or(Error::NoLink)?;
     let name = nix::net::if_::if_indextoname(index).map_err(Error::descriptor)?;
-    Ok(Gate::attach(&name.to_string_lossy(), &Config { gate: true, ..Config::default() })?)
+    Ok(Gate::attach(
+        &name.to_string_lossy(),
+        &Config {
+            gate: true,
+            ..Config::default()
+        },
+    )?)
 }
 
 /// Keeps the lease: each answered heartbeat opens the gate a little longer.
@@ -144,7 +195,11 @@ fn beat(heartbeats: Heartbeats, shared: &Shared) {
 /// Releases what the backup has acknowledged, and keeps output moving.
 fn release(mut acks: stream::log::AckReceiver, tracker: &drain::Tracker, shared: &Shared) {
     loop {
-        let wait = if shared.egress().is_busy() { BUSY } else { IDLE };
+        let wait = if shared.egress().is_busy() {
+            BUSY
+        } else {
+            IDLE
+        };
         let acked = match acks.recv(Some(wait)) {
             Ok(acked) => acked,
             Err(e) => {
@@ -160,7 +215,9 @@ fn release(mut acks: stream::log::AckReceiver, tracker: &drain::Tracker, shared:
         let released = match acked.map(|number| tracker.acknowledged(number)) {
             Some(Ok(released)) => released,
             Some(Err(e)) => {
-                eprintln!("understudy: the backup's acknowledgement makes no sense: {e}; output is held");
+                eprintln!(
+                    "understudy: the backup's acknowledgement makes no sense: {e}; output is held"
+                );
                 return;
             }
             None => Vec::new(),
@@ -177,7 +234,12 @@ struct Threads(Vec<JoinHandle<()>>);
 
 impl Threads {
     fn start(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Error> {
-        self.0.push(thread::Builder::new().name(name.into()).spawn(body).map_err(Error::Arena)?);
+        self.0.push(
+            thread::Builder::new()
+                .name(name.into())
+                .spawn(body)
+                .map_err(Error::Arena)?,
+        );
         Ok(())
     }
 
@@ -186,4 +248,3 @@ impl Threads {
         drop(self.0);
     }
 }
-

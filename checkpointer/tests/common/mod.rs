@@ -192,8 +192,18 @@ pub(crate) const OFFSETS: [(&str, usize); 5] = [
     ("WHY", offset_of!(ThreadBlock, why)),
 ];
 
+/// The guest as the stand-in's board describes it.
+pub(crate) fn guest(path: &Path) -> checkpointer::Guest {
+    let board = board(path);
+    checkpointer::Guest {
+        redo: board[6],
+        blocking_done: board[9],
+        waiting_done: 0,
+    }
+}
+
 /// The words that the stand-in for the guest shows.
-pub(crate) fn board(path: &Path) -> [u64; 9] {
+pub(crate) fn board(path: &Path) -> [u64; 10] {
     let bytes = std::fs::read(path).unwrap_or_default();
     std::array::from_fn(|index| {
         bytes

@@ -136,7 +136,10 @@ impl core::fmt::Display for Malformed {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
             Self::Truncated { missing } => write!(f, "record cut short, {missing} bytes missing"),
-            Self::Oversized { len } => write!(f, "record with a payload of {len} bytes, more than {MAX_PAYLOAD}"),
+            Self::Oversized { len } => write!(
+                f,
+                "record with a payload of {len} bytes, more than {MAX_PAYLOAD}"
+            ),
         }
     }
 }
@@ -155,7 +158,11 @@ pub struct Record<'a> {
 /// Bytes that a record with this payload takes in a stream.
 #[must_use]
 pub const fn stored_len(long: bool, payload_len: usize) -> usize {
-    if long { LONG_LEN + payload_len.next_multiple_of(8) } else { SHORT_LEN }
+    if long {
+        LONG_LEN + payload_len.next_multiple_of(8)
+    } else {
+        SHORT_LEN
+    }
 }
 
 impl Header {
@@ -211,7 +218,11 @@ impl Header {
             hash: u16_at(bytes, HASH_AT),
             ticks: u32_at(bytes, TICKS_AT),
             result: u64_at(bytes, RESULT_AT).cast_signed(),
-            payload_len: if long { u32_at(bytes, PAYLOAD_LEN_AT) } else { 0 },
+            payload_len: if long {
+                u32_at(bytes, PAYLOAD_LEN_AT)
+            } else {
+                0
+            },
             arg0: if long { u32_at(bytes, ARG0_AT) } else { 0 },
             version: if long { u64_at(bytes, VERSION_AT) } else { 0 },
         }
@@ -236,24 +247,44 @@ const fn u64_at(b: &[u8; LONG_LEN], at: usize) -> u64 {
 /// [`Malformed::Truncated`] if the record is not whole, [`Malformed::Oversized`] if it cannot be one.
 pub fn decode(bytes: &[u8]) -> Result<(Record<'_>, usize), Malformed> {
     let need = |n: usize| {
-        if bytes.len() < n { Err(Malformed::Truncated { missing: n - bytes.len() }) } else { Ok(()) }
+        if bytes.len() < n {
+            Err(Malformed::Truncated {
+                missing: n - bytes.len(),
+            })
+        } else {
+            Ok(())
+        }
     };
     need(SHORT_LEN)?;
     let mut head = [0; LONG_LEN];
     head[..SHORT_LEN].copy_from_slice(&bytes[..SHORT_LEN]);
     if !Header::is_long(&head) {
-        return Ok((Record { header: Header::parse(&head), payload: &[] }, SHORT_LEN));
+        return Ok((
+            Record {
+                header: Header::parse(&head),
+                payload: &[],
+            },
+            SHORT_LEN,
+        ));
     }
     need(LONG_LEN)?;
     head.copy_from_slice(&bytes[..LONG_LEN]);
     let header = Header::parse(&head);
     let len = header.payload_len as usize;
     if len > MAX_PAYLOAD {
-        return Err(Malformed::Oversized { len: header.payload_len });
+        return Err(Malformed::Oversized {
+            len: header.payload_len,
+        });
     }
     let total = stored_len(true, len);
     need(total)?;
-    Ok((Record { header, payload: &bytes[LONG_LEN..LONG_LEN + len] }, total))
+    Ok((
+        Record {
+            header,
+            payload: &bytes[LONG_LEN..LONG_LEN + len],
+        },
+        total,
+    ))
 }
 
 /// Walks the whole records at the start of `bytes`.
@@ -301,7 +332,9 @@ impl<'a> Iterator for Records<'a> {
 #[inline]
 #[must_use]
 pub const fn mix(hash: u64, word: u64) -> u64 {
-    (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+    (hash ^ word)
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        .rotate_left(29)
 }
 
 /// Cuts a running hash to the 16 bits a record keeps.
@@ -342,8 +375,8 @@ mod tests {
         #[test]
         fn any_bytes_are_walked_within_bounds(bytes in proptest::collection::vec(any::<u8>(), 0..4096)) {
             let mut walk = Records::new(&bytes);
-            while let Some(r) = walk.next() {
-                if let Ok(r) = r { prop_assert!(r.payload.len() <= MAX_PAYLOAD); }
+            for record in walk.by_ref().flatten() {
+                prop_assert!(record.payload.len() <= MAX_PAYLOAD);
             }
             prop_assert!(walk.consumed() <= bytes.len());
         }

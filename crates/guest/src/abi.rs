@@ -62,7 +62,8 @@ pub const INHERIT_AT: u64 = CONNS_AT + MAX_CONNS as u64 * size_of::<Conn>() as u
 /// Descriptors that a process can hand to its next image.
 pub const INHERIT_FDS: usize = 1024;
 /// Offset of the first ring.
-pub const RINGS_AT: u64 = (INHERIT_AT + MAX_SLOTS as u64 * INHERIT_FDS as u64 * 4).next_multiple_of(1 << 20);
+pub const RINGS_AT: u64 =
+    (INHERIT_AT + MAX_SLOTS as u64 * INHERIT_FDS as u64 * 4).next_multiple_of(1 << 20);
 /// Offset of the first output buffer.
 pub const OUTPUTS_AT: u64 = RINGS_AT + MAX_SLOTS as u64 * RING_LEN;
 /// Bytes of the whole arena.

@@ -57,7 +57,11 @@ impl Blob {
                 .address()
         };
         let segments: Vec<Segment> = file.segments().map(|s| segment(&s)).collect();
-        let end = segments.iter().map(|s| s.address + s.len).max().unwrap_or(BLOB_BASE);
+        let end = segments
+            .iter()
+            .map(|s| s.address + s.len)
+            .max()
+            .unwrap_or(BLOB_BASE);
         let len = (end - BLOB_BASE).next_multiple_of(4096);
         assert!(len <= BLOB_MAX, "the blob fits its address space");
         let refused = symbol("vdso_refused");
@@ -81,7 +85,9 @@ impl Blob {
 }
 
 fn segment(s: &object::Segment<'static, '_>) -> Segment {
-    let object::SegmentFlags::Elf { p_flags, .. } = s.flags() else { panic!("the embedded blob is an ELF file") };
+    let object::SegmentFlags::Elf { p_flags, .. } = s.flags() else {
+        panic!("the embedded blob is an ELF file")
+    };
     Segment {
         address: s.address(),
         bytes: s.data().expect("the embedded blob is whole"),
@@ -98,8 +104,16 @@ mod tests {
     #[test]
     fn the_blob_lies_where_the_layout_says() {
         let blob = Blob::embedded();
-        assert!(blob.segments.iter().all(|s| s.address >= BLOB_BASE && !(s.writable && s.executable)));
-        assert!(blob.segments.iter().any(|s| s.executable && s.address <= blob.redo && blob.redo < s.address + s.len));
+        assert!(
+            blob.segments
+                .iter()
+                .all(|s| s.address >= BLOB_BASE && !(s.writable && s.executable))
+        );
+        assert!(
+            blob.segments
+                .iter()
+                .any(|s| s.executable && s.address <= blob.redo && blob.redo < s.address + s.len)
+        );
         assert!(blob.boot >= BLOB_BASE && blob.boot < BLOB_BASE + blob.len);
     }
 }

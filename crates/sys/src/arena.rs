@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use guest::abi::{
-    ARENA_LEN, ARENA_MAGIC, CONNS_AT, Conn, Control, INHERIT_AT, INHERIT_FDS, MAX_CONNS, MAX_SLOTS, OUTPUT_LEN,
-    OUTPUTS_AT, RING_LEN, RINGS_AT, SLOTS_AT, Slot,
+    ARENA_LEN, ARENA_MAGIC, CONNS_AT, Conn, Control, INHERIT_AT, INHERIT_FDS, MAX_CONNS, MAX_SLOTS,
+    OUTPUT_LEN, OUTPUTS_AT, RING_LEN, RINGS_AT, SLOTS_AT, Slot,
 };
 
 /// One container's arena: a memory file and its mapping here.
@@ -45,9 +45,25 @@ impl Arena {
         let flags_mmap = libc::MAP_SHARED | libc::MAP_NORESERVE;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), ARENA_LEN as usize, prot, flags_mmap, fd, 0) };
-        let base = if base == libc::MAP_FAILED { None } else { NonNull::new(base.cast()) };
-        let arena = Self { file, base: base.ok_or_else(io::Error::last_os_error)? };
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                ARENA_LEN as usize,
+                prot,
+                flags_mmap,
+                fd,
+                0,
+            )
+        };
+        let base = if base == libc::MAP_FAILED {
+            None
+        } else {
+            NonNull::new(base.cast())
+        };
+        let arena = Self {
+            file,
+            base: base.ok_or_else(io::Error::last_os_error)?,
+        };
         let control = arena.control();
         control.mode.store(mode, Relaxed);
         control.flags.store(flags, Relaxed);
@@ -119,7 +135,13 @@ impl Arena {
     /// # Panics
     /// If the range is longer than the buffer.
     pub fn read_output(&self, index: usize, from: u64, to: u64, out: &mut Vec<u8>) {
-        self.read_circle(OUTPUTS_AT + index as u64 * OUTPUT_LEN, OUTPUT_LEN, from, to, out);
+        self.read_circle(
+            OUTPUTS_AT + index as u64 * OUTPUT_LEN,
+            OUTPUT_LEN,
+            from,
+            to,
+            out,
+        );
     }
 
     /// Writes bytes into a connection's output at a position of its stream (restoring an image).
@@ -127,7 +149,12 @@ impl Arena {
     /// # Panics
     /// If they are longer than the buffer.
     pub fn write_output(&self, index: usize, at: u64, bytes: &[u8]) {
-        self.write_circle(OUTPUTS_AT + index as u64 * OUTPUT_LEN, OUTPUT_LEN, at, bytes);
+        self.write_circle(
+            OUTPUTS_AT + index as u64 * OUTPUT_LEN,
+            OUTPUT_LEN,
+            at,
+            bytes,
+        );
     }
 
     fn read_circle(&self, base: u64, len: u64, from: u64, to: u64, out: &mut Vec<u8>) {
@@ -140,20 +167,30 @@ impl Arena {
             // SAFETY: inside the mapping (checked); the guest does not write bytes that it has committed
             // before they are consumed, and if it breaks that promise the bytes are wrong, which the
             // decoder and the checksums have to bear, but they are plain bytes.
-            let bytes = unsafe { std::slice::from_raw_parts(self.base.as_ptr().add((base + at) as usize), n as usize) };
+            let bytes = unsafe {
+                std::slice::from_raw_parts(self.base.as_ptr().add((base + at) as usize), n as usize)
+            };
             out.extend_from_slice(bytes);
         }
     }
 
     fn write_circle(&self, base: u64, len: u64, at: u64, bytes: &[u8]) {
-        assert!(bytes.len() as u64 <= len, "{} bytes for a circle of {len}", bytes.len());
+        assert!(
+            bytes.len() as u64 <= len,
+            "{} bytes for a circle of {len}",
+            bytes.len()
+        );
         let at = at % len;
         let first = bytes.len().min((len - at) as usize);
         for (at, part) in [(at, &bytes[..first]), (0, &bytes[first..])] {
             self.check(base + at, part.len() as u64);
             // SAFETY: inside the mapping (checked); the caller owns this part of the circle.
             unsafe {
-                std::ptr::copy_nonoverlapping(part.as_ptr(), self.base.as_ptr().add((base + at) as usize), part.len());
+                std::ptr::copy_nonoverlapping(
+                    part.as_ptr(),
+                    self.base.as_ptr().add((base + at) as usize),
+                    part.len(),
+                );
             }
         }
     }
@@ -184,7 +221,15 @@ pub fn futex_wait(word: &AtomicU32, value: u32, at_most: Duration) {
         tv_nsec: i64::from(at_most.subsec_nanos()),
     };
     // SAFETY: the word is live for the call; the kernel reads it and the limit.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, &raw const limit) };
+    unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_WAIT,
+            value,
+            &raw const limit,
+        )
+    };
 }
 
 /// Wakes everybody who sleeps on a shared word.
@@ -199,7 +244,11 @@ pub fn futex_wake(word: &AtomicU32) {
 /// When the number is above the limit.
 pub fn place_descriptor(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
     // SAFETY: dup2 has no memory effects; the number is reserved for this use.
-    if unsafe { libc::dup2(fd.as_raw_fd(), number) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if unsafe { libc::dup2(fd.as_raw_fd(), number) } < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -75,25 +75,38 @@ impl Follower {
         let (seized, is_seized) = channel();
         let (tell_first, first) = channel();
         let (tell_error, errors) = channel();
-        let thread = thread::Builder::new().name("follow".into()).spawn(move || {
-            let blob = Blob::embedded();
-            let attached = ptrace::seize(program, OPTIONS);
-            let failed = attached.is_err();
-            let _ = seized.send(attached);
-            if failed {
-                return;
-            }
-            let _ = tell_first.send(await_exec(&arena, &blob, 0, program, program).and_then(|done| {
-                if done { Ok(()) } else { Err(FollowError::Ended) }
-            }));
-            while let Ok(Job::Look) = queue.recv() {
-                if let Err(e) = serve(&arena, &blob, init) {
-                    let _ = tell_error.send(e);
+        let thread = thread::Builder::new()
+            .name("follow".into())
+            .spawn(move || {
+                let blob = Blob::embedded();
+                let attached = ptrace::seize(program, OPTIONS);
+                let failed = attached.is_err();
+                let _ = seized.send(attached);
+                if failed {
+                    return;
                 }
-            }
-        })?;
+                let _ = tell_first.send(await_exec(&arena, &blob, 0, program, program).and_then(
+                    |done| {
+                        if done {
+                            Ok(())
+                        } else {
+                            Err(FollowError::Ended)
+                        }
+                    },
+                ));
+                while let Ok(Job::Look) = queue.recv() {
+                    if let Err(e) = serve(&arena, &blob, init) {
+                        let _ = tell_error.send(e);
+                    }
+                }
+            })?;
         is_seized.recv().map_err(|_| FollowError::Ended)??;
-        Ok(Self { jobs, thread: Some(thread), first, errors })
+        Ok(Self {
+            jobs,
+            thread: Some(thread),
+            first,
+            errors,
+        })
     }
 
     /// Waits until the program's first image has the guest and runs.
@@ -134,7 +147,12 @@ impl Caller {
     /// Passes a ring's request on, if there is a new one. Called by whoever looks at the rings anyway.
     pub fn notice(&self, ring: &Slot) {
         let asks = ring.request.load(Acquire) == request::EXEC;
-        if asks && ring.request.compare_exchange(request::EXEC, request::SEEN, AcqRel, Acquire).is_ok() {
+        if asks
+            && ring
+                .request
+                .compare_exchange(request::EXEC, request::SEEN, AcqRel, Acquire)
+                .is_ok()
+        {
             // The thread ends only when the follower does, and with it the container.
             let _ = self.0.send(Job::Look);
         }
@@ -146,10 +164,15 @@ const OPTIONS: Options = Options(Options::SYSGOOD.0 | Options::TRACEEXEC.0 | Opt
 fn prepare_first_ring(arena: &Arena) {
     let first = arena.slot(0);
     let table = arena.inherited(0);
-    for (fd, kind) in [inherited::STDIN, inherited::STDOUT, inherited::STDERR].into_iter().enumerate() {
+    for (fd, kind) in [inherited::STDIN, inherited::STDOUT, inherited::STDERR]
+        .into_iter()
+        .enumerate()
+    {
         table[fd].store(kind, Release);
     }
-    first.stream.store(arena.control().next_stream.fetch_add(1, Release), Release);
+    first
+        .stream
+        .store(arena.control().next_stream.fetch_add(1, Release), Release);
     first.state.store(slot::LIVE, Release);
 }
 
@@ -161,7 +184,8 @@ fn serve(arena: &Arena, blob: &Blob, init: pid_t) -> Result<(), FollowError> {
             continue;
         }
         let number = ring.tid.load(Acquire);
-        let (process, thread) = find_thread(init, number).ok_or(FollowError::NoThread { number, init })?;
+        let (process, thread) =
+            find_thread(init, number).ok_or(FollowError::NoThread { number, init })?;
         ptrace::seize(thread, OPTIONS)?;
         ring.request.store(request::GRANTED, Release);
         futex_wake(&ring.request);
@@ -172,12 +196,21 @@ fn serve(arena: &Arena, blob: &Blob, init: pid_t) -> Result<(), FollowError> {
 
 /// Waits for the execve of an attached thread and injects its new image; false if the process ended instead
 /// or the execve failed. The process is not traced any more afterwards.
-fn await_exec(arena: &Arena, blob: &Blob, index: usize, process: pid_t, thread: pid_t) -> Result<bool, FollowError> {
+fn await_exec(
+    arena: &Arena,
+    blob: &Blob,
+    index: usize,
+    process: pid_t,
+    thread: pid_t,
+) -> Result<bool, FollowError> {
     let ring = arena.slot(index);
     loop {
         let mut stop = ptrace::try_wait(thread)?.map(|s| (thread, s));
         if stop.is_none() && process != thread {
-            stop = ptrace::try_wait(process).ok().flatten().map(|s| (process, s));
+            stop = ptrace::try_wait(process)
+                .ok()
+                .flatten()
+                .map(|s| (process, s));
         }
         match stop {
             Some((tid, Stop::Exec(_))) => {
@@ -226,14 +259,26 @@ fn let_go(thread: pid_t) -> Result<(), FollowError> {
 pub fn find_thread(init: pid_t, number: u32) -> Option<(pid_t, pid_t)> {
     let mut waiting = vec![init];
     while let Some(process) = waiting.pop() {
-        let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else { continue };
+        let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else {
+            continue;
+        };
         for task in tasks.flatten() {
-            let Some(tid) = task.file_name().to_str().and_then(|s| s.parse::<pid_t>().ok()) else { continue };
+            let Some(tid) = task
+                .file_name()
+                .to_str()
+                .and_then(|s| s.parse::<pid_t>().ok())
+            else {
+                continue;
+            };
             if inside_number(tid) == Some(number) {
                 return Some((process, tid));
             }
             let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            waiting.extend(children.split_ascii_whitespace().filter_map(|s| s.parse::<pid_t>().ok()));
+            waiting.extend(
+                children
+                    .split_ascii_whitespace()
+                    .filter_map(|s| s.parse::<pid_t>().ok()),
+            );
         }
     }
     None

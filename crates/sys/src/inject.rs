@@ -8,7 +8,10 @@
 use std::io;
 
 use guest::Blob;
-use guest::abi::{ARENA_BASE, ARENA_FD, ARENA_LEN, BLOB_BASE, Boot, HEAP_BASE, HEAP_LEN, MAX_THREADS, THREAD_LEN, THREADS_BASE, VDSO_COPY};
+use guest::abi::{
+    ARENA_BASE, ARENA_FD, ARENA_LEN, BLOB_BASE, Boot, HEAP_BASE, HEAP_LEN, MAX_THREADS, THREAD_LEN,
+    THREADS_BASE, VDSO_COPY,
+};
 use libc::pid_t;
 use object::{Object, ObjectSymbol};
 
@@ -70,9 +73,15 @@ pub fn inject(pid: pid_t, blob: &Blob, slot: u32) -> Result<()> {
     finish_execve(pid)?;
     let start = ptrace::regs(pid)?;
     let maps = mappings(pid)?;
-    let vdso = maps.iter().find(|m| m.path == "[vdso]").ok_or(InjectError::Vdso { pid })?;
+    let vdso = maps
+        .iter()
+        .find(|m| m.path == "[vdso]")
+        .ok_or(InjectError::Vdso { pid })?;
     let (vdso_start, vdso_end) = (vdso.range.start, vdso.range.end);
-    let call = Remote { pid, instruction: remote::find_syscall(pid, vdso_start, vdso_end)? };
+    let call = Remote {
+        pid,
+        instruction: remote::find_syscall(pid, vdso_start, vdso_end)?,
+    };
     map_regions(&call, blob)?;
     write_blob(&call, blob)?;
     let stack = Stack::read(pid, start.rsp)?;
@@ -88,13 +97,23 @@ pub fn inject(pid: pid_t, blob: &Blob, slot: u32) -> Result<()> {
     if let Some(at) = stack.place(libc::AT_SYSINFO_EHDR) {
         memory::write_u64(pid, at, VDSO_COPY)?;
     }
-    let text = maps.iter().filter(|m| m.protection() & libc::PROT_EXEC as u32 != 0 && m.path.starts_with('/'));
+    let text = maps
+        .iter()
+        .filter(|m| m.protection() & libc::PROT_EXEC as u32 != 0 && m.path.starts_with('/'));
     for (to, mapping) in boot.text.iter_mut().zip(text) {
         *to = [mapping.range.start, mapping.range.end];
     }
     memory::write(pid, blob.boot, boot_bytes(&boot).as_slice())?;
     let first_stack = THREADS_BASE + THREAD_LEN - 256;
-    remote::call(pid, &remote::Call { function: blob.init, args: [0; 6], stack: first_stack, trap: 0 })?;
+    remote::call(
+        pid,
+        &remote::Call {
+            function: blob.init,
+            args: [0; 6],
+            stack: first_stack,
+            trap: 0,
+        },
+    )?;
     let mut regs = start;
     regs.gs_base = THREADS_BASE;
     regs.orig_rax = u64::MAX;
@@ -124,15 +143,22 @@ struct Remote {
 
 impl Remote {
     fn call(&self, nr: i64, args: [u64; 6]) -> Result<u64> {
-        Ok(remote::syscall_checked(self.pid, self.instruction, nr, args)?)
+        Ok(remote::syscall_checked(
+            self.pid,
+            self.instruction,
+            nr,
+            args,
+        )?)
     }
 
     fn map(&self, at: u64, len: u64, prot: u64, flags: u64, fd: u64) -> Result<()> {
-        self.call(libc::SYS_mmap, [at, len, prot, flags, fd, 0]).map(drop)
+        self.call(libc::SYS_mmap, [at, len, prot, flags, fd, 0])
+            .map(drop)
     }
 
     fn protect(&self, at: u64, len: u64, prot: u64) -> Result<()> {
-        self.call(libc::SYS_mprotect, [at, len, prot, 0, 0, 0]).map(drop)
+        self.call(libc::SYS_mprotect, [at, len, prot, 0, 0, 0])
+            .map(drop)
     }
 }
 
@@ -142,9 +168,21 @@ fn map_regions(call: &Remote, blob: &Blob) -> Result<()> {
     let shared = (libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE) as u64;
     call.map(BLOB_BASE, blob.len, PROT_READ | PROT_WRITE, PRIVATE, no_fd)?;
     let threads = MAX_THREADS as u64 * THREAD_LEN;
-    call.map(THREADS_BASE, threads, PROT_READ | PROT_WRITE, PRIVATE | no_reserve, no_fd)?;
+    call.map(
+        THREADS_BASE,
+        threads,
+        PROT_READ | PROT_WRITE,
+        PRIVATE | no_reserve,
+        no_fd,
+    )?;
     call.map(HEAP_BASE, HEAP_LEN, PROT_NONE, PRIVATE | no_reserve, no_fd)?;
-    call.map(ARENA_BASE, ARENA_LEN, PROT_READ | PROT_WRITE, shared, ARENA_FD as u64)
+    call.map(
+        ARENA_BASE,
+        ARENA_LEN,
+        PROT_READ | PROT_WRITE,
+        shared,
+        ARENA_FD as u64,
+    )
 }
 
 fn write_blob(call: &Remote, blob: &Blob) -> Result<()> {
@@ -154,7 +192,11 @@ fn write_blob(call: &Remote, blob: &Blob) -> Result<()> {
     for segment in blob.segments.iter().filter(|s| !s.writable) {
         let start = segment.address & !4095;
         let end = (segment.address + segment.len).next_multiple_of(4096);
-        let prot = if segment.executable { PROT_READ | PROT_EXEC } else { PROT_READ };
+        let prot = if segment.executable {
+            PROT_READ | PROT_EXEC
+        } else {
+            PROT_READ
+        };
         call.protect(start, end - start, prot)?;
     }
     Ok(())
@@ -168,7 +210,10 @@ fn copy_vdso(call: &Remote, blob: &Blob, start: u64, end: u64) -> Result<[u64; 4
     let mut patches = Vec::new();
     let file = object::File::parse(&*image).map_err(|_| InjectError::Vdso { pid: call.pid })?;
     for symbol in file.dynamic_symbols() {
-        let found = blob.vdso.iter().position(|(name, _)| symbol.name() == Ok(name));
+        let found = blob
+            .vdso
+            .iter()
+            .position(|(name, _)| symbol.name() == Ok(name));
         if let Some(index) = found.filter(|_| symbol.address() != 0) {
             if let Some(entry) = entries.get_mut(index) {
                 *entry = start + symbol.address();
@@ -186,7 +231,13 @@ fn copy_vdso(call: &Remote, blob: &Blob, start: u64, end: u64) -> Result<[u64; 4
             .ok_or(InjectError::Vdso { pid: call.pid })?
             .copy_from_slice(&jump);
     }
-    call.map(VDSO_COPY, end - start, PROT_READ | PROT_WRITE, PRIVATE, u64::MAX)?;
+    call.map(
+        VDSO_COPY,
+        end - start,
+        PROT_READ | PROT_WRITE,
+        PRIVATE,
+        u64::MAX,
+    )?;
     memory::write(call.pid, VDSO_COPY, &image)?;
     call.protect(VDSO_COPY, end - start, PROT_READ | PROT_EXEC)?;
     Ok(entries)

@@ -27,7 +27,11 @@ impl Tracker {
 
     /// What the acknowledgement of a drain releases, oldest first.
     pub(super) fn acknowledged(&self, drain: u64) -> Result<Vec<Touch>, AckError> {
-        Ok(self.lock().acknowledged(drain)?.flat_map(|released| released.note).collect())
+        Ok(self
+            .lock()
+            .acknowledged(drain)?
+            .flat_map(|released| released.note)
+            .collect())
     }
 
     /// Nothing is under way.
@@ -55,7 +59,14 @@ pub(super) struct LogSink {
 impl LogSink {
     pub(super) fn new(sender: LogSender, shared: Arc<Shared>) -> (Self, Tracker) {
         let tracker = Tracker(Arc::default());
-        let sink = Self { sender, tracker: tracker.clone(), shared, note: Vec::new(), bytes: 0, own_position: 0 };
+        let sink = Self {
+            sender,
+            tracker: tracker.clone(),
+            shared,
+            note: Vec::new(),
+            bytes: 0,
+            own_position: 0,
+        };
         (sink, tracker)
     }
 
@@ -104,8 +115,12 @@ impl Sink for LogSink {
     }
 
     fn round(&mut self) -> Result<(), StreamError> {
-        let new: Vec<usize> =
-            self.note.iter().filter(|t| t.state == conn::OPEN && !t.adopted).map(|t| t.index).collect();
+        let new: Vec<usize> = self
+            .note
+            .iter()
+            .filter(|t| t.state == conn::OPEN && !t.adopted)
+            .map(|t| t.index)
+            .collect();
         for index in new {
             self.adopt(index)?;
         }
@@ -129,7 +144,9 @@ impl Sink for LogSink {
 
     fn refused(&mut self, number: u16) {
         let name = sysabi::lookup(u64::from(number)).map_or("unknown", |row| row.name);
-        eprintln!("understudy: the system call {name} is not supported and was answered with ENOSYS");
+        eprintln!(
+            "understudy: the system call {name} is not supported and was answered with ENOSYS"
+        );
     }
 }
 

@@ -10,7 +10,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use eventlog::codec;
 use eventlog::handover::HandshakeRecord;
-use gate::{Adopted, ArenaOutput, End, Entry, Gate, GateError, Handshake, Injector, OutputState, Sender, Tuple};
+use gate::{
+    Adopted, ArenaOutput, End, Entry, Gate, GateError, Handshake, Injector, OutputState, Sender,
+    Tuple,
+};
 use guest::abi::conn;
 use nix::sys::socket::{SockaddrIn, getpeername, getsockname};
 use sys::arena::{Arena, futex_wake};
@@ -98,14 +101,29 @@ struct Known {
 
 impl std::fmt::Debug for Egress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Egress").field("connections", &self.known.len()).finish_non_exhaustive()
+        f.debug_struct("Egress")
+            .field("connections", &self.known.len())
+            .finish_non_exhaustive()
     }
 }
 
 impl Egress {
-    pub(super) fn new(gate: Gate, injector: Injector, arena: Arc<Arena>, room: Arc<OwnedFd>) -> Result<Self, Error> {
+    pub(super) fn new(
+        gate: Gate,
+        injector: Injector,
+        arena: Arc<Arena>,
+        room: Arc<OwnedFd>,
+    ) -> Result<Self, Error> {
         let (known, processes) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { gate, injector, sender: Sender::new()?, known, processes, arena, room })
+        Ok(Self {
+            gate,
+            injector,
+            sender: Sender::new()?,
+            known,
+            processes,
+            arena,
+            room,
+        })
     }
 
     pub(super) fn gate(&self) -> &Gate {
@@ -125,16 +143,33 @@ impl Egress {
         let tuple = tuple_of(&socket)?;
         let (entry, handshake) = self.gate.register(&tuple)?;
         let generation = c.generation.load(Acquire);
-        self.known.insert(index, Known { generation, entry, handshake });
+        self.known.insert(
+            index,
+            Known {
+                generation,
+                entry,
+                handshake,
+            },
+        );
         let buffer = ArenaOutput::new(Arc::clone(&arena), index, Some(Arc::clone(&self.room)));
         let gated = Some((entry, handshake));
-        self.sender.adopt(index, Adopted { socket, buffer, gated, state: OutputState::default() })?;
+        self.sender.adopt(
+            index,
+            Adopted {
+                socket,
+                buffer,
+                gated,
+                state: OutputState::default(),
+            },
+        )?;
         c.adopted.store(1, Release);
         futex_wake(&c.adopted);
         let record = HandshakeRecord {
             handshake: codec::encode(&handshake)?,
             timestamp: self.gate.progress(entry).tsval,
-            at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64),
+            at: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |d| d.as_nanos() as u64),
         };
         Ok(codec::encode(&record)?)
     }
@@ -170,21 +205,30 @@ impl Egress {
     }
 
     fn release(&mut self, touch: &Touch) -> Result<(), Error> {
-        let Some(known) = self.known.get(&touch.index).copied().filter(|k| k.generation == touch.generation) else {
+        let Some(known) = self
+            .known
+            .get(&touch.index)
+            .copied()
+            .filter(|k| k.generation == touch.generation)
+        else {
             return Ok(());
         };
-        self.gate.allow_receive(known.entry, touch.read, touch.read_end);
+        self.gate
+            .allow_receive(known.entry, touch.read, touch.read_end);
         let end = match (touch.state, touch.shut) {
             (conn::CLOSED, _) => Some(End::Close),
             (_, true) => Some(End::Shutdown),
             _ => None,
         };
-        let outcome = self.sender.release(touch.index, touch.written, end, Some(&mut self.gate))?;
+        let outcome = self
+            .sender
+            .release(touch.index, touch.written, end, Some(&mut self.gate))?;
         if let Some(gate::Outcome::Freed { slot }) = outcome {
             self.known.remove(&slot);
             return Ok(());
         }
-        self.injector.acknowledge(&self.gate, known.entry, &known.handshake)?;
+        self.injector
+            .acknowledge(&self.gate, known.entry, &known.handshake)?;
         Ok(())
     }
 }
@@ -192,5 +236,8 @@ impl Egress {
 fn tuple_of(socket: &OwnedFd) -> Result<Tuple, Error> {
     let own: SockaddrIn = getsockname(socket.as_raw_fd()).map_err(Error::descriptor)?;
     let peer: SockaddrIn = getpeername(socket.as_raw_fd()).map_err(Error::descriptor)?;
-    Ok(Tuple { local: SocketAddrV4::new(own.ip(), own.port()), peer: SocketAddrV4::new(peer.ip(), peer.port()) })
+    Ok(Tuple {
+        local: SocketAddrV4::new(own.ip(), own.port()),
+        peer: SocketAddrV4::new(peer.ip(), peer.port()),
+    })
 }

@@ -57,7 +57,16 @@ impl Epochs {
         commits: CommitReceiver,
     ) -> Self {
         let (merge, known_streams) = (Merge::new(), BTreeMap::new());
-        Self { shared, program, epoch, sender, commits, merge, known_streams, committed: None }
+        Self {
+            shared,
+            program,
+            epoch,
+            sender,
+            commits,
+            merge,
+            known_streams,
+            committed: None,
+        }
     }
 
     /// The epoch thread.
@@ -75,8 +84,15 @@ impl Epochs {
         if let Err(e) = lock_memory() {
             tracing::warn!(error = %e, "memory cannot be locked");
         }
-        let skip = vec![Range { start: ARENA_BASE, end: ARENA_BASE + ARENA_LEN }];
-        let settings = Settings { guest: Some(guest_labels()), skip, ..Settings::default() };
+        let skip = vec![Range {
+            start: ARENA_BASE,
+            end: ARENA_BASE + ARENA_LEN,
+        }];
+        let settings = Settings {
+            guest: Some(guest_labels()),
+            skip,
+            ..Settings::default()
+        };
         let mut checkpointer = Checkpointer::attach(self.program, settings)?;
         while !self.shared.stop.load(Acquire) {
             let began = Instant::now();
@@ -104,13 +120,20 @@ impl Epochs {
         let mut image = capture.image();
         image.opaque.push((section::FOLD, Cow::Owned(snapshot)));
         image.opaque.push((section::GUEST, Cow::Owned(state)));
-        image.opaque.push((section::OUTPUT, Cow::Owned(at_cut.output)));
+        image
+            .opaque
+            .push((section::OUTPUT, Cow::Owned(at_cut.output)));
         let id = image.sequence;
         let base = (image.base != 0).then_some(image.base);
         let bytes = eventlog::image::encode(&image);
         drop(image);
         checkpointer.recycle(capture);
-        self.sender.begin(&Begin { id, base, cut, image_len: bytes.len() as u64 })?;
+        self.sender.begin(&Begin {
+            id,
+            base,
+            cut,
+            image_len: bytes.len() as u64,
+        })?;
         self.sender.chunk(&bytes)?;
         self.sender.finish()?;
         match self.commits.recv(Some(COMMIT))? {
@@ -129,8 +152,15 @@ impl Epochs {
 
     /// Brings the fold up to the cut. The drain thread has to come there first.
     fn fold_up_to(&mut self, state: &GuestState) -> Result<Cut, Error> {
-        let positions: BTreeMap<u32, u64> = state.threads.iter().map(|t| (t.stream, t.position)).collect();
-        while positions.iter().any(|(stream, position)| self.shared.tail().end(*stream) < *position) {
+        let positions: BTreeMap<u32, u64> = state
+            .threads
+            .iter()
+            .map(|t| (t.stream, t.position))
+            .collect();
+        while positions
+            .iter()
+            .any(|(stream, position)| self.shared.tail().end(*stream) < *position)
+        {
             if self.shared.stop.load(Acquire) {
                 break;
             }
@@ -153,7 +183,10 @@ impl Epochs {
         let mut streams: Vec<(u32, u64)> = positions.into_iter().collect();
         // Handshakes are needed for as long as their connections last.
         streams.push((OWN_STREAM, 0));
-        Ok(Cut { streams, next_stream: state.next_stream })
+        Ok(Cut {
+            streams,
+            next_stream: state.next_stream,
+        })
     }
 }
 
@@ -210,7 +243,8 @@ impl AtCut {
         });
         if written > trimmed {
             self.output.extend_from_slice(&(index as u32).to_le_bytes());
-            self.output.extend_from_slice(&((written - trimmed) as u32).to_le_bytes());
+            self.output
+                .extend_from_slice(&((written - trimmed) as u32).to_le_bytes());
             arena.read_output(index, trimmed, written, &mut self.output);
         }
     }
@@ -218,5 +252,9 @@ impl AtCut {
 
 fn guest_labels() -> Guest {
     let blob = Blob::embedded();
-    Guest { redo: blob.redo, blocking_done: blob.blocking_done, waiting_done: blob.waiting_done }
+    Guest {
+        redo: blob.redo,
+        blocking_done: blob.blocking_done,
+        waiting_done: blob.waiting_done,
+    }
 }

@@ -40,7 +40,10 @@ impl Session {
             Security::Insecure => Keys::Insecure,
             Security::Tls(dir) => Keys::load(dir)?,
         };
-        let timing = Timing { heartbeat: protection.heartbeat, detect: protection.detect };
+        let timing = Timing {
+            heartbeat: protection.heartbeat,
+            detect: protection.detect,
+        };
         let mut hello = Hello {
             channel: Channel::Heartbeat,
             name: options.name.clone(),
@@ -81,7 +84,11 @@ fn details(options: &Options) -> Details {
     let link = &options.link;
     Details {
         name: options.name.clone(),
-        command: options.command.iter().map(|a| a.as_bytes().to_vec()).collect(),
+        command: options
+            .command
+            .iter()
+            .map(|a| a.as_bytes().to_vec())
+            .collect(),
         address: link.address.octets(),
         prefix: link.prefix,
         mac: mac_of(link.address),
@@ -95,14 +102,22 @@ fn details(options: &Options) -> Details {
 pub fn host_traits() -> Result<Vec<(String, String)>, Error> {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").map_err(Error::Arena)?;
     let cpu = std::fs::read_to_string("/proc/cpuinfo").map_err(Error::Arena)?;
-    let flags = cpu.lines().find_map(|l| l.strip_prefix("flags")).unwrap_or_default();
+    let flags = cpu
+        .lines()
+        .find_map(|l| l.strip_prefix("flags"))
+        .unwrap_or_default();
     Ok(vec![
         ("kernel".into(), kernel.trim().into()),
-        ("processor features".into(), format!("{:08x}", crc(flags.as_bytes()))),
+        (
+            "processor features".into(),
+            format!("{:08x}", crc(flags.as_bytes())),
+        ),
     ])
 }
 
 /// Features are compared, not read: a short sum of the line will do.
 fn crc(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(5381, |h: u32, b| h.wrapping_mul(33) ^ u32::from(*b))
+    bytes
+        .iter()
+        .fold(5381, |h: u32, b| h.wrapping_mul(33) ^ u32::from(*b))
 }

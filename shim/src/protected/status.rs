@@ -40,7 +40,9 @@ impl Stats {
         let mut sorted: Vec<Duration> = self.pauses.iter().copied().collect();
         sorted.sort_unstable();
         let last = sorted.len().saturating_sub(1);
-        sorted.get((sorted.len() * percent / 100).min(last)).map_or(0, |d| d.as_micros() as u64)
+        sorted
+            .get((sorted.len() * percent / 100).min(last))
+            .map_or(0, |d| d.as_micros() as u64)
     }
 }
 
@@ -94,7 +96,11 @@ impl Handler for Protected {
             pause_us_p50: stats.percentile(50),
             pause_us_p99: stats.percentile(99),
             backup: self.backup.clone(),
-            state: if live && stats.epoch > 0 { State::Protected } else { State::Stalled },
+            state: if live && stats.epoch > 0 {
+                State::Protected
+            } else {
+                State::Stalled
+            },
             address: self.address.clone(),
             pid: self.pid,
         }

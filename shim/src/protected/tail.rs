@@ -17,18 +17,27 @@ struct Run {
 impl Tail {
     /// Takes the next bytes of a stream.
     pub(super) fn push(&mut self, stream: u32, position: u64, bytes: &[u8]) {
-        let run = self.streams.entry(stream).or_insert_with(|| Run { start: position, bytes: Vec::new() });
+        let run = self.streams.entry(stream).or_insert_with(|| Run {
+            start: position,
+            bytes: Vec::new(),
+        });
         run.bytes.extend_from_slice(bytes);
     }
 
     /// Where a stream ends so far.
     pub(super) fn end(&self, stream: u32) -> u64 {
-        self.streams.get(&stream).map_or(0, |run| run.start + run.bytes.len() as u64)
+        self.streams
+            .get(&stream)
+            .map_or(0, |run| run.start + run.bytes.len() as u64)
     }
 
     /// Takes out everything before the cut: for streams in `cut`, up to the position there; of streams that
     /// are not, all, if they began before `next_stream`.
-    pub(super) fn take(&mut self, cut: &BTreeMap<u32, u64>, next_stream: u32) -> Vec<(u32, Vec<u8>)> {
+    pub(super) fn take(
+        &mut self,
+        cut: &BTreeMap<u32, u64>,
+        next_stream: u32,
+    ) -> Vec<(u32, Vec<u8>)> {
         let mut taken = Vec::new();
         self.streams.retain(|stream, run| {
             let all = run.bytes.len();
@@ -63,6 +72,9 @@ mod tests {
         assert_eq!(taken, [(1, b"abcd".to_vec()), (2, b"gone".to_vec())]);
         assert_eq!((tail.end(1), tail.end(2), tail.end(3)), (6, 0, 3));
         tail.push(1, 6, b"gh");
-        assert_eq!(tail.take(&BTreeMap::from([(1, 8), (3, 3)]), 4), [(1, b"efgh".to_vec()), (3, b"new".to_vec())]);
+        assert_eq!(
+            tail.take(&BTreeMap::from([(1, 8), (3, 3)]), 4),
+            [(1, b"efgh".to_vec()), (3, b"new".to_vec())]
+        );
     }
 }

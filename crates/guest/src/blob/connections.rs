@@ -8,7 +8,9 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use eventlog::record::{Header, MAX_PAYLOAD, kind};
-use guest::abi::{ARENA_BASE, CONNS_AT, Conn, MAX_CONNS, OUTPUT_LEN, OUTPUTS_AT, ThreadBlock, conn, failure, flag};
+use guest::abi::{
+    ARENA_BASE, CONNS_AT, Conn, MAX_CONNS, OUTPUT_LEN, OUTPUTS_AT, ThreadBlock, conn, failure, flag,
+};
 use sysabi::Syscall;
 
 use crate::dispatch::fed;
@@ -66,12 +68,20 @@ pub(crate) fn touch(index: u32) {
 
 /// Room in a buffer. A client may have acknowledged, before a takeover, more than was written again yet.
 pub(crate) fn room(c: &Conn) -> u64 {
-    OUTPUT_LEN.saturating_sub(c.written.load(Relaxed).saturating_sub(c.trimmed.load(Acquire)))
+    OUTPUT_LEN.saturating_sub(
+        c.written
+            .load(Relaxed)
+            .saturating_sub(c.trimmed.load(Acquire)),
+    )
 }
 
 /// `accept`, `accept4`, `connect`: the new connection gets an entry.
 pub(crate) fn made(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
-    let announced = if log::now() == Mode::Replay { replay_announcement(t) } else { None };
+    let announced = if log::now() == Mode::Replay {
+        replay_announcement(t)
+    } else {
+        None
+    };
     let result = fed(t, regs, row);
     if let Some((fd, index)) = announced {
         tables::of(t).set_kind(fd, Kind::Connection(index + 1));
@@ -93,7 +103,16 @@ fn replay_announcement(t: &ThreadBlock) -> Option<(u64, u32)> {
 
 fn open(t: &ThreadBlock, index: u32, fd: u64, generation: u32) {
     let c = entry(index);
-    for word in [&c.adopted, &c.full, &c.shut, &c.read_end, &c.error, &c.muted_in, &c.wanted_events, &c.watched_in] {
+    for word in [
+        &c.adopted,
+        &c.full,
+        &c.shut,
+        &c.read_end,
+        &c.error,
+        &c.muted_in,
+        &c.wanted_events,
+        &c.watched_in,
+    ] {
         word.store(0, Relaxed);
     }
     for word in [&c.written, &c.trimmed, &c.read, &c.wanted_data] {
@@ -114,7 +133,11 @@ pub(crate) fn adopt(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64
     const EINPROGRESS: i64 = 115;
     let connecting = row.nr == CONNECT && (result == 0 || result == -EINPROGRESS);
     let accepted = row.nr != CONNECT && result >= 0;
-    let fd = if row.nr == CONNECT { args[0] } else { result.cast_unsigned() };
+    let fd = if row.nr == CONNECT {
+        args[0]
+    } else {
+        result.cast_unsigned()
+    };
     let set = tables::of(t);
     if !owned() || !(connecting || accepted) || set.kind(args[0]) != Kind::Tcp {
         return;
@@ -126,7 +149,9 @@ pub(crate) fn adopt(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64
         set.set_kind(fd, Kind::Internal);
         return;
     }
-    let Some(index) = claim() else { log::diverge(t, failure::CAPACITY, MAX_CONNS as u64, 0) };
+    let Some(index) = claim() else {
+        log::diverge(t, failure::CAPACITY, MAX_CONNS as u64, 0)
+    };
     let c = entry(index);
     let generation = c.generation.load(Relaxed).wrapping_add(1);
     open(t, index, fd, generation);
@@ -149,19 +174,34 @@ pub(crate) fn adopt(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64
 
 fn claim() -> Option<u32> {
     let start = NEXT.load(Relaxed);
-    (0..MAX_CONNS as u32).map(|k| start.wrapping_add(k) % MAX_CONNS as u32).find(|index| {
-        let free = entry(*index).state.compare_exchange(conn::FREE, conn::CLAIMED, AcqRel, Relaxed).is_ok();
-        if free {
-            NEXT.store(index + 1, Relaxed);
-        }
-        free
-    })
+    (0..MAX_CONNS as u32)
+        .map(|k| start.wrapping_add(k) % MAX_CONNS as u32)
+        .find(|index| {
+            let free = entry(*index)
+                .state
+                .compare_exchange(conn::FREE, conn::CLAIMED, AcqRel, Relaxed)
+                .is_ok();
+            if free {
+                NEXT.store(index + 1, Relaxed);
+            }
+            free
+        })
 }
 
 /// getsockname (51) or getpeername (52).
 fn name(call: u64, fd: u64, address: &mut [u8]) {
     let mut len = ADDRESS_LEN as u32;
-    raw::call(call, [fd, address.as_mut_ptr() as u64, (&raw mut len) as u64, 0, 0, 0]);
+    raw::call(
+        call,
+        [
+            fd,
+            address.as_mut_ptr() as u64,
+            (&raw mut len) as u64,
+            0,
+            0,
+            0,
+        ],
+    );
 }
 
 fn is_loopback(address: &[u8]) -> bool {
@@ -215,7 +255,14 @@ fn lock(c: &Conn) {
     }
 }
 
-fn accept_output(t: &ThreadBlock, shape: &Shape, data: Run, index: u32, dont_wait: bool, mut done: u64) -> i64 {
+fn accept_output(
+    t: &ThreadBlock,
+    shape: &Shape,
+    data: Run,
+    index: u32,
+    dont_wait: bool,
+    mut done: u64,
+) -> i64 {
     let c = entry(index);
     if c.error.load(Acquire) != 0 || c.shut.load(Acquire) != 0 {
         return refuse(t, shape, -EPIPE);
@@ -244,7 +291,14 @@ fn accept_output(t: &ThreadBlock, shape: &Shape, data: Run, index: u32, dont_wai
         if append(c, index, data, done, n).is_err() {
             return refuse(t, shape, -raw::EFAULT);
         }
-        commit(t, shape, index, data.part(done, n), n, if waits { MORE } else { 0 });
+        commit(
+            t,
+            shape,
+            index,
+            data.part(done, n),
+            n,
+            if waits { MORE } else { 0 },
+        );
         done += n;
         if !waits {
             return done.cast_signed();
@@ -256,7 +310,17 @@ fn accept_output(t: &ThreadBlock, shape: &Shape, data: Run, index: u32, dont_wai
 fn refuse(t: &ThreadBlock, shape: &Shape, result: i64) -> i64 {
     if log::now() == Mode::Record {
         let (hash, arg0) = (shape.hash(), shape.args[0] as u32);
-        log::begin(t, Header { kind: kind::OUTPUT, hash, arg0, result, ..Header::default() }).commit(false);
+        log::begin(
+            t,
+            Header {
+                kind: kind::OUTPUT,
+                hash,
+                arg0,
+                result,
+                ..Header::default()
+            },
+        )
+        .commit(false);
     }
     result
 }
@@ -271,7 +335,10 @@ fn broken_pipe(t: &ThreadBlock, shape: &Shape) {
         _ => false,
     };
     if !quiet && log::now() != Mode::Replay {
-        let (pid, tid) = (u64::from(t.pid.load(Relaxed)), u64::from(t.tid.load(Relaxed)));
+        let (pid, tid) = (
+            u64::from(t.pid.load(Relaxed)),
+            u64::from(t.tid.load(Relaxed)),
+        );
         raw::call(TGKILL, [pid, tid, SIGPIPE, 0, 0, 0]);
     }
 }
@@ -308,7 +375,11 @@ fn put(index: u32, at: u64, from: u64, len: u64) -> Result<(), user::Fault> {
     let offset = at % OUTPUT_LEN;
     let first = len.min(OUTPUT_LEN - offset);
     user::copy(base + offset, from, first)?;
-    if first < len { user::copy(base, from + first, len - first) } else { Ok(()) }
+    if first < len {
+        user::copy(base, from + first, len - first)
+    } else {
+        Ok(())
+    }
 }
 
 /// Commits the record of bytes that lie in the buffer, and publishes them.
@@ -340,7 +411,13 @@ fn commit(t: &ThreadBlock, shape: &Shape, index: u32, bytes: Part, n: u64, flags
 }
 
 /// What of a write the log has. `None` when the rest has to be done live; `done` says how much was replayed.
-fn replay_write(t: &ThreadBlock, shape: &Shape, data: Run, index: u32, done: &mut u64) -> Option<i64> {
+fn replay_write(
+    t: &ThreadBlock,
+    shape: &Shape,
+    data: Run,
+    index: u32,
+    done: &mut u64,
+) -> Option<i64> {
     let c = entry(index);
     loop {
         let taken = log::take(t, kind::OUTPUT)?;
@@ -410,7 +487,13 @@ pub(crate) fn send_file(t: &ThreadBlock, shape: &Shape, index: u32) -> i64 {
     result
 }
 
-fn take_file(t: &ThreadBlock, shape: &Shape, index: u32, [file, offset, n]: [u64; 3], at: u64) -> i64 {
+fn take_file(
+    t: &ThreadBlock,
+    shape: &Shape,
+    index: u32,
+    [file, offset, n]: [u64; 3],
+    at: u64,
+) -> i64 {
     const PREAD: u64 = 17;
     let to = ARENA_BASE + OUTPUTS_AT + u64::from(index) * OUTPUT_LEN + at;
     let got = if offset == 0 {
@@ -424,7 +507,14 @@ fn take_file(t: &ThreadBlock, shape: &Shape, index: u32, [file, offset, n]: [u64
     }
     let got = got.cast_unsigned();
     move_offset(offset, got);
-    commit(t, shape, index, Run::Flat(to, got).part(0, got), got, WITH_BYTES);
+    commit(
+        t,
+        shape,
+        index,
+        Run::Flat(to, got).part(0, got),
+        got,
+        WITH_BYTES,
+    );
     got.cast_signed()
 }
 
@@ -444,7 +534,12 @@ fn replay_file(taken: Taken<'_>, shape: &Shape, c: &Conn, index: u32) -> i64 {
         while done < n {
             let len = (n - done).min(1024);
             let _ = taken.get(OUTPUT_HEAD + done, block.as_mut_ptr() as u64, len);
-            let _ = put(index, c.written.load(Relaxed) + done, block.as_ptr() as u64, len);
+            let _ = put(
+                index,
+                c.written.load(Relaxed) + done,
+                block.as_ptr() as u64,
+                len,
+            );
             done += len;
         }
         publish(&taken, c);
@@ -512,9 +607,12 @@ pub(crate) fn release_all(set: &Tables) {
 
 fn for_all(set: &Tables, mut visit: impl FnMut(u32)) {
     if owned() {
-        (0..set.end()).filter_map(|fd| index_of(set.kind(fd))).for_each(&mut visit);
+        (0..set.end())
+            .filter_map(|fd| index_of(set.kind(fd)))
+            .for_each(&mut visit);
     }
 }
 
 /// Bits of entries whose EPOLLOUT is taken out, in this process.
-pub(crate) static MUTED: [AtomicU64; MAX_CONNS / 64] = [const { AtomicU64::new(0) }; MAX_CONNS / 64];
+pub(crate) static MUTED: [AtomicU64; MAX_CONNS / 64] =
+    [const { AtomicU64::new(0) }; MAX_CONNS / 64];

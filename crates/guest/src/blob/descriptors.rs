@@ -33,7 +33,11 @@ pub(crate) fn note(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64)
         }
         // accept, accept4: of the listener's family
         43 | 288 => {
-            let kind = if set.kind(args[0]) == Kind::Tcp { Kind::Connection(0) } else { Kind::Internal };
+            let kind = if set.kind(args[0]) == Kind::Tcp {
+                Kind::Connection(0)
+            } else {
+                Kind::Internal
+            };
             if !matches!(set.kind(made), Kind::Connection(_)) {
                 set.set_kind(made, kind);
             }
@@ -51,7 +55,9 @@ pub(crate) fn note(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64)
 
 fn count_read(kind: Kind, call: u16, args: &[u64; 6], result: i64) {
     const MSG_PEEK: u64 = 2;
-    let Some(index) = connections::index_of(kind) else { return };
+    let Some(index) = connections::index_of(kind) else {
+        return;
+    };
     let flags = match call {
         45 => args[3],
         47 => args[2],

@@ -7,7 +7,6 @@ use guest::abi::{ThreadBlock, failure, trap};
 use sysabi::{Class, Object, Syscall};
 
 use crate::calls::{self, memory, output};
-use crate::{connections, descriptors};
 use crate::entry::Regs;
 use crate::log::{self, Mode};
 use crate::order::{self, DESCRIPTORS};
@@ -15,6 +14,7 @@ use crate::raw::{self, nr};
 use crate::shapes::Shape;
 use crate::signals::{self, Interrupted};
 use crate::thread::{self, control};
+use crate::{connections, descriptors};
 
 /// The entry code calls this with the saved registers; what it returns goes to rax.
 pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
@@ -44,7 +44,8 @@ pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
 /// Calls that leave no record: they are counted, so that a signal between them finds its place again.
 fn leaves_no_record(row: &Syscall) -> bool {
     // rt_sigaction, rt_sigprocmask, recvmmsg, sendmmsg, rseq
-    matches!(row.class, Class::Unlogged | Class::Refused) || matches!(row.nr, 13 | 14 | 299 | 307 | 334)
+    matches!(row.class, Class::Unlogged | Class::Refused)
+        || matches!(row.nr, 13 | 14 | 299 | 307 | 334)
 }
 
 /// The host holds a thread here to take a checkpoint: its call is done and recorded.
@@ -134,7 +135,9 @@ pub(crate) fn fed_by(
 ) -> i64 {
     let mut args = regs.args();
     clamp(row.nr, &mut args);
-    let Some(shape) = Shape::of(row, args) else { return unknown_command(row) };
+    let Some(shape) = Shape::of(row, args) else {
+        return unknown_command(row);
+    };
     if log::now() == Mode::Replay
         && let Some(taken) = log::take(t, row.nr)
     {
@@ -169,7 +172,11 @@ pub(crate) fn changing_descriptors(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]
         return (result, version);
     }
     let result = perform(t, regs, args);
-    let version = if result < 0 { 0 } else { order::lock(t, &DESCRIPTORS).stamp() };
+    let version = if result < 0 {
+        0
+    } else {
+        order::lock(t, &DESCRIPTORS).stamp()
+    };
     (result, version)
 }
 
@@ -204,7 +211,9 @@ fn clamp(call: u16, args: &mut [u64; 6]) {
 /// Class `Executed`: made on both sides; the application gets the logged result.
 pub(crate) fn executed(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
     let args = regs.args();
-    let Some(shape) = Shape::of(row, args) else { return unknown_command(row) };
+    let Some(shape) = Shape::of(row, args) else {
+        return unknown_command(row);
+    };
     if log::now() == Mode::Replay
         && let Some(taken) = log::take(t, row.nr)
     {
@@ -241,5 +250,10 @@ fn unlogged(t: &ThreadBlock, regs: &Regs) -> i64 {
 
 /// Stops replay: a call it executes came out differently.
 pub(crate) fn wrong_result(t: &ThreadBlock, expected: i64, actual: i64) -> ! {
-    log::diverge(t, failure::RESULT, expected.cast_unsigned(), actual.cast_unsigned())
+    log::diverge(
+        t,
+        failure::RESULT,
+        expected.cast_unsigned(),
+        actual.cast_unsigned(),
+    )
 }

@@ -41,7 +41,9 @@ fn event(events: u32, data: u64) -> [u32; 3] {
 pub(crate) fn control(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
     let [set, op, fd, at, ..] = regs.args();
     let index = connections::index_of(tables::of(t).kind(fd)).filter(|_| connections::owned());
-    let Some(index) = index else { return crate::dispatch::fed(t, regs, row) };
+    let Some(index) = index else {
+        return crate::dispatch::fed(t, regs, row);
+    };
     let c = entry(index);
     if op == CTL_DEL {
         c.watched_in.store(0, Relaxed);
@@ -51,7 +53,8 @@ pub(crate) fn control(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i6
     let wanted = user::read::<[u32; 3]>(at).unwrap_or([0; 3]);
     c.watched_in.store(set as u32 + 1, Relaxed);
     c.wanted_events.store(wanted[0], Relaxed);
-    c.wanted_data.store(u64::from(wanted[1]) | u64::from(wanted[2]) << 32, Relaxed);
+    c.wanted_data
+        .store(u64::from(wanted[1]) | u64::from(wanted[2]) << 32, Relaxed);
     let mut given = wanted;
     if log::now() != Mode::Replay && wanted[0] & EPOLLOUT != 0 && is_full(c) {
         given[0] &= !EPOLLOUT;
@@ -83,7 +86,17 @@ fn mark(index: u32, c: &Conn, set: u32) {
     }
     let watch = event(EPOLLIN | EPOLLET, ROOM_DATA);
     // It may be in the set already.
-    raw::call(EPOLL_CTL, [u64::from(set), CTL_ADD, ROOM_FD as u64, watch.as_ptr() as u64, 0, 0]);
+    raw::call(
+        EPOLL_CTL,
+        [
+            u64::from(set),
+            CTL_ADD,
+            ROOM_FD as u64,
+            watch.as_ptr() as u64,
+            0,
+            0,
+        ],
+    );
 }
 
 fn unmark(index: u32, c: &Conn) {
@@ -108,7 +121,17 @@ pub(crate) fn mute(index: u32, c: &Conn) {
 fn modify(c: &Conn, events: u32) {
     let given = event(events, c.wanted_data.load(Relaxed));
     let set = u64::from(c.watched_in.load(Relaxed).saturating_sub(1));
-    raw::call(EPOLL_CTL, [set, CTL_MOD, u64::from(c.fd.load(Relaxed)), given.as_ptr() as u64, 0, 0]);
+    raw::call(
+        EPOLL_CTL,
+        [
+            set,
+            CTL_MOD,
+            u64::from(c.fd.load(Relaxed)),
+            given.as_ptr() as u64,
+            0,
+            0,
+        ],
+    );
 }
 
 /// Puts EPOLLOUT back where there is room again.
@@ -138,7 +161,11 @@ pub(crate) fn wait(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
                 unmute_all();
             }
             let result = perform(t, regs, args);
-            let left = if result > 0 { drop_own(args[1], result) } else { result };
+            let left = if result > 0 {
+                drop_own(args[1], result)
+            } else {
+                result
+            };
             // Only the host's event came: room was made, look again. A poll (time-out 0) may say "nothing".
             if left == 0 && result > 0 && args[3] != 0 {
                 continue;
@@ -153,7 +180,9 @@ fn drop_own(at: u64, count: i64) -> i64 {
     let mut kept = 0;
     for i in 0..count.cast_unsigned() {
         let from = at + i * EVENT_LEN;
-        let Ok(event) = user::read::<[u32; 3]>(from) else { return count };
+        let Ok(event) = user::read::<[u32; 3]>(from) else {
+            return count;
+        };
         if u64::from(event[1]) | u64::from(event[2]) << 32 == ROOM_DATA {
             continue;
         }

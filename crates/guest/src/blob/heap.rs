@@ -25,16 +25,46 @@ use layout::{CHUNK, CLASS, CLASSES, LARGE, SMALL_MAX, chunk, chunk_of, class_for
 
 /// The functions that are replaced, in the library that has [`MARK`].
 pub(crate) static FUNCTIONS: &[Replacement] = &[
-    Replacement { name: b"malloc", function: malloc as *const () },
-    Replacement { name: b"free", function: free as *const () },
-    Replacement { name: b"calloc", function: calloc as *const () },
-    Replacement { name: b"realloc", function: realloc as *const () },
-    Replacement { name: b"memalign", function: memalign as *const () },
-    Replacement { name: b"aligned_alloc", function: memalign as *const () },
-    Replacement { name: b"posix_memalign", function: posix_memalign as *const () },
-    Replacement { name: b"valloc", function: valloc as *const () },
-    Replacement { name: b"pvalloc", function: pvalloc as *const () },
-    Replacement { name: b"malloc_usable_size", function: malloc_usable_size as *const () },
+    Replacement {
+        name: b"malloc",
+        function: malloc as *const (),
+    },
+    Replacement {
+        name: b"free",
+        function: free as *const (),
+    },
+    Replacement {
+        name: b"calloc",
+        function: calloc as *const (),
+    },
+    Replacement {
+        name: b"realloc",
+        function: realloc as *const (),
+    },
+    Replacement {
+        name: b"memalign",
+        function: memalign as *const (),
+    },
+    Replacement {
+        name: b"aligned_alloc",
+        function: memalign as *const (),
+    },
+    Replacement {
+        name: b"posix_memalign",
+        function: posix_memalign as *const (),
+    },
+    Replacement {
+        name: b"valloc",
+        function: valloc as *const (),
+    },
+    Replacement {
+        name: b"pvalloc",
+        function: pvalloc as *const (),
+    },
+    Replacement {
+        name: b"malloc_usable_size",
+        function: malloc_usable_size as *const (),
+    },
 ];
 
 /// A function that glibc alone has: other allocators bring a `malloc` of their own, which stays.
@@ -145,7 +175,9 @@ fn begins_block(at: u64, class: usize) -> bool {
 }
 
 extern "C" fn calloc(count: u64, size: u64) -> u64 {
-    let Some(bytes) = count.checked_mul(size) else { return no_memory() };
+    let Some(bytes) = count.checked_mul(size) else {
+        return no_memory();
+    };
     if bytes > SMALL_MAX {
         return match large(bytes, ALIGNMENT, false) {
             Some(made) => {
@@ -182,7 +214,10 @@ fn usable(at: u64) -> u64 {
     let index = chunk_of(at);
     match use_of(index).load(Relaxed) {
         LARGE if at.is_multiple_of(CHUNK) => chunk(index).value.get(),
-        class if usize::from(class).wrapping_sub(1) < CLASSES && begins_block(at, usize::from(class)) => {
+        class
+            if usize::from(class).wrapping_sub(1) < CLASSES
+                && begins_block(at, usize::from(class)) =>
+        {
             u64::from(CLASS[usize::from(class)].size)
         }
         _ => corrupt(),
@@ -207,7 +242,11 @@ extern "C" fn realloc(at: u64, size: u64) -> u64 {
     let have = usable(at);
     if have <= SMALL_MAX {
         let stays = size <= have && (size > have / 2 || class_for(size) == class_for(have));
-        return if stays { at } else { moved(at, have, size, false) };
+        return if stays {
+            at
+        } else {
+            moved(at, have, size, false)
+        };
     }
     if size > SMALL_MAX && resized(at, have, size) {
         return at;
@@ -219,7 +258,9 @@ extern "C" fn realloc(at: u64, size: u64) -> u64 {
 fn resized(at: u64, have: u64, size: u64) -> bool {
     let index = chunk_of(at);
     let run = u64::from(chunk(index).run.get());
-    let Some(want) = centre::chunks_for(size).map(u64::from) else { return false };
+    let Some(want) = centre::chunks_for(size).map(u64::from) else {
+        return false;
+    };
     // Room behind it stays while it grows; a shrinking block gives back what makes a difference.
     if want <= run && (size >= have || (run - want) * 4 < run) {
         centre::set_usable(index, size);
@@ -229,11 +270,17 @@ fn resized(at: u64, have: u64, size: u64) -> bool {
 }
 
 fn moved(at: u64, have: u64, size: u64, spare: bool) -> u64 {
-    let to = if spare { large(size, ALIGNMENT, true).map_or_else(no_memory, |made| made.at) } else { malloc(size) };
+    let to = if spare {
+        large(size, ALIGNMENT, true).map_or_else(no_memory, |made| made.at)
+    } else {
+        malloc(size)
+    };
     if to != 0 {
         // SAFETY: both are whole blocks of the heap, which do not overlap; `have` bytes of the old one and
         // `size` of the new one can be used.
-        unsafe { core::ptr::copy_nonoverlapping(at as *const u8, to as *mut u8, have.min(size) as usize) };
+        unsafe {
+            core::ptr::copy_nonoverlapping(at as *const u8, to as *mut u8, have.min(size) as usize)
+        };
         free(at);
     }
     to

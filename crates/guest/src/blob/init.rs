@@ -34,7 +34,9 @@ extern "C" fn guest_init() -> ! {
     let boot = unsafe { (&raw const BOOT).read_volatile() };
     tables::claim_first();
     crate::heap::init();
-    let Some(t) = thread::claim_block() else { raw::abort(crate::PANIC_STATUS) };
+    let Some(t) = thread::claim_block() else {
+        raw::abort(crate::PANIC_STATUS)
+    };
     thread::set_gs(t);
     take_over(t, &boot);
     vdso::init(&boot);
@@ -63,7 +65,11 @@ fn take_over(t: &ThreadBlock, boot: &Boot) {
     t.tid.store(raw::call(nr::GETTID, [0; 6]) as u32, Relaxed);
     t.pid.store(pid, Relaxed);
     t.tsc.store(raw::cycles(), Relaxed);
-    let position = if log::now() == Mode::Replay { &ring.tail } else { &ring.head };
+    let position = if log::now() == Mode::Replay {
+        &ring.tail
+    } else {
+        &ring.head
+    };
     t.position.store(position.load(Relaxed), Relaxed);
     ring.tid.store(t.tid.load(Relaxed), Relaxed);
     ring.pid.store(pid, Relaxed);
@@ -110,7 +116,11 @@ fn announce(t: &ThreadBlock, boot: &Boot) {
     drop_closed(inherited);
     if log::now() == Mode::Record {
         let len = RANDOM_LEN + n as u64 * 4;
-        let header = Header { kind: kind::EXEC, payload_len: len as u32, ..Header::default() };
+        let header = Header {
+            kind: kind::EXEC,
+            payload_len: len as u32,
+            ..Header::default()
+        };
         let mut w = log::begin(t, header);
         w.bytes(boot.at_random, RANDOM_LEN);
         w.bytes(open.as_ptr() as u64, n as u64 * 4);
@@ -141,5 +151,8 @@ pub(crate) fn dispatch_on() {
     const ON: u64 = 1;
     // SAFETY: a plain value that the injector wrote before the first thread ran.
     let len = unsafe { (&raw const BOOT.blob_len).read_volatile() };
-    raw::call(nr::PRCTL, [PR_SET_SYSCALL_USER_DISPATCH, ON, BLOB_BASE, len, 0, 0]);
+    raw::call(
+        nr::PRCTL,
+        [PR_SET_SYSCALL_USER_DISPATCH, ON, BLOB_BASE, len, 0, 0],
+    );
 }

@@ -8,7 +8,10 @@
 //! list link of robust mutexes, which are handled as plain ones). `pthread_cond_t`: sequence at 0, clock bit
 //! at 36. `sem_t`: value at 0, guard 4 (glibc's count of waiters), sharing 8, version 16.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::{AcqRel, Acquire, Relaxed, Release}};
+use core::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
 
 use eventlog::record::{Header, fold_hash, kind, mix};
 use guest::abi::{ThreadBlock, failure};
@@ -36,22 +39,70 @@ impl Replacement {
 
 /// The functions that are replaced.
 pub(crate) static FUNCTIONS: &[Replacement] = &[
-    Replacement { name: b"pthread_mutex_lock", function: mutex_lock as *const () },
-    Replacement { name: b"pthread_mutex_trylock", function: mutex_trylock as *const () },
-    Replacement { name: b"pthread_mutex_timedlock", function: mutex_timedlock as *const () },
-    Replacement { name: b"pthread_mutex_clocklock", function: mutex_clocklock as *const () },
-    Replacement { name: b"pthread_mutex_unlock", function: mutex_unlock as *const () },
-    Replacement { name: b"pthread_cond_wait", function: cond_wait as *const () },
-    Replacement { name: b"pthread_cond_timedwait", function: cond_timedwait as *const () },
-    Replacement { name: b"pthread_cond_clockwait", function: cond_clockwait as *const () },
-    Replacement { name: b"pthread_cond_signal", function: cond_signal as *const () },
-    Replacement { name: b"pthread_cond_broadcast", function: cond_broadcast as *const () },
-    Replacement { name: b"sem_init", function: sem_init as *const () },
-    Replacement { name: b"sem_wait", function: sem_wait as *const () },
-    Replacement { name: b"sem_trywait", function: sem_trywait as *const () },
-    Replacement { name: b"sem_timedwait", function: sem_timedwait as *const () },
-    Replacement { name: b"sem_clockwait", function: sem_clockwait as *const () },
-    Replacement { name: b"sem_post", function: sem_post as *const () },
+    Replacement {
+        name: b"pthread_mutex_lock",
+        function: mutex_lock as *const (),
+    },
+    Replacement {
+        name: b"pthread_mutex_trylock",
+        function: mutex_trylock as *const (),
+    },
+    Replacement {
+        name: b"pthread_mutex_timedlock",
+        function: mutex_timedlock as *const (),
+    },
+    Replacement {
+        name: b"pthread_mutex_clocklock",
+        function: mutex_clocklock as *const (),
+    },
+    Replacement {
+        name: b"pthread_mutex_unlock",
+        function: mutex_unlock as *const (),
+    },
+    Replacement {
+        name: b"pthread_cond_wait",
+        function: cond_wait as *const (),
+    },
+    Replacement {
+        name: b"pthread_cond_timedwait",
+        function: cond_timedwait as *const (),
+    },
+    Replacement {
+        name: b"pthread_cond_clockwait",
+        function: cond_clockwait as *const (),
+    },
+    Replacement {
+        name: b"pthread_cond_signal",
+        function: cond_signal as *const (),
+    },
+    Replacement {
+        name: b"pthread_cond_broadcast",
+        function: cond_broadcast as *const (),
+    },
+    Replacement {
+        name: b"sem_init",
+        function: sem_init as *const (),
+    },
+    Replacement {
+        name: b"sem_wait",
+        function: sem_wait as *const (),
+    },
+    Replacement {
+        name: b"sem_trywait",
+        function: sem_trywait as *const (),
+    },
+    Replacement {
+        name: b"sem_timedwait",
+        function: sem_timedwait as *const (),
+    },
+    Replacement {
+        name: b"sem_clockwait",
+        function: sem_clockwait as *const (),
+    },
+    Replacement {
+        name: b"sem_post",
+        function: sem_post as *const (),
+    },
 ];
 
 const RECURSIVE: u32 = 1;
@@ -67,7 +118,10 @@ struct Until {
     at: u64,
 }
 
-const FOR_EVER: Until = Until { clock: CLOCK_REALTIME, at: 0 };
+const FOR_EVER: Until = Until {
+    clock: CLOCK_REALTIME,
+    at: 0,
+};
 
 /// Runs a replacement: it is on the application's stack, and the host must not stop it half-way.
 #[inline(always)]
@@ -85,7 +139,11 @@ fn sleep(word: &AtomicU32, value: u32, until: Until) -> bool {
     const WAIT_BITSET: u64 = 9;
     const REALTIME: u64 = 256;
     const ANY: u64 = u32::MAX as u64;
-    let op = if until.clock == CLOCK_REALTIME { WAIT_BITSET | REALTIME } else { WAIT_BITSET };
+    let op = if until.clock == CLOCK_REALTIME {
+        WAIT_BITSET | REALTIME
+    } else {
+        WAIT_BITSET
+    };
     let args = [word.as_ptr() as u64, op, u64::from(value), until.at, 0, ANY];
     raw::call_waiting(nr::FUTEX, &args) != -raw::ETIMEDOUT
 }
@@ -110,7 +168,15 @@ fn hash_of(object: u64) -> u16 {
 /// Records a lock event.
 pub(crate) fn emit(t: &ThreadBlock, kind: u16, object: u64, result: i64) {
     if log::now() == Mode::Record {
-        log::emit(t, Header { kind, hash: hash_of(object), result, ..Header::default() });
+        log::emit(
+            t,
+            Header {
+                kind,
+                hash: hash_of(object),
+                result,
+                ..Header::default()
+            },
+        );
     }
 }
 
@@ -136,7 +202,8 @@ fn take_attempt(t: &ThreadBlock, object: u64, waits: bool) -> Logged {
             return take(t, expected, object).map_or(Logged::Live, logged);
         };
         let (event, result) = (next.header.kind, next.header.result);
-        let same = matches!(event, kind::LOCK | kind::TRYLOCK) && next.header.hash == hash_of(object);
+        let same =
+            matches!(event, kind::LOCK | kind::TRYLOCK) && next.header.hash == hash_of(object);
         match event {
             kind::TRYLOCK if same && waits && result < 0 => next.finish(),
             kind::LOCK if same && !waits => return Logged::Failed(-raw::EBUSY),
@@ -150,7 +217,11 @@ fn take_attempt(t: &ThreadBlock, object: u64, waits: bool) -> Logged {
 }
 
 fn logged(result: i64) -> Logged {
-    if result < 0 { Logged::Failed(result) } else { Logged::Got(result.cast_unsigned()) }
+    if result < 0 {
+        Logged::Failed(result)
+    } else {
+        Logged::Got(result.cast_unsigned())
+    }
 }
 
 /// Takes the record of a lock event in replay. `None` when it has to happen live.
@@ -189,7 +260,9 @@ impl Mutex {
 
     /// What a thread that owns the mutex already gets; `None` if it does not.
     fn owned_already(&self, t: &ThreadBlock, trying: bool) -> Option<i64> {
-        if !matches!(self.kind(), RECURSIVE | ERRORCHECK) || self.owner().load(Relaxed) != t.tid.load(Relaxed) {
+        if !matches!(self.kind(), RECURSIVE | ERRORCHECK)
+            || self.owner().load(Relaxed) != t.tid.load(Relaxed)
+        {
             return None;
         }
         if self.kind() == RECURSIVE {
@@ -200,7 +273,9 @@ impl Mutex {
     }
 
     fn try_acquire(&self) -> bool {
-        self.lock_word().compare_exchange(0, 1, Acquire, Relaxed).is_ok()
+        self.lock_word()
+            .compare_exchange(0, 1, Acquire, Relaxed)
+            .is_ok()
     }
 
     fn own(&self, t: &ThreadBlock) {
@@ -220,7 +295,11 @@ impl Mutex {
                 }
                 continue;
             }
-            let free = if contended { self.lock_word().swap(2, Acquire) == 0 } else { self.try_acquire() };
+            let free = if contended {
+                self.lock_word().swap(2, Acquire) == 0
+            } else {
+                self.try_acquire()
+            };
             if free {
                 break;
             }
@@ -234,7 +313,12 @@ impl Mutex {
             }
         }
         self.own(t);
-        emit(t, kind::LOCK, self.at, self.version().load(Relaxed).cast_signed());
+        emit(
+            t,
+            kind::LOCK,
+            self.at,
+            self.version().load(Relaxed).cast_signed(),
+        );
         0
     }
 
@@ -277,7 +361,12 @@ impl Mutex {
             return raw::EBUSY;
         }
         self.own(t);
-        emit(t, kind::TRYLOCK, self.at, self.version().load(Relaxed).cast_signed());
+        emit(
+            t,
+            kind::TRYLOCK,
+            self.at,
+            self.version().load(Relaxed).cast_signed(),
+        );
         0
     }
 
@@ -313,7 +402,15 @@ extern "C" fn mutex_trylock(at: u64) -> i64 {
 }
 
 extern "C" fn mutex_timedlock(at: u64, until: u64) -> i64 {
-    inside(|t| Mutex { at }.lock(t, Until { clock: CLOCK_REALTIME, at: until }))
+    inside(|t| {
+        Mutex { at }.lock(
+            t,
+            Until {
+                clock: CLOCK_REALTIME,
+                at: until,
+            },
+        )
+    })
 }
 
 extern "C" fn mutex_clocklock(at: u64, clock: u64, until: u64) -> i64 {
@@ -366,7 +463,11 @@ extern "C" fn cond_wait(cond: u64, mutex: u64) -> i64 {
 extern "C" fn cond_timedwait(cond: u64, mutex: u64, until: u64) -> i64 {
     const MONOTONIC_BIT: u32 = 2;
     let monotonic = word(cond, 36).load(Relaxed) & MONOTONIC_BIT != 0;
-    let clock = if monotonic { CLOCK_MONOTONIC } else { CLOCK_REALTIME };
+    let clock = if monotonic {
+        CLOCK_MONOTONIC
+    } else {
+        CLOCK_REALTIME
+    };
     wait_on(cond, mutex, Until { clock, at: until })
 }
 
@@ -411,7 +512,11 @@ impl Semaphore {
     /// Changes value and version together; the version before the change, or `None` if `step` did not want to.
     fn change(&self, step: impl FnOnce(u32) -> Option<u32>) -> Option<u64> {
         let mut spins = 0;
-        while self.guard().compare_exchange(0, 1, Acquire, Relaxed).is_err() {
+        while self
+            .guard()
+            .compare_exchange(0, 1, Acquire, Relaxed)
+            .is_err()
+        {
             order::pause(&mut spins);
         }
         let changed = step(self.value().load(Relaxed)).map(|value| {
@@ -512,11 +617,21 @@ extern "C" fn sem_trywait(at: u64) -> i64 {
 }
 
 extern "C" fn sem_timedwait(at: u64, until: u64) -> i64 {
-    with_errno(inside(|t| Semaphore { at }.wait(t, Until { clock: CLOCK_REALTIME, at: until })))
+    with_errno(inside(|t| {
+        Semaphore { at }.wait(
+            t,
+            Until {
+                clock: CLOCK_REALTIME,
+                at: until,
+            },
+        )
+    }))
 }
 
 extern "C" fn sem_clockwait(at: u64, clock: u64, until: u64) -> i64 {
-    with_errno(inside(|t| Semaphore { at }.wait(t, Until { clock, at: until })))
+    with_errno(inside(|t| {
+        Semaphore { at }.wait(t, Until { clock, at: until })
+    }))
 }
 
 extern "C" fn sem_post(at: u64) -> i64 {

@@ -42,7 +42,8 @@ pub(crate) struct Writer<'a> {
 #[inline(always)]
 pub(crate) fn begin<'a>(t: &'a ThreadBlock, mut header: Header) -> Writer<'a> {
     let tsc = raw::cycles();
-    header.ticks = u32::try_from(tsc.wrapping_sub(t.tsc.load(Relaxed)) >> TICK_SHIFT).unwrap_or(u32::MAX);
+    header.ticks =
+        u32::try_from(tsc.wrapping_sub(t.tsc.load(Relaxed)) >> TICK_SHIFT).unwrap_or(u32::MAX);
     t.tsc.store(tsc, Relaxed);
     t.unlogged.store(0, Relaxed);
     if t.pending.load(Relaxed) != 0 && t.inside.load(Relaxed) == 0 && header.kind < FIRST_OWN_KIND {
@@ -55,7 +56,12 @@ pub(crate) fn begin<'a>(t: &'a ThreadBlock, mut header: Header) -> Writer<'a> {
     ring.reserve(at, len);
     let (bytes, n) = header.encode();
     let _ = ring.put(at, bytes.as_ptr() as u64, n as u64);
-    Writer { t, ring, at: at + n as u64, end: at + len }
+    Writer {
+        t,
+        ring,
+        at: at + n as u64,
+        end: at + len,
+    }
 }
 
 impl Writer<'_> {
@@ -150,7 +156,13 @@ pub(crate) fn peek(t: &ThreadBlock) -> Option<Taken<'_>> {
     if !ring.wait_for(end) {
         return None;
     }
-    Some(Taken { header, t, ring, payload_at: at + head_len, end })
+    Some(Taken {
+        header,
+        t,
+        ring,
+        payload_at: at + head_len,
+        end,
+    })
 }
 
 /// Takes the next record, which must be of this kind. `None` when the log is at its end and the call has to
@@ -160,7 +172,12 @@ pub(crate) fn take(t: &ThreadBlock, kind: u16) -> Option<Taken<'_>> {
     match peek(t) {
         Some(taken) => {
             if taken.header.kind != kind {
-                diverge(t, failure::CALL, u64::from(taken.header.kind), u64::from(kind));
+                diverge(
+                    t,
+                    failure::CALL,
+                    u64::from(taken.header.kind),
+                    u64::from(kind),
+                );
             }
             Some(taken)
         }
@@ -192,7 +209,12 @@ impl Taken<'_> {
     pub(crate) fn check_hash(&self, hash: u16) {
         if self.header.hash != hash {
             let kind = u64::from(self.header.kind) << 32;
-            diverge(self.t, failure::ARGUMENTS, kind | u64::from(self.header.hash), kind | u64::from(hash));
+            diverge(
+                self.t,
+                failure::ARGUMENTS,
+                kind | u64::from(self.header.hash),
+                kind | u64::from(hash),
+            );
         }
     }
 
@@ -212,7 +234,10 @@ impl Taken<'_> {
 #[cold]
 pub(crate) fn diverge(t: &ThreadBlock, code: u32, expected: u64, actual: u64) -> ! {
     let f = &control().failure;
-    if f.code.compare_exchange(0, failure::CLAIMED, Relaxed, Relaxed).is_ok() {
+    if f.code
+        .compare_exchange(0, failure::CLAIMED, Relaxed, Relaxed)
+        .is_ok()
+    {
         f.stream.store(t.stream.load(Relaxed), Relaxed);
         f.position.store(t.position.load(Relaxed), Relaxed);
         f.expected.store(expected, Relaxed);

@@ -1,14 +1,21 @@
 //! Locks with versions: they give calls on shared objects one order, which replay repeats.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::{Acquire, Relaxed, Release, SeqCst}};
+use core::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release, SeqCst},
+};
 
 use guest::abi::{Order, ThreadBlock, mode, slot};
 
-use crate::thread::{control, slot_of};
 use crate::raw::{self, nr};
+use crate::thread::{control, slot_of};
 
 const fn free() -> Order {
-    Order { owner: AtomicU32::new(0), pad: AtomicU32::new(0), version: AtomicU64::new(0) }
+    Order {
+        owner: AtomicU32::new(0),
+        pad: AtomicU32::new(0),
+        version: AtomicU64::new(0),
+    }
 }
 
 /// Order of changes of this process' memory map.
@@ -39,7 +46,11 @@ impl Drop for Held<'_> {
 pub(crate) fn lock<'a>(t: &ThreadBlock, order: &'a Order) -> Held<'a> {
     let me = t.tid.load(Relaxed);
     let mut spins = 0;
-    while order.owner.compare_exchange_weak(0, me, Acquire, Relaxed).is_err() {
+    while order
+        .owner
+        .compare_exchange_weak(0, me, Acquire, Relaxed)
+        .is_err()
+    {
         pause(&mut spins);
     }
     Held(order)

@@ -52,7 +52,9 @@ pub(crate) fn adopt_text(start: u64, end: u64) {
     }
     if let Some(library) = symbols::Library::containing(start) {
         library.find_errno();
-        let memory = library.function(heap::MARK).map_or(&[][..], |_| heap::FUNCTIONS);
+        let memory = library
+            .function(heap::MARK)
+            .map_or(&[][..], |_| heap::FUNCTIONS);
         for replacement in locks::FUNCTIONS.iter().chain(memory) {
             if let Some(address) = library.function(replacement.name)
                 && (start..end - JUMP_LEN).contains(&address)
@@ -73,7 +75,12 @@ fn next_candidate(mut at: u64, end: u64) -> Option<u64> {
         user::copy(window.as_mut_ptr() as u64, at, n).ok()?;
         for i in 5..(n as usize).saturating_sub(1) {
             let is_call = window[i..i + 2] == SYSCALL;
-            if is_call && window[i - 5] == MOV_EAX && window[i - 3] < 2 && window[i - 2] == 0 && window[i - 1] == 0 {
+            if is_call
+                && window[i - 5] == MOV_EAX
+                && window[i - 3] < 2
+                && window[i - 2] == 0
+                && window[i - 1] == 0
+            {
                 return Some(at + i as u64);
             }
         }
@@ -95,7 +102,8 @@ pub(crate) fn first_hit(site: u64) -> u64 {
 fn resume_of(site: u64) -> u64 {
     match user::read::<[u8; 5]>(site) {
         Ok([JUMP, a, b, c, d]) => {
-            let stub = (site + JUMP_LEN).wrapping_add_signed(i64::from(i32::from_le_bytes([a, b, c, d])));
+            let stub =
+                (site + JUMP_LEN).wrapping_add_signed(i64::from(i32::from_le_bytes([a, b, c, d])));
             stub + STUB_HEAD
         }
         Ok([0x0f, 0x05, ..]) => {
@@ -131,7 +139,9 @@ fn patch_site(site: u64, exclusive: bool) -> Option<u64> {
 
 /// Makes a function's first instruction a jump to the guest's own function.
 fn replace_function(address: u64, function: u64) {
-    let Some(stub) = claim_stub(address, 16) else { return };
+    let Some(stub) = claim_stub(address, 16) else {
+        return;
+    };
     let mut bytes = Code::default();
     bytes.put(&[0x49, 0xbb]); // movabs r11, function
     bytes.put(&function.to_le_bytes());
@@ -153,7 +163,10 @@ struct Code {
 
 impl Default for Code {
     fn default() -> Self {
-        Self { bytes: [0xcc; STUB_MAX as usize], len: 0 }
+        Self {
+            bytes: [0xcc; STUB_MAX as usize],
+            len: 0,
+        }
     }
 }
 
@@ -208,7 +221,9 @@ fn movable(code: &[u8; 24]) -> Option<usize> {
     while n < 3 {
         let here = &code[n..];
         if here[0] == 0xc3 {
-            let padding = here[1..4 - n].iter().all(|b| matches!(b, 0xcc | 0x90 | 0x66 | 0x0f | 0x1f));
+            let padding = here[1..4 - n]
+                .iter()
+                .all(|b| matches!(b, 0xcc | 0x90 | 0x66 | 0x0f | 0x1f));
             return padding.then_some(n + 1);
         }
         n += instruction(here)?;
@@ -220,20 +235,20 @@ fn movable(code: &[u8; 24]) -> Option<usize> {
 fn instruction(b: &[u8]) -> Option<usize> {
     let direct = |modrm: u8| modrm >= 0xc0;
     Some(match (b[0], b[1], b[2]) {
-        (0x48, 0x3d, _) => 6,                                     // cmp rax, imm32
-        (0x3d, _, _) => 5,                                        // cmp eax, imm32
-        (0x48, 0x83, m) if direct(m) => 4,                        // op r64, imm8
-        (0x83, m, _) if direct(m) => 3,                           // op r32, imm8
+        (0x48, 0x3d, _) => 6,              // cmp rax, imm32
+        (0x3d, _, _) => 5,                 // cmp eax, imm32
+        (0x48, 0x83, m) if direct(m) => 4, // op r64, imm8
+        (0x83, m, _) if direct(m) => 3,    // op r32, imm8
         (0x48 | 0x49 | 0x4c | 0x4d, 0x85 | 0x89 | 0x63 | 0x31, m) if direct(m) => 3,
         (0x41 | 0x44 | 0x45, 0x85 | 0x89 | 0x31, m) if direct(m) => 3,
-        (0x85 | 0x89 | 0x31, m, _) if direct(m) => 2,             // test, mov, xor r32, r32
-        (0x48, 0xf7, 0xd8) => 3,                                  // neg rax
-        (0xf7, 0xd8, _) => 2,                                     // neg eax
-        (0x89, 0x44, 0x24) => 4,                                  // mov [rsp+8], eax
-        (0x48, 0x89 | 0x8b, 0x44) if b[3] == 0x24 => 5,           // mov [rsp+8], rax and back
-        (0x8b, 0x44, 0x24) => 4,                                  // mov eax, [rsp+8]
-        (0x58..=0x5f, _, _) | (0x90, _, _) => 1,                  // pop, nop
-        (0x41, 0x58..=0x5f, _) => 2,                              // pop r8 to r15
+        (0x85 | 0x89 | 0x31, m, _) if direct(m) => 2, // test, mov, xor r32, r32
+        (0x48, 0xf7, 0xd8) => 3,                      // neg rax
+        (0xf7, 0xd8, _) => 2,                         // neg eax
+        (0x89, 0x44, 0x24) => 4,                      // mov [rsp+8], eax
+        (0x48, 0x89 | 0x8b, 0x44) if b[3] == 0x24 => 5, // mov [rsp+8], rax and back
+        (0x8b, 0x44, 0x24) => 4,                      // mov eax, [rsp+8]
+        (0x58..=0x5f, _, _) | (0x90, _, _) => 1,      // pop, nop
+        (0x41, 0x58..=0x5f, _) => 2,                  // pop r8 to r15
         _ => return None,
     })
 }
@@ -249,7 +264,9 @@ fn store_jump(site: u64, jump: [u8; 5], exclusive: bool) -> bool {
         return user::write(site, &jump).is_ok();
     }
     let line = site & !15;
-    let Ok(old) = user::read::<[u8; 16]>(line) else { return false };
+    let Ok(old) = user::read::<[u8; 16]>(line) else {
+        return false;
+    };
     let mut new = old;
     let offset = (site % 16) as usize;
     new[offset..offset + 5].copy_from_slice(&jump);
@@ -291,7 +308,9 @@ fn reserve_area(text: u64) -> bool {
     for [start, used] in &AREAS {
         let at = start.load(Relaxed);
         if at == 0 {
-            let Some(area) = map_near(text) else { return false };
+            let Some(area) = map_near(text) else {
+                return false;
+            };
             start.store(area, Relaxed);
             used.store(0, Relaxed);
             return true;

@@ -122,7 +122,10 @@ unsafe extern "C" {
 
 /// First and last instruction pointer at which the blocking call has not begun yet.
 pub(crate) fn blocking_range() -> (u64, u64) {
-    (blocking_window as *const () as u64, blocking_done as *const () as u64)
+    (
+        blocking_window as *const () as u64,
+        blocking_done as *const () as u64,
+    )
 }
 
 /// Makes a system call that may block; −EINTR without making it if a signal waits for delivery.
@@ -153,18 +156,34 @@ const FUTEX_WAKE: u64 = 1;
 
 /// Sleeps while the word is `value` (shared futex: the host wakes, too).
 pub(crate) fn futex_wait(word: &core::sync::atomic::AtomicU32, value: u32) {
-    call(nr::FUTEX, [word.as_ptr() as u64, FUTEX_WAIT, u64::from(value), 0, 0, 0]);
+    call(
+        nr::FUTEX,
+        [word.as_ptr() as u64, FUTEX_WAIT, u64::from(value), 0, 0, 0],
+    );
 }
 
 /// As [`futex_wait`], but not longer than so many nanoseconds.
 pub(crate) fn futex_wait_for(word: &core::sync::atomic::AtomicU32, value: u32, ns: u64) {
     let limit = [ns / 1_000_000_000, ns % 1_000_000_000];
-    call(nr::FUTEX, [word.as_ptr() as u64, FUTEX_WAIT, u64::from(value), limit.as_ptr() as u64, 0, 0]);
+    call(
+        nr::FUTEX,
+        [
+            word.as_ptr() as u64,
+            FUTEX_WAIT,
+            u64::from(value),
+            limit.as_ptr() as u64,
+            0,
+            0,
+        ],
+    );
 }
 
 /// Wakes up to `n` sleepers.
 pub(crate) fn futex_wake(word: &core::sync::atomic::AtomicU32, n: u32) {
-    call(nr::FUTEX, [word.as_ptr() as u64, FUTEX_WAKE, u64::from(n), 0, 0, 0]);
+    call(
+        nr::FUTEX,
+        [word.as_ptr() as u64, FUTEX_WAKE, u64::from(n), 0, 0, 0],
+    );
 }
 
 /// Ends the process.

@@ -29,7 +29,10 @@ impl Ring {
     #[inline(always)]
     pub(crate) fn of(t: &ThreadBlock) -> Self {
         let index = t.slot.load(Relaxed);
-        Self { slot: slot_of(index), base: base(index) }
+        Self {
+            slot: slot_of(index),
+            base: base(index),
+        }
     }
 
     /// Waits until `n` bytes fit behind position `at`. Records are never dropped.
@@ -57,7 +60,11 @@ impl Ring {
         let offset = at % RING_LEN;
         let first = n.min(RING_LEN - offset);
         user::copy(self.base + offset, from, first)?;
-        if first < n { user::copy(self.base, from + first, n - first) } else { Ok(()) }
+        if first < n {
+            user::copy(self.base, from + first, n - first)
+        } else {
+            Ok(())
+        }
     }
 
     /// Takes bytes from a stream position.
@@ -66,7 +73,11 @@ impl Ring {
         let offset = at % RING_LEN;
         let first = n.min(RING_LEN - offset);
         user::copy(to, self.base + offset, first)?;
-        if first < n { user::copy(to + first, self.base, n - first) } else { Ok(()) }
+        if first < n {
+            user::copy(to + first, self.base, n - first)
+        } else {
+            Ok(())
+        }
     }
 
     /// Commits everything before `at`: the host may read it.

@@ -43,7 +43,13 @@ impl Shape {
     #[inline(always)]
     pub(crate) fn of(row: &'static Syscall, args: [u64; 6]) -> Option<Self> {
         let kinds = row.shape(&args)?;
-        let mut shape = Self { row, args, kinds, before: [0; 6], message: [0; 2] };
+        let mut shape = Self {
+            row,
+            args,
+            kinds,
+            before: [0; 6],
+            message: [0; 2],
+        };
         for i in 0..6 {
             match kinds[i] {
                 Arg::Out(Len::Pointee(word)) | Arg::InOut(Len::Pointee(word)) => {
@@ -80,9 +86,9 @@ impl Shape {
             return 0;
         }
         let pointee = match len {
-            Len::Pointee(word) => {
-                user::read::<u32>(self.args[usize::from(word) % 6]).unwrap_or(0).min(self.before[i])
-            }
+            Len::Pointee(word) => user::read::<u32>(self.args[usize::from(word) % 6])
+                .unwrap_or(0)
+                .min(self.before[i]),
             _ => 0,
         };
         match len.bytes(&self.args, result, pointee) {
@@ -105,11 +111,18 @@ impl Shape {
         for i in 0..6 {
             match self.kinds[i] {
                 Arg::Out(len) | Arg::InOut(len) => {
-                    visit(Run::Flat(self.args[i], self.len_of(i, len, result).min(MAX_PAYLOAD as u64)));
+                    visit(Run::Flat(
+                        self.args[i],
+                        self.len_of(i, len, result).min(MAX_PAYLOAD as u64),
+                    ));
                 }
                 Arg::OutVec => {
                     let count = self.args[(i + 1) % 6];
-                    visit(Run::Vector(self.args[i], count, u64::try_from(result).unwrap_or(0)));
+                    visit(Run::Vector(
+                        self.args[i],
+                        count,
+                        u64::try_from(result).unwrap_or(0),
+                    ));
                 }
                 Arg::OutMsg => self.message_runs(self.args[i], result, &mut visit),
                 _ => {}
@@ -119,13 +132,29 @@ impl Shape {
 
     fn message_runs(&self, header: u64, result: i64, visit: &mut impl FnMut(Run)) {
         let word = |at: u64| user::read::<u64>(header + at).unwrap_or(0);
-        let name_len = user::read::<u32>(header + msg::NAME_LEN).unwrap_or(0).min(self.message[0]);
+        let name_len = user::read::<u32>(header + msg::NAME_LEN)
+            .unwrap_or(0)
+            .min(self.message[0]);
         let control_len = (word(msg::CONTROL_LEN) as u32).min(self.message[1]);
         let (name, control) = (word(msg::NAME), word(msg::CONTROL));
-        visit(Run::Flat(name, if name == 0 { 0 } else { u64::from(name_len) }));
-        visit(Run::Flat(control, if control == 0 { 0 } else { u64::from(control_len) }));
+        visit(Run::Flat(
+            name,
+            if name == 0 { 0 } else { u64::from(name_len) },
+        ));
+        visit(Run::Flat(
+            control,
+            if control == 0 {
+                0
+            } else {
+                u64::from(control_len)
+            },
+        ));
         visit(Run::Flat(header + msg::FLAGS, 4));
-        visit(Run::Vector(word(msg::VECTOR), word(msg::COUNT), u64::try_from(result).unwrap_or(0)));
+        visit(Run::Vector(
+            word(msg::VECTOR),
+            word(msg::COUNT),
+            u64::try_from(result).unwrap_or(0),
+        ));
     }
 
     fn captures(&self, result: i64) -> bool {
@@ -258,7 +287,9 @@ impl Run {
                     if left == 0 {
                         break;
                     }
-                    let Ok([at, len]) = user::read::<[u64; 2]>(vector + i * 16) else { break };
+                    let Ok([at, len]) = user::read::<[u64; 2]>(vector + i * 16) else {
+                        break;
+                    };
                     let n = len.min(left);
                     if n > 0 {
                         visit(at, n);

@@ -58,7 +58,8 @@ const fn bit(signal: usize) -> u64 {
 }
 
 /// Signals that are never blocked while the guest works: SIGSYS is its own, the others are faults.
-const NEVER_BLOCKED: u64 = bit(SIGSYS) | bit(SIGSEGV) | bit(SIGBUS) | bit(SIGILL) | bit(SIGFPE) | bit(SIGTRAP);
+const NEVER_BLOCKED: u64 =
+    bit(SIGSYS) | bit(SIGSEGV) | bit(SIGBUS) | bit(SIGILL) | bit(SIGFPE) | bit(SIGTRAP);
 /// Everything that can be put off.
 const ALL: u64 = !NEVER_BLOCKED;
 
@@ -69,7 +70,10 @@ const fn is_fault(signal: usize) -> bool {
 /// Sets the kernel's mask of this thread.
 fn set_kernel_mask(mask: u64) {
     let mask = mask & !bit(SIGSYS);
-    raw::call(nr::RT_SIGPROCMASK, [SIG_SETMASK, (&raw const mask) as u64, 0, 8, 0, 0]);
+    raw::call(
+        nr::RT_SIGPROCMASK,
+        [SIG_SETMASK, (&raw const mask) as u64, 0, 8, 0, 0],
+    );
 }
 
 /// Blocks what can be blocked, around steps that a signal must not see half done.
@@ -86,16 +90,27 @@ pub(crate) fn unblock(t: &ThreadBlock) {
 
 /// Installs the guest's own handlers in a fresh image and learns what it inherited.
 pub(crate) fn init(t: &ThreadBlock, mask: u64) {
-    let own = [stub as *const () as u64, SA_SIGINFO | SA_RESTORER | SA_ONSTACK, entry::restorer(), u64::MAX];
+    let own = [
+        stub as *const () as u64,
+        SA_SIGINFO | SA_RESTORER | SA_ONSTACK,
+        entry::restorer(),
+        u64::MAX,
+    ];
     for signal in 1..SIGNALS {
         let mut old = [0_u64; 4];
-        raw::call(nr::RT_SIGACTION, [signal as u64, 0, old.as_mut_ptr() as u64, 8, 0, 0]);
+        raw::call(
+            nr::RT_SIGACTION,
+            [signal as u64, 0, old.as_mut_ptr() as u64, 8, 0, 0],
+        );
         if old[0] == SIG_IGN {
             tables::of(t).set_action(signal, Action(old));
         }
     }
     for signal in [SIGSYS, SIGSEGV, SIGBUS] {
-        raw::call(nr::RT_SIGACTION, [signal as u64, own.as_ptr() as u64, 0, 8, 0, 0]);
+        raw::call(
+            nr::RT_SIGACTION,
+            [signal as u64, own.as_ptr() as u64, 0, 8, 0, 0],
+        );
     }
     t.mask.store(mask, Relaxed);
 }
@@ -110,7 +125,9 @@ pub(crate) fn sigaction(t: &ThreadBlock, a: &[u64; 6]) -> i64 {
     let set = tables::of(t);
     let before = set.action(index);
     if new != 0 {
-        let Ok(words) = user::read::<[u64; 4]>(new) else { return -raw::EFAULT };
+        let Ok(words) = user::read::<[u64; 4]>(new) else {
+            return -raw::EFAULT;
+        };
         let result = install(index, Action(words));
         if result != 0 {
             return result;
@@ -131,9 +148,17 @@ fn install(signal: usize, Action(app): Action) -> i64 {
     kernel[3] &= !bit(SIGSYS);
     if app[0] != SIG_DFL && app[0] != SIG_IGN {
         let keep = SA_NOCLDSTOP | SA_NOCLDWAIT | SA_ONSTACK;
-        kernel = [stub as *const () as u64, (app[1] & keep) | SA_SIGINFO | SA_RESTORER, entry::restorer(), ALL];
+        kernel = [
+            stub as *const () as u64,
+            (app[1] & keep) | SA_SIGINFO | SA_RESTORER,
+            entry::restorer(),
+            ALL,
+        ];
     }
-    raw::call(nr::RT_SIGACTION, [signal as u64, kernel.as_ptr() as u64, 0, 8, 0, 0])
+    raw::call(
+        nr::RT_SIGACTION,
+        [signal as u64, kernel.as_ptr() as u64, 0, 8, 0, 0],
+    )
 }
 
 /// `rt_sigprocmask`: the mask is the guest's to keep, the kernel's follows it.
@@ -144,7 +169,9 @@ pub(crate) fn sigprocmask(t: &ThreadBlock, a: &[u64; 6]) -> i64 {
     }
     let before = t.mask.load(Relaxed);
     if new != 0 {
-        let Ok(set) = user::read::<u64>(new) else { return -raw::EFAULT };
+        let Ok(set) = user::read::<u64>(new) else {
+            return -raw::EFAULT;
+        };
         let after = match how {
             0 => before | set,
             1 => before & !set,
@@ -170,7 +197,9 @@ pub(crate) fn sigreturn(t: &ThreadBlock, regs: &Regs) -> ! {
 
 /// Whether a call that a signal interrupted begins again after the handler (signal(7)).
 fn restarts(t: &ThreadBlock, call: u64) -> bool {
-    const RESTARTABLE: &[u64] = &[0, 1, 16, 17, 18, 19, 20, 42, 43, 44, 45, 46, 47, 61, 72, 73, 202, 247, 257, 288, 318];
+    const RESTARTABLE: &[u64] = &[
+        0, 1, 16, 17, 18, 19, 20, 42, 43, 44, 45, 46, 47, 61, 72, 73, 202, 247, 257, 288, 318,
+    ];
     let action = tables::of(t).action(t.pending.load(Relaxed) as usize);
     action.0[1] & SA_RESTART != 0 && RESTARTABLE.contains(&call)
 }
@@ -293,10 +322,17 @@ fn raise(t: &ThreadBlock, regs: &Regs, again: bool) -> ! {
     block_all();
     let signal = t.pending.swap(0, Relaxed);
     t.delivering.store(signal, Relaxed);
-    let (pid, tid) = (u64::from(t.pid.load(Relaxed)), u64::from(t.tid.load(Relaxed)));
-    raw::call(nr::RT_TGSIGQUEUEINFO, [pid, tid, u64::from(signal), t.signal.as_ptr() as u64, 0, 0]);
+    let (pid, tid) = (
+        u64::from(t.pid.load(Relaxed)),
+        u64::from(t.tid.load(Relaxed)),
+    );
+    raw::call(
+        nr::RT_TGSIGQUEUEINFO,
+        [pid, tid, u64::from(signal), t.signal.as_ptr() as u64, 0, 0],
+    );
     let mask = t.mask.load(Relaxed);
-    t.exit_mask.store(mask & !bit(signal as usize) & !bit(SIGSYS), Relaxed);
+    t.exit_mask
+        .store(mask & !bit(signal as usize) & !bit(SIGSYS), Relaxed);
     entry::leave_delivering(regs, again)
 }
 
@@ -330,8 +366,14 @@ extern "C" fn stub(signal: u32, info: u64, context: u64) {
 fn keep(t: &ThreadBlock, signal: u32, info: u64, context: u64, rip: u64) {
     let _ = user::write(context + uc::MASK, &ALL);
     if t.pending.load(Relaxed) != 0 {
-        let (pid, tid) = (u64::from(t.pid.load(Relaxed)), u64::from(t.tid.load(Relaxed)));
-        raw::call(nr::RT_TGSIGQUEUEINFO, [pid, tid, u64::from(signal), info, 0, 0]);
+        let (pid, tid) = (
+            u64::from(t.pid.load(Relaxed)),
+            u64::from(t.tid.load(Relaxed)),
+        );
+        raw::call(
+            nr::RT_TGSIGQUEUEINFO,
+            [pid, tid, u64::from(signal), info, 0, 0],
+        );
         return;
     }
     let _ = user::copy(t.signal.as_ptr() as u64, info, SIGINFO_LEN);
@@ -347,7 +389,10 @@ fn fault(t: &ThreadBlock, signal: usize, info: u64, context: u64) {
     let handler = tables::of(t).action(signal).0[0];
     if handler == SIG_DFL || handler == SIG_IGN {
         let default = [SIG_DFL, SA_RESTORER, entry::restorer(), 0];
-        raw::call(nr::RT_SIGACTION, [signal as u64, default.as_ptr() as u64, 0, 8, 0, 0]);
+        raw::call(
+            nr::RT_SIGACTION,
+            [signal as u64, default.as_ptr() as u64, 0, 8, 0, 0],
+        );
         return;
     }
     handle(t, signal, info, context);
@@ -365,7 +410,11 @@ fn handle(t: &ThreadBlock, signal: usize, info: u64, context: u64) {
         set.set_action(signal, default);
         install(signal, default);
     }
-    let own = if flags & SA_NODEFER == 0 { bit(signal) } else { 0 };
+    let own = if flags & SA_NODEFER == 0 {
+        bit(signal)
+    } else {
+        0
+    };
     t.mask.store(t.mask.load(Relaxed) | mask | own, Relaxed);
     unblock(t);
     // SAFETY: the address is the handler that the application registered for this signal; it is called as

@@ -33,13 +33,13 @@ pub(crate) struct Library {
 impl Library {
     /// The library whose text starts at this address; `None` if it has no dynamic symbols.
     pub(crate) fn containing(text: u64) -> Option<Self> {
-        let base = (0..SEARCH_PAGES).map(|k| (text & !4095).wrapping_sub(k * 4096)).find_map(|at| {
-            match user::read::<[u8; 4]>(at) {
+        let base = (0..SEARCH_PAGES)
+            .map(|k| (text & !4095).wrapping_sub(k * 4096))
+            .find_map(|at| match user::read::<[u8; 4]>(at) {
                 Ok(MAGIC) => Some(Some(at)),
                 Ok(_) => None,
                 Err(_) => Some(None),
-            }
-        })??;
+            })??;
         let headers = base + user::read::<u64>(base + 0x20).ok()?;
         let count = u64::from(user::read::<u16>(base + 0x38).ok()?).min(MAX_HEADERS);
         for i in 0..count {
@@ -48,14 +48,21 @@ impl Library {
                 let offset = user::read::<u64>(at + 8).ok()?;
                 let address = user::read::<u64>(at + 16).ok()?;
                 // While the loader still maps the file, its dynamic section lies at its file offset.
-                return Self::from_dynamic(base, base + offset).or_else(|| Self::from_dynamic(base, base + address));
+                return Self::from_dynamic(base, base + offset)
+                    .or_else(|| Self::from_dynamic(base, base + address));
             }
         }
         None
     }
 
     fn from_dynamic(base: u64, dynamic: u64) -> Option<Self> {
-        let mut found = Self { base, strings: 0, symbols: 0, hash: 0, versions: 0 };
+        let mut found = Self {
+            base,
+            strings: 0,
+            symbols: 0,
+            hash: 0,
+            versions: 0,
+        };
         for i in 0..MAX_DYNAMIC {
             let [tag, value] = user::read::<[u64; 2]>(dynamic + i * 16).ok()?;
             let place = if value < base { base + value } else { value };
@@ -123,7 +130,9 @@ impl Library {
 }
 
 fn gnu_hash(name: &[u8]) -> u32 {
-    name.iter().fold(5381_u32, |h, b| h.wrapping_mul(33).wrapping_add(u32::from(*b)))
+    name.iter().fold(5381_u32, |h, b| {
+        h.wrapping_mul(33).wrapping_add(u32::from(*b))
+    })
 }
 
 /// Sets the calling thread's errno.

@@ -3,7 +3,10 @@
 //! They lie in the process' own memory, so that fork copies them and a checkpoint holds them. A child that
 //! shares the memory but not the descriptors (vfork, `posix_spawn`) gets a set of its own until it execs.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::{Acquire, Relaxed, Release}};
+use core::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 
 use guest::abi::{TABLES, ThreadBlock, inherited};
 

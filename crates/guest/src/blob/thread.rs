@@ -3,8 +3,10 @@
 use core::arch::{asm, naked_asm};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use guest::abi::{ARENA_BASE, Control, INHERIT_AT, INHERIT_FDS, MAX_THREADS, SLOTS_AT, Slot,
-                 THREAD_LEN, THREADS_BASE, ThreadBlock, slot};
+use guest::abi::{
+    ARENA_BASE, Control, INHERIT_AT, INHERIT_FDS, MAX_THREADS, SLOTS_AT, Slot, THREAD_LEN,
+    THREADS_BASE, ThreadBlock, slot,
+};
 
 use crate::raw::{self, nr};
 
@@ -34,7 +36,9 @@ pub(crate) fn control() -> &'static Control {
 #[inline(always)]
 pub(crate) fn slot_of(index: u32) -> &'static Slot {
     // SAFETY: as for `control`; indices come from `claim_slot` and are below `MAX_SLOTS`.
-    unsafe { &*((ARENA_BASE + SLOTS_AT + u64::from(index) * size_of::<Slot>() as u64) as *const Slot) }
+    unsafe {
+        &*((ARENA_BASE + SLOTS_AT + u64::from(index) * size_of::<Slot>() as u64) as *const Slot)
+    }
 }
 
 /// The table through which the slot's process hands its descriptors to its next image.
@@ -50,7 +54,9 @@ pub(crate) fn claim_slot() -> Option<u32> {
     for index in 0..guest::abi::MAX_SLOTS as u32 {
         let s = slot_of(index);
         if s.state.load(Relaxed) == slot::FREE
-            && s.state.compare_exchange(slot::FREE, slot::CLAIMED, AcqRel, Relaxed).is_ok()
+            && s.state
+                .compare_exchange(slot::FREE, slot::CLAIMED, AcqRel, Relaxed)
+                .is_ok()
         {
             s.head.store(0, Relaxed);
             s.tail.store(0, Relaxed);
@@ -67,14 +73,26 @@ pub(crate) fn claim_slot() -> Option<u32> {
 /// Faults in the ring's pages, so that no record waits for one.
 pub(crate) fn prefault(index: u32) {
     const MADV_POPULATE_WRITE: u64 = 23;
-    raw::call(nr::MADVISE, [crate::ring::base(index), guest::abi::RING_LEN, MADV_POPULATE_WRITE, 0, 0, 0]);
+    raw::call(
+        nr::MADVISE,
+        [
+            crate::ring::base(index),
+            guest::abi::RING_LEN,
+            MADV_POPULATE_WRITE,
+            0,
+            0,
+            0,
+        ],
+    );
 }
 
 /// Takes a free block and gives it its hook stack.
 pub(crate) fn claim_block() -> Option<&'static ThreadBlock> {
     for index in 0..MAX_THREADS {
         let bit = 1 << (index % 64);
-        if TAKEN[index / 64].load(Relaxed) & bit == 0 && TAKEN[index / 64].fetch_or(bit, Relaxed) & bit == 0 {
+        if TAKEN[index / 64].load(Relaxed) & bit == 0
+            && TAKEN[index / 64].fetch_or(bit, Relaxed) & bit == 0
+        {
             return Some(set_up(index));
         }
     }
@@ -90,10 +108,26 @@ fn set_up(index: usize) -> &'static ThreadBlock {
     block.hook_sp.store(top, Relaxed);
     block.hook_top.store(top, Relaxed);
     crate::heap::attach(block);
-    for word in [&block.mask, &block.exit_mask, &block.unlogged, &block.inside, &block.stop, &block.why, &block.position, &block.tsc] {
+    for word in [
+        &block.mask,
+        &block.exit_mask,
+        &block.unlogged,
+        &block.inside,
+        &block.stop,
+        &block.why,
+        &block.position,
+        &block.tsc,
+    ] {
         word.store(0, Relaxed);
     }
-    for word in [&block.tid, &block.pid, &block.tables, &block.pending, &block.delivering, &block.follows] {
+    for word in [
+        &block.tid,
+        &block.pid,
+        &block.tables,
+        &block.pending,
+        &block.delivering,
+        &block.follows,
+    ] {
         word.store(0, Relaxed);
     }
     block
@@ -107,7 +141,11 @@ pub(crate) fn release_block(block: &ThreadBlock) {
 
 /// Whether the calling thread is the only one of its address space.
 pub(crate) fn alone() -> bool {
-    TAKEN.iter().map(|word| word.load(Relaxed).count_ones()).sum::<u32>() == 1
+    TAKEN
+        .iter()
+        .map(|word| word.load(Relaxed).count_ones())
+        .sum::<u32>()
+        == 1
 }
 
 fn index_of(block: &ThreadBlock) -> usize {
@@ -118,7 +156,14 @@ fn index_of(block: &ThreadBlock) -> usize {
 pub(crate) fn keep_only(block: &ThreadBlock) {
     let index = index_of(block);
     for (word, taken) in TAKEN.iter().enumerate() {
-        taken.store(if word == index / 64 { 1 << (index % 64) } else { 0 }, Relaxed);
+        taken.store(
+            if word == index / 64 {
+                1 << (index % 64)
+            } else {
+                0
+            },
+            Relaxed,
+        );
     }
 }
 
@@ -132,11 +177,19 @@ pub(crate) fn exit_thread(status: u64) -> ! {
 
 #[unsafe(naked)]
 unsafe extern "C" fn leave(word: u64, mask: u64, status: u64) -> ! {
-    naked_asm!("lock and qword ptr [rdi], rsi", "mov rdi, rdx", "mov eax, 60", "syscall", "ud2")
+    naked_asm!(
+        "lock and qword ptr [rdi], rsi",
+        "mov rdi, rdx",
+        "mov eax, 60",
+        "syscall",
+        "ud2"
+    )
 }
 
 /// Points gs at a block.
 pub(crate) fn set_gs(block: &ThreadBlock) {
     // SAFETY: FSGSBASE is on wherever the injector accepts the host; nothing but the guest uses gs.
-    unsafe { asm!("wrgsbase {}", in(reg) block.this.load(Relaxed), options(nostack, preserves_flags)) }
+    unsafe {
+        asm!("wrgsbase {}", in(reg) block.this.load(Relaxed), options(nostack, preserves_flags))
+    }
 }

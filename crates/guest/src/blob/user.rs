@@ -39,7 +39,11 @@ pub(crate) fn copy(to: u64, from: u64, len: u64) -> Result<(), Fault> {
     // SAFETY: the copy is one string instruction, and a fault in it ends it (`recover`); what it writes is
     // either memory that the application named for a call to fill or the guest's ring, neither of which
     // Rust references cover.
-    if unsafe { user_copy(to, from, len) } == 0 { Ok(()) } else { Err(Fault) }
+    if unsafe { user_copy(to, from, len) } == 0 {
+        Ok(())
+    } else {
+        Err(Fault)
+    }
 }
 
 /// Reads a plain value.

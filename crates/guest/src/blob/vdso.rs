@@ -19,7 +19,10 @@ static KERNEL: [AtomicU64; 6] = [const { AtomicU64::new(0) }; 6];
 
 /// Learns where the kernel's vDSO is.
 pub(crate) fn init(boot: &Boot) {
-    for (to, from) in KERNEL.iter().zip(boot.vdso.iter().chain(&boot.vdso_entries)) {
+    for (to, from) in KERNEL
+        .iter()
+        .zip(boot.vdso.iter().chain(&boot.vdso_entries))
+    {
         to.store(*from, Relaxed);
     }
 }
@@ -38,10 +41,15 @@ fn clock(id: u64) -> i64 {
     } else {
         // SAFETY: the address of `__vdso_clock_gettime` in the kernel's own vDSO, as the injector found it;
         // it writes one timespec.
-        let entry: extern "C" fn(u64, *mut [i64; 2]) -> i64 = unsafe { core::mem::transmute(entry) };
+        let entry: extern "C" fn(u64, *mut [i64; 2]) -> i64 =
+            unsafe { core::mem::transmute(entry) };
         entry(id, &raw mut time)
     };
-    if result < 0 { result } else { time[0] * NANOS + time[1] }
+    if result < 0 {
+        result
+    } else {
+        time[0] * NANOS + time[1]
+    }
 }
 
 /// The recorded value of a clock.
@@ -66,7 +74,15 @@ fn recorded(t: &guest::abi::ThreadBlock, id: u64) -> i64 {
     }
     let value = clock(id);
     if log::now() == Mode::Record {
-        log::emit(t, Header { kind: kind::CLOCK, hash: id as u16, result: value, ..Header::default() });
+        log::emit(
+            t,
+            Header {
+                kind: kind::CLOCK,
+                hash: id as u16,
+                result: value,
+                ..Header::default()
+            },
+        );
     }
     value
 }

@@ -3,16 +3,16 @@
 //! In replay a descriptor is real only where its file can be mapped: regular files and memory files are
 //! opened for real, at the logged numbers. All others exist in the log alone.
 
-use guest::abi::{ARENA_FD, ROOM_FD, REPLAY_STDERR_FD, REPLAY_STDOUT_FD, ThreadBlock};
+use guest::abi::{ARENA_FD, REPLAY_STDERR_FD, REPLAY_STDOUT_FD, ROOM_FD, ThreadBlock};
 use sysabi::Syscall;
 
+use crate::connections;
 use crate::dispatch::{self, fed, record};
 use crate::entry::Regs;
 use crate::log::{self, Mode};
 use crate::order::{self, DESCRIPTORS};
 use crate::raw::{self, nr};
 use crate::shapes::Shape;
-use crate::connections;
 use crate::tables::{self, Kind};
 
 const O_CREAT: u64 = 0o100;
@@ -29,7 +29,9 @@ const MEMFD_CREATE: u64 = 319;
 /// `open` and its kin, `memfd_create`.
 pub(crate) fn open(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
     let args = regs.args();
-    let Some(shape) = Shape::of(row, args) else { return -raw::EINVAL };
+    let Some(shape) = Shape::of(row, args) else {
+        return -raw::EINVAL;
+    };
     if log::now() == Mode::Replay
         && let Some(taken) = log::take(t, row.nr)
     {
@@ -37,14 +39,22 @@ pub(crate) fn open(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
         let result = taken.header.result;
         taken.finish();
         if result >= 0 {
-            let kind = if reopen(regs.rax, &args, result.cast_unsigned()) { Kind::File } else { Kind::Other };
+            let kind = if reopen(regs.rax, &args, result.cast_unsigned()) {
+                Kind::File
+            } else {
+                Kind::Other
+            };
             tables::of(t).set_kind(result.cast_unsigned(), kind);
         }
         return result;
     }
     let (result, version) = dispatch::changing_descriptors(t, regs, &args);
     if result >= 0 {
-        let kind = if is_regular(result.cast_unsigned()) { Kind::File } else { Kind::Other };
+        let kind = if is_regular(result.cast_unsigned()) {
+            Kind::File
+        } else {
+            Kind::Other
+        };
         tables::of(t).set_kind(result.cast_unsigned(), kind);
     }
     if log::now() == Mode::Record {
@@ -65,7 +75,9 @@ fn reopen(call: u64, args: &[u64; 6], number: u64) -> bool {
         nr::OPENAT => again[2] &= !MAKES,
         MEMFD_CREATE => {}
         _ => {
-            let Ok(asked) = crate::user::read::<[u64; 3]>(args[2]) else { return false };
+            let Ok(asked) = crate::user::read::<[u64; 3]>(args[2]) else {
+                return false;
+            };
             how = [asked[0] & !MAKES, 0, asked[2]];
             again[2] = how.as_ptr() as u64;
             again[3] = 24;
@@ -92,7 +104,8 @@ fn reopen(call: u64, args: &[u64; 6], number: u64) -> bool {
 
 fn is_regular(fd: u64) -> bool {
     let mut stat = [0_u32; 36];
-    raw::call(nr::FSTAT, [fd, stat.as_mut_ptr() as u64, 0, 0, 0, 0]) == 0 && stat[6] & S_IFMT == S_IFREG
+    raw::call(nr::FSTAT, [fd, stat.as_mut_ptr() as u64, 0, 0, 0, 0]) == 0
+        && stat[6] & S_IFMT == S_IFREG
 }
 
 fn close_raw(fd: u64) {
@@ -137,7 +150,8 @@ pub(crate) fn duplicate(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> 
     const F_DUPFD: u64 = 0;
     const F_DUPFD_CLOEXEC: u64 = 1030;
     let (fd, second) = (regs.rdi, regs.rsi);
-    let copies = u64::from(row.nr) != nr::FCNTL || matches!(second as u32 as u64, F_DUPFD | F_DUPFD_CLOEXEC);
+    let copies =
+        u64::from(row.nr) != nr::FCNTL || matches!(second as u32 as u64, F_DUPFD | F_DUPFD_CLOEXEC);
     if is_own(fd) {
         return -raw::EBADF;
     }
@@ -145,7 +159,10 @@ pub(crate) fn duplicate(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> 
         return -raw::EBUSY;
     }
     let kind = tables::of(t).kind(fd);
-    if copies && let Some(index) = connections::index_of(tables::of(t).kind(second)).filter(|_| matches!(row.nr, 33 | 292)) {
+    if copies
+        && let Some(index) =
+            connections::index_of(tables::of(t).kind(second)).filter(|_| matches!(row.nr, 33 | 292))
+    {
         connections::await_adoption(index);
     }
     let result = fed(t, regs, row);
@@ -177,7 +194,9 @@ pub(crate) fn close_range(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -
     const CLOSE_RANGE_CLOEXEC: u64 = 4;
     let args = regs.args();
     let [first, last, flags, ..] = args;
-    let Some(shape) = Shape::of(row, args) else { return -raw::EINVAL };
+    let Some(shape) = Shape::of(row, args) else {
+        return -raw::EINVAL;
+    };
     let (first, last) = (u64::from(first as u32), u64::from(last as u32));
     let result = if log::now() == Mode::Replay
         && let Some(taken) = log::take(t, row.nr)
@@ -235,4 +254,3 @@ fn close_files(t: &ThreadBlock, first: u64, last: u64) {
         }
     }
 }
-

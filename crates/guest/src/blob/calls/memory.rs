@@ -1,18 +1,20 @@
 //! The memory map: its changes are made on both sides, in one recorded order.
 
-
 use core::sync::atomic::Ordering::Release;
 
-use guest::abi::{ARENA_BASE, ARENA_LEN, BLOB_BASE, HEAP_BASE, HEAP_LEN, MAX_THREADS, THREAD_LEN, THREADS_BASE, ThreadBlock};
+use guest::abi::{
+    ARENA_BASE, ARENA_LEN, BLOB_BASE, HEAP_BASE, HEAP_LEN, MAX_THREADS, THREAD_LEN, THREADS_BASE,
+    ThreadBlock,
+};
 use sysabi::Syscall;
 
 use crate::dispatch::{self, wrong_result};
 use crate::entry::Regs;
 use crate::log::{self, Mode};
 use crate::order::{self, MEMORY};
+use crate::patch;
 use crate::raw;
 use crate::shapes::Shape;
-use crate::patch;
 
 const MMAP: u16 = 9;
 const MPROTECT: u16 = 10;
@@ -34,7 +36,9 @@ pub(crate) fn ordered(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i6
     if touches_own(row.nr, &args) {
         return -raw::EINVAL;
     }
-    let Some(shape) = Shape::of(row, args) else { return -raw::EINVAL };
+    let Some(shape) = Shape::of(row, args) else {
+        return -raw::EINVAL;
+    };
     if log::now() == Mode::Replay
         && let Some(taken) = log::take(t, row.nr)
     {
@@ -120,7 +124,10 @@ fn touches_own(call: u16, args: &[u64; 6]) -> bool {
         (ARENA_BASE, ARENA_BASE + ARENA_LEN),
         (HEAP_BASE, HEAP_BASE + HEAP_LEN),
     ];
-    let overlaps = |at: u64, len: u64| OWN.iter().any(|&(a, b)| at < b && at.saturating_add(len) > a);
+    let overlaps = |at: u64, len: u64| {
+        OWN.iter()
+            .any(|&(a, b)| at < b && at.saturating_add(len) > a)
+    };
     match call {
         BRK => false,
         // A block of the heap is the application's to protect.
@@ -128,7 +135,10 @@ fn touches_own(call: u16, args: &[u64; 6]) -> bool {
             args[1] > HEAP_BASE + HEAP_LEN - args[0]
         }
         MMAP => args[3] & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0 && overlaps(args[0], args[1]),
-        MREMAP => overlaps(args[0], args[1]) || (args[3] & MREMAP_FIXED != 0 && overlaps(args[4], args[2])),
+        MREMAP => {
+            overlaps(args[0], args[1])
+                || (args[3] & MREMAP_FIXED != 0 && overlaps(args[4], args[2]))
+        }
         _ => overlaps(args[0], args[1]),
     }
 }

@@ -9,24 +9,34 @@ use sysabi::{Arg, Len, Syscall};
 use crate::dispatch::{fed, perform};
 use crate::entry::Regs;
 use crate::log::{self, Mode};
-use crate::{connections, order};
 use crate::raw::{self, nr};
 use crate::shapes::{Run, Shape};
 use crate::tables::{self, Kind};
 use crate::thread::control;
+use crate::{connections, order};
 
 /// Class `Suppressed`.
 pub(crate) fn suppressed(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
     let mut args = regs.args();
-    let Some(data) = data_of(row, &args) else { return between_descriptors(t, regs, row, args) };
+    let Some(data) = data_of(row, &args) else {
+        return between_descriptors(t, regs, row, args);
+    };
     let target = tables::of(t).kind(regs.rdi);
     if let Some(index) = connections::index_of(target) {
-        let Some(shape) = Shape::of(row, args) else { return -raw::EINVAL };
+        let Some(shape) = Shape::of(row, args) else {
+            return -raw::EINVAL;
+        };
         return connections::write(t, &shape, data, index, dont_wait(row, &args));
     }
     let keeps_data = matches!(target, Kind::File | Kind::Internal);
-    let data = if keeps_data { shorten(row, &mut args, data) } else { data };
-    let Some(shape) = Shape::of(row, args) else { return -raw::EINVAL };
+    let data = if keeps_data {
+        shorten(row, &mut args, data)
+    } else {
+        data
+    };
+    let Some(shape) = Shape::of(row, args) else {
+        return -raw::EINVAL;
+    };
     if log::now() == Mode::Replay
         && let Some(result) = replay(t, row, &shape, data, target)
     {
@@ -53,7 +63,11 @@ pub(crate) fn suppressed(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) ->
 fn between_descriptors(t: &ThreadBlock, regs: &Regs, row: &'static Syscall, args: [u64; 6]) -> i64 {
     const SENDFILE: u16 = 40;
     let set = tables::of(t);
-    let to = if row.nr == SENDFILE { set.kind(args[0]) } else { set.kind(args[2]) };
+    let to = if row.nr == SENDFILE {
+        set.kind(args[0])
+    } else {
+        set.kind(args[2])
+    };
     match (connections::index_of(to), row.nr) {
         (Some(index), SENDFILE) => match Shape::of(row, args) {
             Some(shape) => connections::send_file(t, &shape, index),
@@ -82,12 +96,21 @@ fn data_of(row: &Syscall, args: &[u64; 6]) -> Option<Run> {
             Arg::In(Len::Arg(n)) => return Some(Run::Flat(args[i], args[usize::from(n) % 6])),
             Arg::InVec => {
                 let count = args[(i + 1) % 6];
-                return Some(Run::Vector(args[i], count, Run::vector_len(args[i], count).unwrap_or(0)));
+                return Some(Run::Vector(
+                    args[i],
+                    count,
+                    Run::vector_len(args[i], count).unwrap_or(0),
+                ));
             }
             Arg::InMsg => {
                 const VECTOR: u64 = 16;
-                let [vector, count] = crate::user::read::<[u64; 2]>(args[i] + VECTOR).unwrap_or([0, 0]);
-                return Some(Run::Vector(vector, count, Run::vector_len(vector, count).unwrap_or(0)));
+                let [vector, count] =
+                    crate::user::read::<[u64; 2]>(args[i] + VECTOR).unwrap_or([0, 0]);
+                return Some(Run::Vector(
+                    vector,
+                    count,
+                    Run::vector_len(vector, count).unwrap_or(0),
+                ));
             }
             _ => {}
         }

@@ -118,9 +118,14 @@ fn spawn_recorded(t: &ThreadBlock, regs: &Regs, row: &Syscall, wanted: Wanted) -
 
 /// Makes the child. In replay: with this stream and this number.
 fn spawn(t: &ThreadBlock, regs: &Regs, mut wanted: Wanted, replayed: Option<(u32, u64)>) -> i64 {
-    let Some(index) = thread::claim_slot() else { return -raw::EAGAIN };
+    let Some(index) = thread::claim_slot() else {
+        return -raw::EAGAIN;
+    };
     let ring = slot_of(index);
-    let stream = replayed.map_or_else(|| control().next_stream.fetch_add(1, AcqRel), |(stream, _)| stream);
+    let stream = replayed.map_or_else(
+        || control().next_stream.fetch_add(1, AcqRel),
+        |(stream, _)| stream,
+    );
     ring.stream.store(stream, Relaxed);
     let Some((block, own_tables)) = prepare_block(t, regs, &wanted) else {
         ring.state.store(slot::FREE, Release);
@@ -133,7 +138,12 @@ fn spawn(t: &ThreadBlock, regs: &Regs, mut wanted: Wanted, replayed: Option<(u32
     thread::prefault(index);
     signals::block_all();
     let forks = !wanted.has(CLONE_VM);
-    let locks = forks.then(|| (order::lock(t, &order::MEMORY), order::lock(t, &order::DESCRIPTORS)));
+    let locks = forks.then(|| {
+        (
+            order::lock(t, &order::MEMORY),
+            order::lock(t, &order::DESCRIPTORS),
+        )
+    });
     ring.state.store(slot::LIVE, Release);
     if !wanted.has(CLONE_FILES) {
         connections::retain_all(tables::of(t));
@@ -158,13 +168,24 @@ fn spawn(t: &ThreadBlock, regs: &Regs, mut wanted: Wanted, replayed: Option<(u32
 }
 
 /// The block the child starts on, and the set of tables that is its own.
-fn prepare_block<'a>(t: &'a ThreadBlock, regs: &Regs, wanted: &Wanted) -> Option<(&'a ThreadBlock, Option<u32>)> {
+fn prepare_block<'a>(
+    t: &'a ThreadBlock,
+    regs: &Regs,
+    wanted: &Wanted,
+) -> Option<(&'a ThreadBlock, Option<u32>)> {
     let shares = wanted.has(CLONE_VM);
     let block = if shares { thread::claim_block()? } else { t };
     let mut own_tables = None;
     if shares {
         block.mask.store(t.mask.load(Relaxed), Relaxed);
-        block.pid.store(if wanted.has(CLONE_THREAD) { t.pid.load(Relaxed) } else { 0 }, Relaxed);
+        block.pid.store(
+            if wanted.has(CLONE_THREAD) {
+                t.pid.load(Relaxed)
+            } else {
+                0
+            },
+            Relaxed,
+        );
         let set = if wanted.has(CLONE_FILES) {
             t.tables.load(Relaxed)
         } else {
@@ -184,7 +205,11 @@ fn prepare_block<'a>(t: &'a ThreadBlock, regs: &Regs, wanted: &Wanted) -> Option
     if wanted.stack_top != 0 {
         birth.rsp = wanted.stack_top;
     }
-    let _ = user::copy(block.birth.as_ptr() as u64, (&raw const birth) as u64, size_of::<Regs>() as u64);
+    let _ = user::copy(
+        block.birth.as_ptr() as u64,
+        (&raw const birth) as u64,
+        size_of::<Regs>() as u64,
+    );
     Some((block, own_tables))
 }
 
@@ -214,7 +239,9 @@ pub(crate) extern "C" fn child_started(block: &ThreadBlock) {
     let pid = raw::call(nr::GETPID, [0; 6]) as u32;
     let forked = block.pid.load(Relaxed) != pid && block.tid.load(Relaxed) != 0;
     block.slot.store(index, Relaxed);
-    block.stream.store(block.child_stream.load(Relaxed), Relaxed);
+    block
+        .stream
+        .store(block.child_stream.load(Relaxed), Relaxed);
     block.position.store(0, Relaxed);
     block.tid.store(tid, Relaxed);
     block.pid.store(pid, Relaxed);
@@ -234,7 +261,14 @@ pub(crate) extern "C" fn child_started(block: &ThreadBlock) {
     ring.block.store(block.this.load(Relaxed), Release);
     init::dispatch_on();
     match log::now() {
-        Mode::Record => log::emit(block, Header { kind: kind::BIRTH, result: i64::from(tid), ..Header::default() }),
+        Mode::Record => log::emit(
+            block,
+            Header {
+                kind: kind::BIRTH,
+                result: i64::from(tid),
+                ..Header::default()
+            },
+        ),
         Mode::Replay => {
             if let Some(taken) = log::take(block, kind::BIRTH) {
                 taken.finish();
@@ -247,7 +281,9 @@ pub(crate) extern "C" fn child_started(block: &ThreadBlock) {
 
 /// `execve`, `execveat`: the host attaches first, so that it can inject the guest into the next image.
 pub(crate) fn exec(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
-    let Some(shape) = Shape::of(row, regs.args()) else { return -raw::EINVAL };
+    let Some(shape) = Shape::of(row, regs.args()) else {
+        return -raw::EINVAL;
+    };
     if log::now() == Mode::Replay {
         let failed = match log::peek(t) {
             Some(next) => next.header.kind != kind::EXEC,
@@ -312,7 +348,12 @@ fn leave(t: &ThreadBlock, status: u64, group: u32) {
     }
     match log::now() {
         Mode::Record => {
-            let header = Header { kind: kind::EXIT, result: status.cast_signed(), arg0: group, ..Header::default() };
+            let header = Header {
+                kind: kind::EXIT,
+                result: status.cast_signed(),
+                arg0: group,
+                ..Header::default()
+            };
             log::begin(t, header).commit(true);
         }
         Mode::Replay => {
@@ -325,7 +366,9 @@ fn leave(t: &ThreadBlock, status: u64, group: u32) {
         }
         Mode::Live => {}
     }
-    slot_of(t.slot.load(Relaxed)).state.store(slot::DONE, Release);
+    slot_of(t.slot.load(Relaxed))
+        .state
+        .store(slot::DONE, Release);
     ring::wake_drainer();
 }
 
@@ -355,15 +398,26 @@ pub(crate) fn wait(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
         return result;
     }
     let (child, ended, killed) = if row.nr == WAIT4 {
-        let status = if regs.rsi == 0 { 0 } else { user::read::<i32>(regs.rsi).unwrap_or(0) };
+        let status = if regs.rsi == 0 {
+            0
+        } else {
+            user::read::<i32>(regs.rsi).unwrap_or(0)
+        };
         let stopped = status & 0xff == 0x7f || status == 0xffff;
         (result, result > 0 && !stopped, status & 0x7f != 0)
     } else {
         const SI_PID: u64 = 16;
         const SI_CODE: u64 = 8;
-        let word = |at| if regs.rdx == 0 { 0 } else { user::read::<i32>(regs.rdx + at).unwrap_or(0) };
+        let word = |at| {
+            if regs.rdx == 0 {
+                0
+            } else {
+                user::read::<i32>(regs.rdx + at).unwrap_or(0)
+            }
+        };
         let code = word(SI_CODE);
-        let ended = result == 0 && word(SI_PID) > 0 && (1..=3).contains(&code) && regs.r10 & WNOWAIT == 0;
+        let ended =
+            result == 0 && word(SI_PID) > 0 && (1..=3).contains(&code) && regs.r10 & WNOWAIT == 0;
         (i64::from(word(SI_PID)), ended, code != 1)
     };
     if ended {

@@ -5,20 +5,29 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use eventlog::record::kind;
 use guest::abi::{HEAP_BASE, Order, ThreadBlock};
 
-use super::layout::{CHUNK, CLASS, CLASSES, Chunk, LARGE, NONE, Word, address, chunk, chunk_of, contains, peek,
-                    poke, use_of};
-use super::runs::Runs;
 use super::corrupt;
+use super::layout::{
+    CHUNK, CLASS, CLASSES, Chunk, LARGE, NONE, Word, address, chunk, chunk_of, contains, peek,
+    poke, use_of,
+};
+use super::runs::Runs;
 use crate::locks;
 use crate::log::{self, Mode};
 use crate::order::{self, Held};
 
 /// Order of changes of the centre.
-static ORDER: Order = Order { owner: AtomicU32::new(0), pad: AtomicU32::new(0), version: AtomicU64::new(0) };
+static ORDER: Order = Order {
+    owner: AtomicU32::new(0),
+    pad: AtomicU32::new(0),
+    version: AtomicU64::new(0),
+};
 /// Whether this process has ever had a second thread: until then nobody else can see the order.
 static SHARED: AtomicBool = AtomicBool::new(false);
 
-static CENTRE: Centre = Centre { runs: Runs::new(), partial: [const { Word::new(0) }; CLASSES + 1] };
+static CENTRE: Centre = Centre {
+    runs: Runs::new(),
+    partial: [const { Word::new(0) }; CLASSES + 1],
+};
 
 /// A large block's memory: whole pages of its run count as usable.
 const PAGE: u64 = 4096;
@@ -94,7 +103,9 @@ impl Centre {
         let mut chain = Chain { head: 0, count: 0 };
         let mut tail = 0;
         while chain.count < want {
-            let Some(index) = self.partial_chunk(class) else { break };
+            let Some(index) = self.partial_chunk(class) else {
+                break;
+            };
             let c = chunk(index);
             while chain.count < want
                 && let Some(block) = take_block(index, c, size)
@@ -167,7 +178,10 @@ impl Centre {
             let index = chunk_of(block);
             let c = chunk(index);
             let offset = (block - address(index)) as u32;
-            if usize::from(use_of(index).load(Relaxed)) != class || offset >= c.cut.get() || c.used.get() == 0 {
+            if usize::from(use_of(index).load(Relaxed)) != class
+                || offset >= c.cut.get()
+                || c.used.get() == 0
+            {
                 corrupt();
             }
             if is_full(c, size) {
@@ -200,14 +214,18 @@ impl Centre {
     pub(super) fn make_large(&self, bytes: u64, align: u64, spare: bool) -> Option<Made> {
         let run = chunks_for(bytes)?;
         let taken = if align > CHUNK {
-            self.runs.take_aligned(run, u32::try_from(align / CHUNK).ok()?)?
+            self.runs
+                .take_aligned(run, u32::try_from(align / CHUNK).ok()?)?
         } else {
             let roomy = if spare { run + run / 2 } else { run };
             self.runs.take(roomy).or_else(|| self.runs.take(run))?
         };
         set_usable(taken.start, bytes);
         use_of(taken.start).store(LARGE, Relaxed);
-        Some(Made { at: address(taken.start), zero: taken.zero })
+        Some(Made {
+            at: address(taken.start),
+            zero: taken.zero,
+        })
     }
 
     /// Takes a large block back.
@@ -222,7 +240,9 @@ impl Centre {
     /// Gives a large block another length where it lies. False if it cannot be.
     pub(super) fn resize_large(&self, at: u64, bytes: u64) -> bool {
         let index = chunk_of(at);
-        let Some(run) = chunks_for(bytes) else { return false };
+        let Some(run) = chunks_for(bytes) else {
+            return false;
+        };
         let have = chunk(index).run.get();
         if run > have {
             if !self.runs.extend(index, run) {
@@ -238,7 +258,9 @@ impl Centre {
 
 /// Chunks of a large block.
 pub(super) fn chunks_for(bytes: u64) -> Option<u32> {
-    u32::try_from(bytes.div_ceil(CHUNK)).ok().filter(|run| *run < super::layout::END_CHUNK)
+    u32::try_from(bytes.div_ceil(CHUNK))
+        .ok()
+        .filter(|run| *run < super::layout::END_CHUNK)
 }
 
 /// Notes how many bytes of a large block can be used.

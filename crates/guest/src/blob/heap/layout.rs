@@ -28,11 +28,13 @@ const USES_AT: u64 = 1 << 20;
 /// Offset of the chunks' descriptions.
 const CHUNKS_AT: u64 = 1 << 27;
 /// The first chunk that is handed out.
-pub(super) const FIRST_CHUNK: u32 = ((CHUNKS_AT + END_CHUNK as u64 * size_of::<Chunk>() as u64) >> CHUNK_SHIFT) as u32;
+pub(super) const FIRST_CHUNK: u32 =
+    ((CHUNKS_AT + END_CHUNK as u64 * size_of::<Chunk>() as u64) >> CHUNK_SHIFT) as u32;
 
 const _: () = assert!((STEP as usize * size_of::<Chunk>()).is_multiple_of(4096));
 const _: () = assert!(FIRST_CHUNK.is_multiple_of(STEP) && END_CHUNK.is_multiple_of(STEP));
-const _: () = assert!(MAX_THREADS as u64 * CACHE_LEN <= USES_AT && USES_AT + END_CHUNK as u64 <= CHUNKS_AT);
+const _: () =
+    assert!(MAX_THREADS as u64 * CACHE_LEN <= USES_AT && USES_AT + END_CHUNK as u64 <= CHUNKS_AT);
 
 /// Number of classes; they count from 1.
 pub(super) const CLASSES: usize = 52;
@@ -55,13 +57,29 @@ pub(super) struct Class {
 
 /// The classes by number; number 0 is none.
 pub(super) static CLASS: [Class; CLASSES + 1] = {
-    let mut table = [const { Class { size: 0, reciprocal: 0, most: 0 } }; CLASSES + 1];
+    let mut table = [const {
+        Class {
+            size: 0,
+            reciprocal: 0,
+            most: 0,
+        }
+    }; CLASSES + 1];
     let mut i = 1;
     while i <= CLASSES {
         let size = class_size(i as u32);
         let most = (CHUNK as u32) / size;
-        let most = if most > 128 { 128 } else if most < 4 { 4 } else { most };
-        table[i] = Class { size, reciprocal: u32::MAX / size + 1, most };
+        let most = if most > 128 {
+            128
+        } else if most < 4 {
+            4
+        } else {
+            most
+        };
+        table[i] = Class {
+            size,
+            reciprocal: u32::MAX / size + 1,
+            most,
+        };
         i += 1;
     }
     table
@@ -72,7 +90,11 @@ const fn class_size(class: u32) -> u32 {
     if class <= 8 {
         return class * 16;
     }
-    let (first, steps, base) = if class <= 32 { (9, 8, 128) } else { (33, 4, 1024) };
+    let (first, steps, base) = if class <= 32 {
+        (9, 8, 128)
+    } else {
+        (33, 4, 1024)
+    };
     let base = base << ((class - first) / steps);
     base + base / steps * ((class - first) % steps + 1)
 }
@@ -194,7 +216,8 @@ pub(super) fn open_head() {
 pub(super) fn open_chunks(from: u32, to: u32) -> bool {
     let described = |index: u32| CHUNKS_AT + u64::from(index) * size_of::<Chunk>() as u64;
     let begins = |index: u32| u64::from(index) << CHUNK_SHIFT;
-    open(described(from), described(to) - described(from)) && open(begins(from), begins(to) - begins(from))
+    open(described(from), described(to) - described(from))
+        && open(begins(from), begins(to) - begins(from))
 }
 
 /// Address of a chunk.

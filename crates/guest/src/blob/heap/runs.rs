@@ -5,7 +5,9 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::layout::{CHUNK, END_CHUNK, FIRST_CHUNK, STEP, Word, address, chunk, open_chunks, state};
+use super::layout::{
+    CHUNK, END_CHUNK, FIRST_CHUNK, STEP, Word, address, chunk, open_chunks, state,
+};
 use crate::raw::{self, nr};
 
 /// Lists of free runs by length: 32 for exact lengths, then four to a doubling.
@@ -27,13 +29,20 @@ struct Bins {
 
 impl Bins {
     const fn new() -> Self {
-        Self { heads: [const { Word::new(0) }; BINS], map: [const { AtomicU64::new(0) }; BINS / 64] }
+        Self {
+            heads: [const { Word::new(0) }; BINS],
+            map: [const { AtomicU64::new(0) }; BINS / 64],
+        }
     }
 
     /// The first list from this one on that is not empty.
     fn from(&self, bin: usize) -> Option<usize> {
         (bin / 64..BINS / 64).find_map(|i| {
-            let mask = if i == bin / 64 { u64::MAX << (bin % 64) } else { u64::MAX };
+            let mask = if i == bin / 64 {
+                u64::MAX << (bin % 64)
+            } else {
+                u64::MAX
+            };
             let found = self.map[i].load(Relaxed) & mask;
             (found != 0).then(|| i * 64 + found.trailing_zeros() as usize)
         })
@@ -89,7 +98,11 @@ impl Runs {
     }
 
     fn bins(&self, kind: u32) -> &Bins {
-        if kind == state::DIRTY { &self.dirty } else { &self.clean }
+        if kind == state::DIRTY {
+            &self.dirty
+        } else {
+            &self.clean
+        }
     }
 
     fn insert(&self, start: u32, run: u32, kind: u32) {
@@ -160,10 +173,13 @@ impl Runs {
 
     /// Takes a run of this length. `None` if the region is full.
     pub(super) fn take(&self, run: u32) -> Option<Taken> {
-        let taken = self.take_free(run).or_else(|| self.take_top(run)).or_else(|| {
-            self.purge(0);
-            self.take_free(run).or_else(|| self.take_top(run))
-        })?;
+        let taken = self
+            .take_free(run)
+            .or_else(|| self.take_top(run))
+            .or_else(|| {
+                self.purge(0);
+                self.take_free(run).or_else(|| self.take_top(run))
+            })?;
         self.claim(taken.start, run);
         self.used_chunks.set(self.used_chunks.get() + run);
         Some(taken)
@@ -173,7 +189,10 @@ impl Runs {
         [state::DIRTY, state::CLEAN].into_iter().find_map(|kind| {
             let start = self.find(run, kind)?;
             self.split(start, run);
-            Some(Taken { start, zero: kind == state::CLEAN })
+            Some(Taken {
+                start,
+                zero: kind == state::CLEAN,
+            })
         })
     }
 
@@ -194,7 +213,10 @@ impl Runs {
             return true;
         }
         let ahead = (open - FIRST_CHUNK) / 8;
-        let upto = end.saturating_add(ahead).next_multiple_of(STEP).min(END_CHUNK);
+        let upto = end
+            .saturating_add(ahead)
+            .next_multiple_of(STEP)
+            .min(END_CHUNK);
         let opened = open_chunks(open, upto);
         if opened {
             self.open.set(upto);
@@ -223,7 +245,10 @@ impl Runs {
         if after != 0 {
             self.give(start + run, after);
         }
-        Some(Taken { start, zero: taken.zero })
+        Some(Taken {
+            start,
+            zero: taken.zero,
+        })
     }
 
     /// Gives a run back; it may hold anything.
