@@ -11,8 +11,8 @@
 //! * [`restore`] makes a process from it, under the same numbers and at the same addresses.
 //!
 //! Nothing stays traced between checkpoints. All tracing of one process is done by one thread of ours,
-//! which should be in real time at priority 2 or above ([`sys::process::RealTime`]): a thread that shall
-//! stop, or come out of the guest, is given priority 1 for so long, and must not keep its tracer waiting.
+//! which is in real time during the pause: a thread that shall stop, or come out of the guest, is given
+//! priority 1 for so long, and must not keep its tracer waiting.
 #![forbid(unsafe_code)]
 
 mod build;

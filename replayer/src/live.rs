@@ -26,8 +26,8 @@ pub enum Incomplete<E: std::error::Error> {
         /// How long.
         seconds: u64,
     },
-    /// Every thread has ended.
-    #[error("every thread of the container has ended in replay")]
+    /// Its threads have ended, or were killed.
+    #[error("the container has ended in replay")]
     Ended,
     /// The log could not be read.
     #[error(transparent)]
@@ -44,7 +44,8 @@ const NAP: Duration = Duration::from_micros(50);
 
 /// Feeds the guests of `arena` from `source` until nothing can happen any more: each thread is at its
 /// log's end, waits for a turn that does not come, or sleeps in a call of its own with its log consumed.
-/// `sleeps` tells whether a thread, by its number in the container, sleeps in the kernel.
+/// `sleeps` tells whether a thread, by its number in the container, sleeps in the kernel, `ended` whether the
+/// container is gone.
 ///
 /// # Errors
 /// [`Incomplete`].
@@ -52,6 +53,7 @@ pub fn to_log_end<S: Source>(
     arena: &Arena,
     source: &S,
     sleeps: impl Fn(u32) -> bool,
+    ended: impl Fn() -> bool,
 ) -> Result<Seen, Incomplete<S::Error>> {
     let mut feeder = Feeder::new(arena, source, None);
     let (mut since, mut consumed, mut rounds) = (Instant::now(), 0, 0);
@@ -73,6 +75,9 @@ pub fn to_log_end<S: Source>(
         let still = since.elapsed();
         if still > SETTLE && rest_sleeps(arena, &sleeps) {
             return Ok(seen);
+        }
+        if still > SETTLE && ended() {
+            return Err(Incomplete::Ended);
         }
         if still > STALL {
             let seconds = still.as_secs();

@@ -74,6 +74,11 @@ impl Prepared {
     pub fn container(&self) -> &Container {
         &self.container
     }
+
+    /// Puts the link of a container that was prepared apart on its bridge.
+    pub fn attach(&mut self) -> Result<(), Error> {
+        self.container.attach()
+    }
 }
 
 /// A container. Dropping it kills everything inside and waits until all of it is gone.
@@ -98,6 +103,16 @@ impl Container {
     ///
     /// May be called from any thread. Early in the life of the process is best: init is a copy of it.
     pub fn prepare(spec: &Spec, program: Program) -> Result<Prepared, Error> {
+        Self::prepare_linked(spec, program, true)
+    }
+
+    /// As [`Self::prepare`], with the link on no bridge until [`Container::attach`]: for a caller that puts
+    /// a gate on it first.
+    pub fn prepare_apart(spec: &Spec, program: Program) -> Result<Prepared, Error> {
+        Self::prepare_linked(spec, program, false)
+    }
+
+    fn prepare_linked(spec: &Spec, program: Program, live: bool) -> Result<Prepared, Error> {
         let image = command::Image::resolve(&program)?;
         let path = image.path.clone();
         let pipes = || pipe2(OFlag::O_CLOEXEC).map_err(Error::descriptor);
@@ -113,7 +128,7 @@ impl Container {
         let mut container = Self::create(spec, Some(plan))?;
         container.exec = Some(exec);
         container.path = path;
-        container.connect(spec, true)?;
+        container.connect(spec, live)?;
         let (_, pidfd) = container.ask(&Request::Start, &[])?;
         let program_pid = visible(&pidfd)?;
         container.program = Some(Child {

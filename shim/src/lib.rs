@@ -40,6 +40,12 @@ pub enum Error {
     /// Shared memory, descriptors, namespaces.
     #[error("setting up the container failed: {0}")]
     Arena(std::io::Error),
+    /// A switch of the command line that is not served yet.
+    #[error("{what} is not part of this build: leave it out")]
+    Unbuilt {
+        /// The switch.
+        what: &'static str,
+    },
     /// The container has no link to put a gate on.
     #[error("the container has no network link")]
     NoLink,

@@ -27,7 +27,7 @@ use gate::{Config, Gate, Injector};
 use guest::abi::{ARENA_FD, ROOM_FD, flag, mode};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use recorder::Drainer;
-use stream::heartbeat::Heartbeats;
+use stream::heartbeat::{Heartbeats, Pulse};
 use stream::lease::{Lease, Outcome};
 use sys::arena::Arena;
 use sys::follow::Follower;
@@ -35,9 +35,9 @@ use sys::namespaces::in_network;
 use sys::process::RealTime;
 
 use crate::Error;
-use crate::container::{Container, Isolation, Prepared, Program, Spec};
+use crate::container::{Container, Ended, Isolation, Prepared, Program, Spec};
 use crate::control::{self, Role, Server};
-use crate::options::{Options, Protection};
+use crate::options::{Mode, OnBackupLoss, Options, Protection};
 use crate::signals::{Signals, wait_passing};
 pub use session::host_traits;
 
@@ -53,13 +53,14 @@ const BUSY: Duration = Duration::from_millis(1);
 
 /// Runs the command of `options`, protected, to its end.
 pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Error> {
+    refuse_unbuilt(protection)?;
     let signals = Signals::block()?;
     let arena = Arc::new(Arena::new(mode::RECORD, flag::OWN_OUTPUT).map_err(Error::Arena)?);
     let room = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
         .map_err(Error::descriptor)?;
     let room: Arc<OwnedFd> = Arc::new(room.as_fd().try_clone_to_owned().map_err(Error::Arena)?);
     let prepared = prepare(options, &arena, &room)?;
-    let gate = attach_gate(prepared.container())?;
+    let gate = attach_gate(prepared.container(), options)?;
     let network = prepared.container().namespace("net")?;
     let injector = in_network(network.as_fd(), || {
         Injector::open().map_err(std::io::Error::other)
@@ -130,13 +131,44 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
         Role::Primary,
         Arc::new(handler),
     )?;
-    let ended = wait_passing(&mut container, &signals)?.code();
+    let ended = wait_passing(&mut container, &signals)?;
     shared.stop.store(true, Release);
-    control_connection.ended(ended);
+    if is_loss(ended) {
+        hand_over(&shared, &pulse);
+    } else {
+        control_connection.ended(ended.code());
+    }
     pulse.stop();
     drop(container);
     threads.detach();
-    Ok(ended)
+    Ok(ended.code())
+}
+
+/// Whether the program was killed from outside, which no program does of itself: the backup goes on with it.
+fn is_loss(ended: Ended) -> bool {
+    matches!(ended, Ended::Lost | Ended::Signaled(libc::SIGKILL))
+}
+
+/// Leaves the container to the backup. The gate is closed first: from then on the backup may go live.
+fn hand_over(shared: &Shared, pulse: &Pulse) {
+    shared.egress().gate().set_lease(0);
+    match pulse.give_up() {
+        Ok(()) => eprintln!("understudy: the container was killed: the backup goes on with it"),
+        // It will notice the silence.
+        Err(e) => eprintln!("understudy: the container was killed, and the backup cannot be told: {e}"),
+    }
+}
+
+/// Switches that the command line knows and this build does not serve must not be taken for served.
+fn refuse_unbuilt(protection: &Protection) -> Result<(), Error> {
+    let unbuilt = |what| Err(Error::Unbuilt { what });
+    match (protection.mode, protection.on_backup_loss, protection.mirrors.is_empty()) {
+        (Mode::Hybrid, OnBackupLoss::Stall, true) => Ok(()),
+        (Mode::Checkpoint, ..) => unbuilt("--mode checkpoint"),
+        (Mode::Active, ..) => unbuilt("--mode active"),
+        (_, OnBackupLoss::Continue, _) => unbuilt("--on-backup-loss continue"),
+        (.., false) => unbuilt("--mirror"),
+    }
 }
 
 fn prepare(options: &Options, arena: &Arena, room: &OwnedFd) -> Result<Prepared, Error> {
@@ -157,16 +189,25 @@ fn prepare(options: &Options, arena: &Arena, room: &OwnedFd) -> Result<Prepared,
 }
 
 /// Attaches the gate to the host's end of the container's link. It stays closed until the lease opens it.
-fn attach_gate(container: &Container) -> Result<Gate, Error> {
+fn attach_gate(container: &Container, options: &Options) -> Result<Gate, Error> {
     let index = container.host_link().ok_or(Error::NoLink)?;
     let name = nix::net::if_::if_indextoname(index).map_err(Error::descriptor)?;
     Ok(Gate::attach(
         &name.to_string_lossy(),
         &Config {
             gate: true,
-            ..Config::default()
+            mask: Some(mask_of(options)),
+            hold: false,
         },
     )?)
+}
+
+/// The source address of the container's frames: not its own, so that bridges flood what is sent to it to the
+/// backup, too, as soon as they have forgotten where it was announced at its start. (Without that, they might
+/// remember where it ran before.)
+fn mask_of(options: &Options) -> [u8; 6] {
+    let [a, b, c, d] = options.link.address.octets();
+    [0x06, 0x75, a, b, c, d]
 }
 
 /// Keeps the lease: each answered heartbeat opens the gate a little longer.

@@ -29,6 +29,7 @@ mod objects;
 mod options;
 mod pairs;
 mod place;
+mod privileges;
 mod process;
 mod session;
 mod standby;

@@ -36,7 +36,9 @@ fn security(arguments: SecurityArguments) -> Result<Security, Failure> {
 /// The command after `--`.
 fn command(command: Vec<OsString>) -> Result<Vec<OsString>, Failure> {
     if command.first().is_none_or(|name| name.is_empty()) {
-        return Err(Failure::usage("there is no command to run: give it after `--`"));
+        return Err(Failure::usage(
+            "there is no command to run: give it after `--`",
+        ));
     }
     Ok(command)
 }
@@ -46,5 +48,8 @@ fn existing_directory(path: &Path, flag: &str, advice: &str) -> Result<(), Failu
     if path.is_dir() {
         return Ok(());
     }
-    Err(Failure::usage(format!("{flag} {}: there is no such directory; {advice}", path.display())))
+    Err(Failure::usage(format!(
+        "{flag} {}: there is no such directory; {advice}",
+        path.display()
+    )))
 }

@@ -101,6 +101,8 @@ pub struct Details {
     pub address: [u8; 4],
     /// Bits of its network.
     pub prefix: u8,
+    /// Where its packets for other networks go.
+    pub gateway: Option<[u8; 4]>,
     /// Its link's hardware address.
     pub mac: [u8; 6],
 }

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! HEAP_BASE      the blocks that malloc hands out           private, travels in the image
+//! STACKS_BASE    the stacks of threads                      private, travels in the image
 //! BLOB_BASE      the blob: text, constants, data          private, travels in the image
 //! VDSO_COPY      the patched copy of the vDSO             private
 //! THREADS_BASE   thread blocks and their hook stacks      private
@@ -20,6 +21,10 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 pub const HEAP_BASE: u64 = 0x2000_0000_0000;
 /// Address space of the heap (256 GiB): mapped without access at injection, opened by the guest as it grows.
 pub const HEAP_LEN: u64 = 256 << 30;
+/// Where the stacks of threads lie that stand in for those the C library would map.
+pub const STACKS_BASE: u64 = 0x2100_0000_0000;
+/// Address space of the stacks (256 GiB): mapped without access at injection, opened one by one.
+pub const STACKS_LEN: u64 = 256 << 30;
 /// Where the blob is linked and mapped.
 pub const BLOB_BASE: u64 = 0x3000_0000_0000;
 /// Address space kept for the blob.

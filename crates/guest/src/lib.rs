@@ -5,6 +5,7 @@
 #![cfg_attr(not(feature = "embed"), no_std)]
 
 pub mod abi;
+pub mod prologue;
 
 #[cfg(feature = "embed")]
 mod image;

@@ -9,8 +9,8 @@ use std::io;
 
 use guest::Blob;
 use guest::abi::{
-    ARENA_BASE, ARENA_FD, ARENA_LEN, BLOB_BASE, Boot, HEAP_BASE, HEAP_LEN, MAX_THREADS, THREAD_LEN,
-    THREADS_BASE, VDSO_COPY,
+    ARENA_BASE, ARENA_FD, ARENA_LEN, BLOB_BASE, Boot, HEAP_BASE, HEAP_LEN, MAX_THREADS,
+    STACKS_BASE, STACKS_LEN, THREAD_LEN, THREADS_BASE, VDSO_COPY,
 };
 use libc::pid_t;
 use object::{Object, ObjectSymbol};
@@ -176,6 +176,13 @@ fn map_regions(call: &Remote, blob: &Blob) -> Result<()> {
         no_fd,
     )?;
     call.map(HEAP_BASE, HEAP_LEN, PROT_NONE, PRIVATE | no_reserve, no_fd)?;
+    call.map(
+        STACKS_BASE,
+        STACKS_LEN,
+        PROT_NONE,
+        PRIVATE | no_reserve,
+        no_fd,
+    )?;
     call.map(
         ARENA_BASE,
         ARENA_LEN,

@@ -11,13 +11,14 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, setsid};
+use nix::unistd::{Pid, close, pipe2, setsid};
 use sys::descriptors::{self, Placement};
 use sys::namespaces::{Child, default_signals, fixed_addresses, fork_numbered, pause_for_ever};
 
@@ -339,7 +340,7 @@ fn spawn(
     if passed.len() != targets.len() {
         return Err((Step::Request, Errno::EBADMSG));
     }
-    let map: Vec<Placement> = passed
+    let mut map: Vec<Placement> = passed
         .iter()
         .zip(targets)
         .map(|(fd, to)| Placement {
@@ -348,13 +349,29 @@ fn spawn(
             inherit: true,
         })
         .collect();
-    fork_numbered(number, move || {
+    let (told, tell) = pipe2(OFlag::O_CLOEXEC).map_err(at(Step::Fork))?;
+    let ready = (0..).find(|fd| !targets.contains(fd)).unwrap_or(0);
+    map.push(Placement {
+        from: tell.as_raw_fd(),
+        to: ready,
+        inherit: false,
+    });
+    let child = fork_numbered(number, move || {
         // Only the program leads a session of its own; see `program`.
         if descriptors::place(&map).is_err() || (leads && setsid().is_err()) {
             return 126;
         }
         default_signals();
+        descriptors::write_all(ready, b"x");
+        let _ = close(ready);
         pause_for_ever()
     })
-    .map_err(at(Step::Fork))
+    .map_err(at(Step::Fork))?;
+    drop(tell);
+    // Whoever asked fills the child at once: it must hold its descriptors by then.
+    if descriptors::read_byte(told.as_raw_fd()) {
+        Ok(child)
+    } else {
+        Err((Step::Descriptors, Errno::EIO))
+    }
 }

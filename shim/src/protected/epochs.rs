@@ -18,7 +18,7 @@ use guest::abi::{ARENA_BASE, ARENA_LEN, MAX_CONNS, MAX_SLOTS, conn, slot};
 use stream::checkpoint::{Begin, CheckpointSender, Commit, CommitReceiver, Cut};
 use sys::arena::Arena;
 use sys::memory::Range;
-use sys::process::{RealTime, lock_memory};
+use sys::process::lock_memory;
 
 use super::egress::Shared;
 use crate::Error;
@@ -79,8 +79,6 @@ impl Epochs {
     }
 
     fn try_run(&mut self) -> Result<(), Error> {
-        // Without the privilege the pause is longer, and still right.
-        let _real_time = RealTime::enter(2);
         if let Err(e) = lock_memory() {
             tracing::warn!(error = %e, "memory cannot be locked");
         }

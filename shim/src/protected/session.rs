@@ -91,6 +91,7 @@ fn details(options: &Options) -> Details {
             .collect(),
         address: link.address.octets(),
         prefix: link.prefix,
+        gateway: link.gateway.map(|gateway| gateway.octets()),
         mac: mac_of(link.address),
     }
 }

@@ -32,7 +32,10 @@ pub(super) fn filled(checkpoint: &Checkpoint) -> Result<Arena> {
                 what: "output that fits its buffer",
             });
         }
-        let at = arena.conn(index).trimmed.load(std::sync::atomic::Ordering::Acquire);
+        let at = arena
+            .conn(index)
+            .trimmed
+            .load(std::sync::atomic::Ordering::Acquire);
         arena.write_output(index, at, bytes);
     }
     Ok(arena)
@@ -40,7 +43,11 @@ pub(super) fn filled(checkpoint: &Checkpoint) -> Result<Arena> {
 
 fn bounded(index: u32, limit: usize, what: &'static str) -> Result<usize> {
     let index = index as usize;
-    if index < limit { Ok(index) } else { Err(TakeoverError::Missing { what }) }
+    if index < limit {
+        Ok(index)
+    } else {
+        Err(TakeoverError::Missing { what })
+    }
 }
 
 fn fill_ring(arena: &Arena, index: usize, thread: &ThreadState) {

@@ -37,6 +37,8 @@ pub(super) struct Connection {
     pub(super) closed: bool,
     state: Option<(ConnectionState, Entry)>,
     answer: Option<Answer>,
+    /// Its peer knows it no longer.
+    refused: bool,
 }
 
 /// A connection's socket.
@@ -52,7 +54,11 @@ pub(super) struct Ready {
 pub(super) fn entries(arena: &Arena) -> Vec<usize> {
     let used = |index: &usize| {
         let taken = arena.control().taken[index / 64].load(Acquire) >> (index % 64) & 1 != 0;
-        taken && matches!(arena.conn(*index).state.load(Acquire), conn::OPEN | conn::CLOSED)
+        taken
+            && matches!(
+                arena.conn(*index).state.load(Acquire),
+                conn::OPEN | conn::CLOSED
+            )
     };
     (0..MAX_CONNS).filter(used).collect()
 }
@@ -84,6 +90,7 @@ pub(super) fn collect(arena: &Arena, log: &Log, gate: &mut Gate) -> Result<Vec<C
             closed,
             state,
             answer: None,
+            refused: false,
         });
     }
     Ok(all)
@@ -110,18 +117,14 @@ fn state_of(c: &Conn, known: &Known, closed: bool) -> ConnectionState {
     }
 }
 
-/// Asks every peer where it stands.
+/// Asks every peer where it stands. Those of closed connections are not waited for.
 pub(super) fn probe(all: &mut [Connection], gate: &Gate, prober: &mut Prober) -> Result<()> {
     let begun = Instant::now();
     let mut asked = None::<Instant>;
-    let mut answers = BTreeMap::new();
-    let wanted = all.iter().filter(|c| c.state.is_some() && !c.closed).count();
     loop {
         if asked.is_none_or(|at| at.elapsed() > AGAIN) {
-            let unanswered = all.iter().filter_map(|c| c.state.as_ref());
-            for (state, _) in
-                unanswered.filter(|(s, _)| !answers.contains_key(&s.handshake.tuple))
-            {
+            let silent = all.iter().filter(|c| !c.is_settled());
+            for (state, _) in silent.filter_map(|c| c.state.as_ref()) {
                 if let Err(error) = prober.ask(gate, state) {
                     tracing::warn!(%error, "a peer cannot be asked");
                 }
@@ -129,22 +132,27 @@ pub(super) fn probe(all: &mut [Connection], gate: &Gate, prober: &mut Prober) ->
             asked = Some(Instant::now());
         }
         let new = prober.answers(gate);
-        answers.extend(new.into_iter().map(|answer| (answer.tuple, answer)));
-        let open = all.iter().filter(|c| !c.closed).filter_map(|c| c.state.as_ref());
-        let heard = open
-            .filter(|(s, _)| answers.contains_key(&s.handshake.tuple))
-            .count();
-        if heard == wanted || begun.elapsed() > ANSWERS {
-            break;
+        let answers: BTreeMap<_, _> = new.into_iter().map(|a| (a.tuple, a)).collect();
+        for c in all.iter_mut().filter(|c| !c.is_settled()) {
+            if let Some((state, _)) = &c.state {
+                let tuple = &state.handshake.tuple;
+                c.answer = answers.get(tuple).copied();
+                c.refused = prober.is_refused(tuple);
+            }
+        }
+        let waits = |c: &Connection| !c.is_settled() && !c.closed;
+        if !all.iter().any(waits) || begun.elapsed() > ANSWERS {
+            return Ok(());
         }
         thread::sleep(NAP);
     }
-    for c in all {
-        if let Some((state, _)) = &c.state {
-            c.answer = answers.get(&state.handshake.tuple).copied();
-        }
+}
+
+impl Connection {
+    /// Nothing more will be heard of it.
+    const fn is_settled(&self) -> bool {
+        self.state.is_none() || self.answer.is_some() || self.refused
     }
-    Ok(())
 }
 
 /// Builds every socket, still in repair mode. Called in the container's network.
@@ -157,6 +165,10 @@ pub(super) fn build(
     for c in all {
         let rebuilt = match build_one(&c, arena, gate) {
             Ok(rebuilt) => rebuilt,
+            Err(reason) if c.closed => {
+                tracing::debug!(index = c.index, reason, "a closed connection is left");
+                None
+            }
             Err(reason) => {
                 tracing::warn!(index = c.index, reason, "a connection cannot go on");
                 None
@@ -178,6 +190,9 @@ fn build_one(
     let Some((state, entry)) = &c.state else {
         return Err("its handshake is not known".to_owned());
     };
+    if c.refused {
+        return Err("its peer does not know it any more".to_owned());
+    }
     let probed = match &c.answer {
         Some(answer) => Probed::Answered { ack: answer.ack },
         None => Probed::Silent,
@@ -204,7 +219,11 @@ pub(super) fn go_live(
     for (connection, rebuilt) in built {
         let Some(rebuilt) = rebuilt else {
             let socket = dead::stand_in(Some(arena.conn(connection.index)))?;
-            all.push(Ready { connection, socket, plan: None });
+            all.push(Ready {
+                connection,
+                socket,
+                plan: None,
+            });
             continue;
         };
         let plan = Some(rebuilt.plan().clone());
@@ -212,7 +231,11 @@ pub(super) fn go_live(
         if let Some((state, entry)) = &connection.state {
             prober.live(gate, &state.handshake.tuple, *entry);
         }
-        all.push(Ready { connection, socket, plan });
+        all.push(Ready {
+            connection,
+            socket,
+            plan,
+        });
     }
     Ok(all)
 }

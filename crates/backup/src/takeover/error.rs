@@ -96,6 +96,12 @@ pub enum TakeoverError {
         /// What it did.
         what: &'static str,
     },
+    /// The program ended in replay.
+    #[error("the container's program ended while it was replayed: {ended:?}")]
+    Ended {
+        /// How.
+        ended: shim::container::Ended,
+    },
     /// The process went away meanwhile.
     #[error("process {pid} of the container has ended during the takeover")]
     Gone {

@@ -6,12 +6,14 @@ use std::sync::atomic::Ordering::{Acquire, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::Duration;
 
+use gate::rebuild::Prober;
 use gate::{Adopted, ArenaOutput, End, Gate, Outcome, OutputBuffer, OutputState, Sender, Touched};
 use guest::abi::{MAX_SLOTS, conn, request, slot};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use shim::container::{Container, Ended};
 use sys::arena::{Arena, futex_wait, futex_wake};
 use sys::follow::find_thread;
+use sys::packet::PacketSocket;
 use sys::process::PidFd;
 
 use super::connections::{self, Ready};
@@ -30,6 +32,8 @@ pub struct Live {
     /// Kept open: it holds the lease, and passes everything.
     pub(super) gate: Gate,
     pub(super) output: Output,
+    /// Closing them takes the kernel long.
+    pub(super) _sockets: (Prober, PacketSocket),
 }
 
 /// Output and new connections of a container.
@@ -62,7 +66,10 @@ impl Output {
 
     /// Goes on with a rebuilt connection, of which the application has another duplicate.
     pub(super) fn resume(&mut self, ready: Ready) -> Result<()> {
-        let (index, c) = (ready.connection.index, self.arena.conn(ready.connection.index));
+        let (index, c) = (
+            ready.connection.index,
+            self.arena.conn(ready.connection.index),
+        );
         c.adopted.store(1, Release);
         let Some(plan) = ready.plan else {
             return Ok(());
@@ -237,7 +244,8 @@ impl Live {
     }
 }
 
-fn has_ended(container: &Container) -> bool {
+/// Whether the container's program has ended.
+pub(super) fn has_ended(container: &Container) -> bool {
     let end = container.end_descriptor();
     let mut wanted = [PollFd::new(end, PollFlags::POLLIN)];
     poll(&mut wanted, PollTimeout::ZERO).is_ok_and(|n| n > 0)

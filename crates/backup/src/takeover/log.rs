@@ -89,8 +89,6 @@ impl Source for Log {
         if left == 0 {
             return Ok(0);
         }
-        self.guard
-            .log()
-            .read(stream, position, max.min(left), out)
+        self.guard.log().read(stream, position, max.min(left), out)
     }
 }

@@ -56,7 +56,8 @@ impl Objects {
         let Some(table) = fold.table(pid) else {
             return Ok(objects);
         };
-        let wanted: BTreeSet<DescriptionId> = table.entries.values().map(|e| e.description).collect();
+        let wanted: BTreeSet<DescriptionId> =
+            table.entries.values().map(|e| e.description).collect();
         for id in wanted {
             let Some(description) = fold.descriptions().get(&id) else {
                 continue;
@@ -184,7 +185,11 @@ fn open(file: &fold::File) -> Result<OwnedFd> {
             return null();
         }
     };
-    let to = if file.at_end { SeekFrom::End(0) } else { SeekFrom::Start(file.offset) };
+    let to = if file.at_end {
+        SeekFrom::End(0)
+    } else {
+        SeekFrom::Start(file.offset)
+    };
     // What cannot be sought has no offset.
     let _ = opened.seek(to);
     Ok(opened.into())
@@ -224,7 +229,8 @@ fn make_socket(fold: &Fold, s: &Socket, pairs: &mut Pairs) -> Result<OwnedFd> {
         5 => SockType::SeqPacket,
         _ => SockType::Datagram,
     };
-    let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC, None).map_err(failed("making a socket"))?;
+    let fd =
+        socket(family, kind, SockFlag::SOCK_CLOEXEC, None).map_err(failed("making a socket"))?;
     if let Err(error) = address(&fd, s) {
         tracing::error!(%error, local = ?s.local, "a socket of the container cannot get its address again");
     }
@@ -235,7 +241,9 @@ fn address(fd: &OwnedFd, s: &Socket) -> nix::Result<()> {
     let raw = fd.as_raw_fd();
     if matches!(s.domain, INET | INET6) && s.kind == STREAM {
         setsockopt(fd, sockopt::ReuseAddr, &true)?;
-        if s.options.contains_key(&(libc::SOL_SOCKET, libc::SO_REUSEPORT)) {
+        if s.options
+            .contains_key(&(libc::SOL_SOCKET, libc::SO_REUSEPORT))
+        {
             setsockopt(fd, sockopt::ReusePort, &true)?;
         }
     }
@@ -244,7 +252,10 @@ fn address(fd: &OwnedFd, s: &Socket) -> nix::Result<()> {
     }
     match (s.domain, name(&s.local)) {
         (_, Some(Name::V4(ip, port))) => {
-            bind(raw, &SockaddrIn::from(std::net::SocketAddrV4::new(ip, port)))?;
+            bind(
+                raw,
+                &SockaddrIn::from(std::net::SocketAddrV4::new(ip, port)),
+            )?;
         }
         (_, Some(Name::V6(ip, port))) => {
             bind(raw, &SockaddrIn6::from(SocketAddrV6::new(ip, port, 0, 0)))?;
@@ -262,7 +273,10 @@ fn address(fd: &OwnedFd, s: &Socket) -> nix::Result<()> {
     if s.kind != STREAM && s.state == State::Connected {
         match name(&s.peer) {
             Some(Name::V4(ip, port)) => {
-                connect(raw, &SockaddrIn::from(std::net::SocketAddrV4::new(ip, port)))?;
+                connect(
+                    raw,
+                    &SockaddrIn::from(std::net::SocketAddrV4::new(ip, port)),
+                )?;
             }
             Some(Name::V6(ip, port)) => {
                 connect(raw, &SockaddrIn6::from(SocketAddrV6::new(ip, port, 0, 0)))?;

@@ -56,7 +56,9 @@ pub(super) fn apply(session: &mut Session, fold: &Fold, pid: Pid) -> Result<()> 
                     }
                 }
             }
-            Kind::Timer { armed: Some(armed), .. } => {
+            Kind::Timer {
+                armed: Some(armed), ..
+            } => {
                 let args = [*number as u64, u64::from(armed.flags), 0, 0, 0, 0];
                 let setting = Some((2, &armed.setting[..]));
                 session.call("timerfd_settime", libc::SYS_timerfd_settime, args, setting)?;
@@ -68,16 +70,30 @@ pub(super) fn apply(session: &mut Session, fold: &Fold, pid: Pid) -> Result<()> 
             _ => {}
         }
     }
-    for (kind, armed) in fold.processes().get(&pid).into_iter().flat_map(|p| &p.interval_timers) {
+    for (kind, armed) in fold
+        .processes()
+        .get(&pid)
+        .into_iter()
+        .flat_map(|p| &p.interval_timers)
+    {
         let args = [u64::from(*kind), 0, 0, 0, 0, 0];
-        session.call("setitimer", libc::SYS_setitimer, args, Some((1, &armed.setting)))?;
+        session.call(
+            "setitimer",
+            libc::SYS_setitimer,
+            args,
+            Some((1, &armed.setting)),
+        )?;
     }
     session.flush("restoring interests and options")?;
     Ok(())
 }
 
 fn watch(session: &mut Session, set: i32, fd: i32, interest: &Interest) -> Result<()> {
-    let events = if interest.armed { interest.events } else { interest.events & PRIVATE };
+    let events = if interest.armed {
+        interest.events
+    } else {
+        interest.events & PRIVATE
+    };
     let mut event = [0; 12];
     event[..4].copy_from_slice(&events.to_ne_bytes());
     event[4..].copy_from_slice(&interest.data.to_ne_bytes());
@@ -89,13 +105,17 @@ fn watch(session: &mut Session, set: i32, fd: i32, interest: &Interest) -> Resul
 /// old arena.
 pub(super) fn note_watchers(arena: &Arena, fold: &Fold, pid: Pid, all: &[Ready]) {
     let Some(table) = fold.table(pid) else { return };
-    let described = |fd: i32| -> Option<DescriptionId> { Some(table.entries.get(&fd)?.description) };
+    let described =
+        |fd: i32| -> Option<DescriptionId> { Some(table.entries.get(&fd)?.description) };
     for (number, entry) in &table.entries {
         let description = fold.descriptions().get(&entry.description);
         let Some(Kind::Epoll(interests)) = description.map(|d| &d.kind) else {
             continue;
         };
-        for ready in all.iter().filter(|r| !r.connection.closed && r.connection.pid == pid) {
+        for ready in all
+            .iter()
+            .filter(|r| !r.connection.closed && r.connection.pid == pid)
+        {
             let fd = ready.connection.fd;
             let Some(id) = described(fd) else { continue };
             if let Some(interest) = interests.get(&(fd, id)) {

@@ -43,7 +43,8 @@ impl Pairs {
             .pipes
             .get_mut(&channel)
             .and_then(|ends| ends[usize::from(writes)].take());
-        end.ok_or(Errno::EBADF).map_err(io("taking an end of a pipe twice"))
+        end.ok_or(Errno::EBADF)
+            .map_err(io("taking an end of a pipe twice"))
     }
 
     /// One end of a pair of connected UNIX sockets. Its other end may be gone.
@@ -66,7 +67,9 @@ impl Pairs {
             .map_err(io("making a socket pair"))?;
         for (channel, from) in [(receives, &theirs), (sends, &mine)] {
             for bytes in unread(fold, channel) {
-                fill(bytes, |rest| send(from.as_raw_fd(), rest, MsgFlags::MSG_DONTWAIT));
+                fill(bytes, |rest| {
+                    send(from.as_raw_fd(), rest, MsgFlags::MSG_DONTWAIT)
+                });
             }
         }
         self.sockets.insert((sends, receives), theirs);

@@ -46,7 +46,10 @@ pub(super) fn place(
         session.call("close", libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0], None)?;
     }
     close_range(session, ARENA_FD as u64 + 1, floor - 1)?;
-    for target in targets.iter().filter(|t| ![ARENA_FD, ROOM_FD].contains(&t.number)) {
+    for target in targets
+        .iter()
+        .filter(|t| ![ARENA_FD, ROOM_FD].contains(&t.number))
+    {
         let flags = if target.cloexec { libc::O_CLOEXEC } else { 0 };
         let from = floor + target.object as u64;
         let args = [from, target.number as u64, flags as u64, 0, 0, 0];
@@ -74,7 +77,12 @@ fn receive(session: &mut Session, pass: &OwnedFd, objects: &[&OwnedFd], floor: u
         let control = session.put(&vec![0; room])?;
         let header = words(&[0, 0, vector, 1, control, room as u64, 0]);
         let args = [PASS_FD as u64, 0, libc::MSG_CMSG_CLOEXEC as u64, 0, 0, 0];
-        session.call("receiving descriptors", libc::SYS_recvmsg, args, Some((1, &header)))?;
+        session.call(
+            "receiving descriptors",
+            libc::SYS_recvmsg,
+            args,
+            Some((1, &header)),
+        )?;
         for got in 0..part.len() as u64 {
             let args = [got, parked, libc::O_CLOEXEC as u64, 0, 0, 0];
             session.call("parking a descriptor", libc::SYS_dup3, args, None)?;
@@ -104,7 +112,12 @@ fn close_range(session: &mut Session, first: u64, last: u64) -> Result<()> {
 }
 
 fn raise(session: &mut Session, (soft, hard): (u64, u64)) -> Result<()> {
-    let args = [0, u64::from(libc::RLIMIT_NOFILE as u32), 0, 0, 0, 0];
+    let args = [0, u64::from(libc::RLIMIT_NOFILE), 0, 0, 0, 0];
     let limit = words(&[soft, hard]);
-    session.call("limiting descriptors", libc::SYS_prlimit64, args, Some((2, &limit)))
+    session.call(
+        "limiting descriptors",
+        libc::SYS_prlimit64,
+        args,
+        Some((2, &limit)),
+    )
 }

@@ -149,4 +149,3 @@ pub(super) fn sleeps(pid: i32, number: u32) -> bool {
         inside == Some(number) && state.is_some_and(|s| s.trim_start().starts_with('S'))
     })
 }
-

@@ -26,21 +26,42 @@ pub(super) struct Session {
     data: u64,
 }
 
+/// A call, with bytes whose addresses take the places of arguments.
+#[derive(Clone, Debug)]
+pub(super) struct Call {
+    pub(super) nr: i64,
+    pub(super) args: [u64; 6],
+    pub(super) data: Vec<(usize, Vec<u8>)>,
+}
+
+/// Stops a thread and switches its user dispatch off; says what it was.
+fn stop(tid: i32) -> Result<SudConfig> {
+    ptrace::seize(tid, Options::EXITKILL)?;
+    ptrace::interrupt(tid)?;
+    loop {
+        match ptrace::wait(tid)? {
+            Stop::Interrupt => break,
+            Stop::Signal(signal) => ptrace::cont(tid, signal)?,
+            Stop::Exited(_) | Stop::Killed(_) => return Err(TakeoverError::Gone { pid: tid }),
+            _ => ptrace::cont(tid, 0)?,
+        }
+    }
+    let dispatch = ptrace::sud(tid)?;
+    ptrace::set_sud(tid, &SudConfig::default())?;
+    Ok(dispatch)
+}
+
+fn tell_failed(what: &'static str, results: &[i64]) {
+    for (index, result) in results.iter().enumerate().filter(|(_, r)| **r < 0) {
+        let error = std::io::Error::from_raw_os_error(-*result as i32);
+        tracing::warn!(what, index, %error, "a call in the restored process failed");
+    }
+}
+
 impl Session {
     /// Stops the first thread of a process.
     pub(super) fn open(pid: i32) -> Result<Self> {
-        ptrace::seize(pid, Options::EXITKILL)?;
-        ptrace::interrupt(pid)?;
-        loop {
-            match ptrace::wait(pid)? {
-                Stop::Interrupt => break,
-                Stop::Signal(signal) => ptrace::cont(pid, signal)?,
-                Stop::Exited(_) | Stop::Killed(_) => return Err(TakeoverError::Gone { pid }),
-                _ => ptrace::cont(pid, 0)?,
-            }
-        }
-        let dispatch = ptrace::sud(pid)?;
-        ptrace::set_sud(pid, &SudConfig::default())?;
+        let dispatch = stop(pid)?;
         let maps = MapsFile::open(pid)
             .and_then(|mut file| file.read())
             .map_err(io("reading the memory map"))?;
@@ -115,11 +136,39 @@ impl Session {
         let batch = std::mem::take(&mut self.batch);
         self.data = self.scratch + SCRATCH_DATA_AT;
         let results = batch.run(self.pid, self.scratch)?;
-        for (index, result) in results.iter().enumerate().filter(|(_, r)| **r < 0) {
-            let error = std::io::Error::from_raw_os_error(-*result as i32);
-            tracing::warn!(what, index, %error, "a call in the restored process failed");
-        }
+        tell_failed(what, &results);
         Ok(results)
+    }
+
+    /// Makes calls in every thread of the process, one thread after another: what belongs to threads.
+    pub(super) fn in_every_thread(&mut self, what: &'static str, calls: &[Call]) -> Result<()> {
+        self.flush(what)?;
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid));
+        let names = tasks.map_err(io("listing threads"))?.flatten();
+        let threads = names.filter_map(|task| task.file_name().to_str()?.parse().ok());
+        for tid in threads.collect::<Vec<i32>>() {
+            let dispatch = if tid == self.pid {
+                None
+            } else {
+                Some(stop(tid)?)
+            };
+            let mut batch = Batch::new();
+            self.data = self.scratch + SCRATCH_DATA_AT;
+            for Call { nr, args, data } in calls {
+                let mut args = *args;
+                for (at, bytes) in data {
+                    args[*at] = self.put(bytes)?;
+                }
+                batch.push(*nr, args);
+            }
+            tell_failed(what, &batch.run(tid, self.scratch)?);
+            if let Some(dispatch) = dispatch {
+                ptrace::set_sud(tid, &dispatch)?;
+                ptrace::detach(tid, 0)?;
+            }
+        }
+        self.data = self.scratch + SCRATCH_DATA_AT;
+        Ok(())
     }
 
     /// Lets the process go as it was.

@@ -16,7 +16,7 @@ use gate::{Config, Gate, Tap};
 use guest::abi::mode;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use replayer::to_log_end;
+use replayer::{Incomplete, to_log_end};
 use shim::container::{Container, Isolation, Link, Spec};
 use stream::Nanos;
 use sys::arena::{Arena, futex_wake};
@@ -26,12 +26,12 @@ use super::checkpoint::Checkpoint;
 use super::connections::{self, Connection, Ready};
 use super::error::{Result, TakeoverError, io};
 use super::folding::{self, Folded};
-use super::live::{Live, Output};
+use super::live::{Live, Output, has_ended};
 use super::log::Log;
 use super::objects::Objects;
 use super::process::{self, Process};
 use super::session::Session;
-use super::{arena, options, place};
+use super::{arena, options, place, privileges};
 use crate::detector::Suspicion;
 use crate::guard::Attempt;
 
@@ -118,7 +118,7 @@ impl Standby {
             link: Some(Link {
                 address: Ipv4Addr::from(details.address),
                 prefix: details.prefix,
-                gateway: None,
+                gateway: details.gateway.map(Ipv4Addr::from),
                 bridge: bridge.to_owned(),
             }),
         };
@@ -169,7 +169,8 @@ impl Standby {
     ) -> Result<(Live, Report)> {
         let mut clock = Clock::start();
         let network = self.container.namespace("net")?;
-        setns(&network, CloneFlags::CLONE_NEWNET).map_err(io("entering the container's network"))?;
+        setns(&network, CloneFlags::CLONE_NEWNET)
+            .map_err(io("entering the container's network"))?;
         let guard = Arc::clone(attempt.guard());
         let committed = guard.image();
         let checkpoint = &committed.image;
@@ -185,7 +186,9 @@ impl Standby {
             let folding = scope.spawn(|| folding::fold(merge, &log));
             let process = self.replay(checkpoint, &arena, &room, files, &log, &mut clock);
             let folded = folding.join();
-            let folded = folded.map_err(|_| TakeoverError::Panicked { what: "folds the log" })?;
+            let folded = folded.map_err(|_| TakeoverError::Panicked {
+                what: "folds the log",
+            })?;
             Ok::<_, TakeoverError>((process?, folded?))
         })?;
         let restored_bytes = checkpoint.store().page_count() as u64 * 4096;
@@ -205,7 +208,6 @@ impl Standby {
         };
         let live = self.go_live(process, arena, room, ready, prober, suspicion, &mut report)?;
         clock.step("go live");
-        report.gap = Nanos::now().since(suspicion.last);
         report.steps = clock.steps;
         tracing::info!(generation, ?report, "live");
         Ok((live, report))
@@ -224,7 +226,14 @@ impl Standby {
         let store = checkpoint.store();
         let process = process::restore(&mut self.container, store, arena, room, files)?;
         clock.step("restore");
-        let seen = to_log_end(arena, log, |number| process::sleeps(process.pid, number))?;
+        let sleeps = |number| process::sleeps(process.pid, number);
+        let seen = match to_log_end(arena, log, sleeps, || has_ended(&self.container)) {
+            Err(Incomplete::Ended) => {
+                let ended = self.container.wait()?;
+                return Err(TakeoverError::Ended { ended });
+            }
+            other => other?,
+        };
         tracing::debug!(?seen, "replayed");
         clock.step("replay");
         Ok(process)
@@ -256,17 +265,25 @@ impl Standby {
         let ready = connections::go_live(built, arena, &self.gate, &mut prober)?;
         for one in &ready {
             if let Some(id) = described(&one.connection) {
-                let copy = one.socket.try_clone().map_err(io("duplicating a connection"))?;
+                let copy = one
+                    .socket
+                    .try_clone()
+                    .map_err(io("duplicating a connection"))?;
                 objects.add(fold, id, copy);
             }
         }
         clock.step("build");
-        let limit = fold.processes().get(&pid).and_then(|p| p.limits.get(&NOFILE)).copied();
+        let limit = fold
+            .processes()
+            .get(&pid)
+            .and_then(|p| p.limits.get(&NOFILE))
+            .copied();
         let mut session = Session::open(process.pid)?;
         let targets = objects.targets(fold, pid);
         place::place(&mut session, &process.pass, &objects.all(), &targets, limit)?;
         options::apply(&mut session, fold, pid)?;
         options::note_watchers(arena, fold, pid, &ready);
+        privileges::apply(&mut session, fold, pid)?;
         session.close()?;
         clock.step("place");
         Ok(Reconnected { prober, ready })
@@ -302,15 +319,19 @@ impl Standby {
         let control = arena.control();
         control.mode.store(mode::LIVE, Release);
         futex_wake(&control.mode);
-        report.frames = prober.deliver(&self.gate, &self.link, suspicion.last.0.saturating_sub(BEFORE))?;
+        report.gap = Nanos::now().since(suspicion.last);
+        report.frames = prober.deliver(&self.gate, &self.link, suspicion.last.0)?;
         for end in ends {
-            self.link.send(&end).map_err(io("delivering the end of a stream"))?;
+            self.link
+                .send(&end)
+                .map_err(io("delivering the end of a stream"))?;
         }
         Ok(Live {
             container: self.container,
             process,
             gate: self.gate,
             output,
+            _sockets: (prober, self.link),
         })
     }
 }
@@ -332,7 +353,10 @@ fn described(fold: &Fold, pid: u32, c: &Connection) -> Option<DescriptionId> {
 }
 
 fn single_process(fold: &Fold, number: u32) -> Result<()> {
-    let alive = fold.processes().iter().filter(|(_, p)| p.ended.is_none() && !p.reaped);
+    let alive = fold
+        .processes()
+        .iter()
+        .filter(|(_, p)| p.ended.is_none() && !p.reaped);
     let numbers: Vec<u32> = alive.map(|(pid, _)| *pid).collect();
     if numbers == [number] {
         return Ok(());

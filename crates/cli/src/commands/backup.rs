@@ -58,7 +58,9 @@ pub(crate) fn run(arguments: BackupArguments) -> Result<i32, Failure> {
 
 fn options(arguments: BackupArguments) -> Result<Options, Failure> {
     let bridge = arguments.bridge.ok_or_else(|| {
-        Failure::usage("--bridge is not given: name the bridge that containers join when they are taken over")
+        Failure::usage(
+            "--bridge is not given: name the bridge that containers join when they are taken over",
+        )
     })?;
     Ok(Options {
         listen: arguments.listen,

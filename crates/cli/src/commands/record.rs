@@ -18,14 +18,22 @@ pub(crate) fn run(arguments: RecordArguments) -> Result<i32, Failure> {
     shim::preflight::root()?;
     let meta = Meta {
         command: command.iter().map(|a| a.as_bytes().to_vec()).collect(),
-        environment: std::env::vars_os().map(|(k, v)| (k.as_bytes().to_vec(), v.as_bytes().to_vec())).collect(),
+        environment: std::env::vars_os()
+            .map(|(k, v)| (k.as_bytes().to_vec(), v.as_bytes().to_vec()))
+            .collect(),
         directory: std::env::current_dir()?.as_os_str().as_bytes().to_vec(),
         kernel: kernel_release()?,
     };
     let arena = Arc::new(Arena::new(mode::RECORD, 0)?);
     let mut program = Program::new(command);
-    program.descriptors.push((arena.file().try_clone_to_owned()?, ARENA_FD));
-    let spec = Spec { name: format!("record-{}", std::process::id()), isolation: Isolation::PIDS, link: None };
+    program
+        .descriptors
+        .push((arena.file().try_clone_to_owned()?, ARENA_FD));
+    let spec = Spec {
+        name: format!("record-{}", std::process::id()),
+        isolation: Isolation::PIDS,
+        link: None,
+    };
     let prepared = Container::prepare(&spec, program)?;
     let (init, number) = (prepared.init_pid, prepared.program_pid);
     let recording = Recording::begin(&arguments.out, &meta, arena, init, number)?;
@@ -40,5 +48,7 @@ pub(crate) fn run(arguments: RecordArguments) -> Result<i32, Failure> {
 
 /// What `uname -r` prints.
 pub(super) fn kernel_release() -> Result<String, Failure> {
-    Ok(std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned())
+    Ok(std::fs::read_to_string("/proc/sys/kernel/osrelease")?
+        .trim()
+        .to_owned())
 }

@@ -17,7 +17,11 @@ use crate::failure::Failure;
 
 pub(crate) fn run(arguments: ReplayArguments) -> Result<i32, Failure> {
     let directory = arguments.directory;
-    existing_directory(&directory, "replay", "name one that `understudy record --out` made")?;
+    existing_directory(
+        &directory,
+        "replay",
+        "name one that `understudy record --out` made",
+    )?;
     shim::preflight::root()?;
     let log = Log::read(&directory)?;
     log.check_kernel(&kernel_release()?)?;
@@ -25,13 +29,29 @@ pub(crate) fn run(arguments: ReplayArguments) -> Result<i32, Failure> {
     std::env::set_current_dir(text(&log.meta.directory))?;
     let arena = Arc::new(Arena::new(mode::REPLAY, 0)?);
     let mut program = Program::new(log.meta.command.iter().map(text).collect());
-    program.environment = Some(log.meta.environment.iter().map(|(k, v)| (text(k), text(v))).collect());
+    program.environment = Some(
+        log.meta
+            .environment
+            .iter()
+            .map(|(k, v)| (text(k), text(v)))
+            .collect(),
+    );
     program.descriptors = vec![
         (arena.file().try_clone_to_owned()?, ARENA_FD),
-        (std::io::stdout().as_fd().try_clone_to_owned()?, REPLAY_STDOUT_FD),
-        (std::io::stderr().as_fd().try_clone_to_owned()?, REPLAY_STDERR_FD),
+        (
+            std::io::stdout().as_fd().try_clone_to_owned()?,
+            REPLAY_STDOUT_FD,
+        ),
+        (
+            std::io::stderr().as_fd().try_clone_to_owned()?,
+            REPLAY_STDERR_FD,
+        ),
     ];
-    let spec = Spec { name: format!("replay-{}", std::process::id()), isolation: Isolation::PIDS, link: None };
+    let spec = Spec {
+        name: format!("replay-{}", std::process::id()),
+        isolation: Isolation::PIDS,
+        link: None,
+    };
     let prepared = Container::prepare(&spec, program)?;
     let (init, number) = (prepared.init_pid, prepared.program_pid);
     let (recorded, signaller) = (log.status, sys::namespaces::pidfd_open(init)?);

@@ -34,7 +34,11 @@ struct Asked {
     sack: bool,
     /// Everything before this is in the log already.
     received: u32,
+    /// The acknowledgement of the whole output, its end included, if it has ended.
+    whole: Option<u32>,
     answered: bool,
+    /// The peer knows no such connection.
+    refused: bool,
     /// Its socket takes frames.
     live: bool,
 }
@@ -86,7 +90,11 @@ impl Prober {
             seq: segment.seq,
             sack: state.handshake.sack,
             received: segment.ack,
+            whole: state
+                .ended
+                .then(|| state.handshake.send_seq(state.written).wrapping_add(1)),
             answered: false,
+            refused: false,
             live: false,
         };
         self.asked.entry(tuple).or_insert(asked);
@@ -111,6 +119,11 @@ impl Prober {
             let tuple = segment.tuple_of_receiver();
             if let Some(asked) = self.asked.get_mut(&tuple)
                 && !asked.answered
+                && asked.is_refusal(&segment)
+            {
+                (asked.answered, asked.refused) = (true, true);
+            } else if let Some(asked) = self.asked.get_mut(&tuple)
+                && !asked.answered
                 && asked.is_answer(&segment)
             {
                 asked.answered = true;
@@ -123,6 +136,12 @@ impl Prober {
             }
         }
         self.frames.extend(new);
+    }
+
+    /// Whether this peer answered that it knows no such connection.
+    #[must_use]
+    pub fn is_refused(&self, tuple: &Tuple) -> bool {
+        self.asked.get(tuple).is_some_and(|asked| asked.refused)
     }
 
     /// How many have not answered yet.
@@ -195,12 +214,22 @@ impl Prober {
 }
 
 impl Asked {
+    /// A reset that answers the probe, as from a host without the connection, carries the probe's
+    /// acknowledgement as its number.
+    fn is_refusal(&self, segment: &Parsed) -> bool {
+        segment.flags & flag::RST != 0 && segment.seq == self.received
+    }
+
     /// Any acknowledgement could have been on its way before the probe: the answer is the one that names
     /// the probe's byte as received twice. Peers without selective acknowledgements cannot say so.
     fn is_answer(&self, segment: &Parsed) -> bool {
         let plain = segment.flags & (flag::SYN | flag::RST | flag::ACK) == flag::ACK;
+        // Nothing can come behind the acknowledgement of everything, and closed sockets name no blocks.
+        let everything = self.whole == Some(segment.ack);
         plain
-            && if self.sack {
+            && if everything {
+                true
+            } else if self.sack {
                 segment.sack.is_some_and(|(from, _)| from == self.seq)
             } else {
                 segment.payload == 0
@@ -233,14 +262,26 @@ mod tests {
         let asked = Asked {
             seq: 77,
             sack: true,
-            received: 0,
+            received: 40,
+            whole: Some(90),
             answered: false,
+            refused: false,
             live: false,
         };
         assert!(asked.is_answer(&segment(Some((77, 78)), flag::ACK)));
         assert!(!asked.is_answer(&segment(Some((78, 79)), flag::ACK)));
         assert!(!asked.is_answer(&segment(None, flag::ACK)));
         assert!(!asked.is_answer(&segment(Some((77, 78)), flag::ACK | flag::RST)));
+        let whole = Parsed {
+            ack: 90,
+            ..segment(None, flag::ACK)
+        };
+        assert!(asked.is_answer(&whole));
+        let reset = |seq| Parsed {
+            seq,
+            ..segment(None, flag::RST)
+        };
+        assert!(asked.is_refusal(&reset(40)) && !asked.is_refusal(&reset(41)));
         assert!(
             Asked {
                 sack: false,

@@ -38,7 +38,7 @@ pub(crate) fn special(t: &ThreadBlock, regs: &mut Regs, row: &'static Syscall) -
         56 | 57 | 58 | 435 => process::clone(t, regs, row),
         // execve, execveat
         59 | 322 => process::exec(t, regs, row),
-        60 => process::exit(t, regs.rdi),
+        60 => process::exit(t, regs),
         231 => process::exit_group(t, regs.rdi),
         // wait4, waitid
         61 | 247 => process::wait(t, regs, row),

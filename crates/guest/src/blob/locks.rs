@@ -105,7 +105,8 @@ pub(crate) static FUNCTIONS: &[Replacement] = &[
     },
 ];
 
-const RECURSIVE: u32 = 1;
+/// Kinds of mutexes.
+pub(crate) const RECURSIVE: u32 = 1;
 const ERRORCHECK: u32 = 2;
 const KIND: u32 = 3;
 const CLOCK_REALTIME: u64 = 0;
@@ -393,7 +394,7 @@ impl Mutex {
     }
 }
 
-extern "C" fn mutex_lock(at: u64) -> i64 {
+pub(crate) extern "C" fn mutex_lock(at: u64) -> i64 {
     inside(|t| Mutex { at }.lock(t, FOR_EVER))
 }
 
@@ -417,7 +418,7 @@ extern "C" fn mutex_clocklock(at: u64, clock: u64, until: u64) -> i64 {
     inside(|t| Mutex { at }.lock(t, Until { clock, at: until }))
 }
 
-extern "C" fn mutex_unlock(at: u64) -> i64 {
+pub(crate) extern "C" fn mutex_unlock(at: u64) -> i64 {
     inside(|t| Mutex { at }.unlock(t))
 }
 

@@ -64,14 +64,19 @@ pub(crate) fn await_turn(t: &ThreadBlock, order: &Order, version: u64) -> bool {
 
 /// Waits in replay until a version word has a value; see [`await_turn`].
 pub(crate) fn await_value(t: &ThreadBlock, word: &AtomicU64, value: u64) -> bool {
-    if word.load(Acquire) == value {
+    await_that(t, || word.load(Acquire) == value)
+}
+
+/// Waits in replay for what other threads will do; see [`await_turn`].
+pub(crate) fn await_that(t: &ThreadBlock, done: impl Fn() -> bool) -> bool {
+    if done() {
         return true;
     }
     let state = &slot_of(t.slot.load(Relaxed)).state;
     state.store(slot::WAITING, SeqCst);
     let mut spins = 0;
     let reached = loop {
-        if word.load(Acquire) == value {
+        if done() {
             break true;
         }
         if control().mode.load(Acquire) != mode::REPLAY {

@@ -1,4 +1,4 @@
-//! System-call sites become jumps to the hook; lock functions become jumps to the guest's own.
+//! System-call sites become jumps to the hook; functions that the guest stands in for become jumps to its own.
 //!
 //! A site is `syscall` and the instructions behind it that fill the five bytes of a jump. They move to a
 //! stub near the site: `lea rcx, [resume]; movabs r11, hook_entry; jmp r11; resume: moved bytes; jmp back`.
@@ -8,12 +8,17 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use guest::prologue;
+
 use crate::raw::{self, nr};
-use crate::{entry, heap, locks, symbols, thread, user};
+use crate::{entry, heap, jemalloc, joins, locks, stacks, symbols, thread, unwinding, user};
 
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 const JUMP: u8 = 0xe9;
 const JUMP_LEN: u64 = 5;
+const SHORT_JUMP: u8 = 0xeb;
+/// Bytes on each side of a site in which padding is looked for.
+const SHORT_REACH: u64 = 120;
 /// Bytes of a stub before the moved instructions.
 const STUB_HEAD: u64 = 20;
 /// Most bytes of a stub.
@@ -62,6 +67,15 @@ pub(crate) fn adopt_text(start: u64, end: u64) {
                 replace_function(address, replacement.address());
             }
         }
+        let wrap = |address, function| {
+            (start..end - prologue::WINDOW as u64)
+                .contains(&address)
+                .then(|| wrap_function(address, function))?
+        };
+        stacks::adopt(&library, wrap);
+        unwinding::adopt(&library, wrap);
+        joins::adopt(&library, wrap);
+        jemalloc::adopt(&library, wrap);
     }
     raw::call(nr::MPROTECT, [start, end - start, PROT_RX, 0, 0, 0]);
 }
@@ -100,41 +114,116 @@ pub(crate) fn first_hit(site: u64) -> u64 {
 }
 
 fn resume_of(site: u64) -> u64 {
+    let plain = site + 2;
     match user::read::<[u8; 5]>(site) {
-        Ok([JUMP, a, b, c, d]) => {
-            let stub =
-                (site + JUMP_LEN).wrapping_add_signed(i64::from(i32::from_le_bytes([a, b, c, d])));
-            stub + STUB_HEAD
+        Ok([JUMP, ..]) => target_of(site).map_or(plain, |stub| stub + STUB_HEAD),
+        Ok([SHORT_JUMP, distance, ..]) => {
+            let relay = plain.wrapping_add_signed(i64::from(distance as i8));
+            target_of(relay).map_or(plain, |stub| stub + STUB_HEAD)
         }
-        Ok([0x0f, 0x05, ..]) => {
-            let page = site & !4095;
-            let len = ((site + 16) & !4095) + 4096 - page;
+        Ok([0x0f, 0x05, ..]) if !is_refused(site) => {
+            let page = (site - SHORT_REACH) & !4095;
+            let len = ((site + SHORT_REACH) & !4095) + 4096 - page;
             raw::call(nr::MPROTECT, [page, len, PROT_RWX, 0, 0, 0]);
             let stub = patch_site(site, false);
             raw::call(nr::MPROTECT, [page, len, PROT_RX, 0, 0, 0]);
-            stub.map_or(site + 2, |stub| stub + STUB_HEAD)
+            if stub.is_none() {
+                refuse(site);
+            }
+            stub.map_or(plain, |stub| stub + STUB_HEAD)
         }
-        _ => site + 2,
+        _ => plain,
+    }
+}
+
+/// Where a five-byte jump leads.
+fn target_of(at: u64) -> Option<u64> {
+    match user::read::<[u8; 5]>(at) {
+        Ok([JUMP, a, b, c, d]) => {
+            Some((at + JUMP_LEN).wrapping_add_signed(i64::from(i32::from_le_bytes([a, b, c, d]))))
+        }
+        _ => None,
+    }
+}
+
+/// Sites that cannot be patched: looking again at each hit would cost more than the hit.
+static REFUSED: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
+
+fn is_refused(site: u64) -> bool {
+    REFUSED.iter().any(|word| word.load(Relaxed) == site)
+}
+
+fn refuse(site: u64) {
+    if let Some(word) = REFUSED.iter().find(|word| word.load(Relaxed) == 0) {
+        word.store(site, Relaxed);
     }
 }
 
 /// Makes a stub for the site and the jump to it. The stub's address, or `None` if the site stays as it is.
 fn patch_site(site: u64, exclusive: bool) -> Option<u64> {
     let code = user::read::<[u8; 24]>(site + 2).ok()?;
-    let moved = movable(&code)?;
-    if (!exclusive && !can_store(site)) || is_entered(site) {
+    let whole = (exclusive || can_store(site)) && !is_entered(site);
+    if let Some(moved) = movable(&code).filter(|_| whole) {
+        let stub = make_stub(site, &code[..moved])?;
+        return store_jump(site, jump(site, stub), exclusive).then_some(stub);
+    }
+    patch_short(site)
+}
+
+/// Replaces the two bytes of the call itself by a jump to padding in reach, which holds the jump to the
+/// stub: nothing behind the call moves, so it does not matter who else comes there.
+fn patch_short(site: u64) -> Option<u64> {
+    const LINE: u64 = 64;
+    if site % LINE == LINE - 1 {
         return None;
     }
+    let relay = find_padding(site)?;
+    let distance = i8::try_from(relay.wrapping_sub(site + 2).cast_signed()).ok()?;
+    let stub = make_stub(site, &[])?;
+    user::write(relay, &jump(relay, stub)).ok()?;
+    // SAFETY: the site was just read and made writable; two bytes inside a cache line are stored at once,
+    // and both the old and the new instruction are whole.
+    unsafe {
+        (site as *mut u16).write_unaligned(u16::from_le_bytes([SHORT_JUMP, distance as u8]));
+    }
+    Some(stub)
+}
+
+/// Padding behind a `ret` within reach of a short jump, long enough for a jump: nobody runs it.
+fn find_padding(site: u64) -> Option<u64> {
+    const NOPS: [&[u8]; 6] = [
+        &[0x0f, 0x1f, 0x44, 0, 0],
+        &[0x66, 0x0f, 0x1f, 0x44, 0, 0],
+        &[0x0f, 0x1f, 0x80, 0, 0, 0, 0],
+        &[0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0],
+        &[0x66, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0],
+        &[0x66, 0x2e, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0],
+    ];
+    const RET: u8 = 0xc3;
+    let start = site - SHORT_REACH;
+    let mut code = [0_u8; 2 * SHORT_REACH as usize];
+    user::copy(code.as_mut_ptr() as u64, start, code.len() as u64).ok()?;
+    let found = (1..code.len() - 10)
+        .filter(|i| code[i - 1] == RET)
+        .find(|i| NOPS.iter().any(|nop| code[*i..].starts_with(nop)))?;
+    Some(start + found as u64)
+}
+
+/// The stub of a site: it enters the hook, and goes on with the moved instructions behind the call.
+fn make_stub(site: u64, moved: &[u8]) -> Option<u64> {
     let stub = claim_stub(site, STUB_MAX)?;
     let mut bytes = Code::default();
     bytes.put(&[0x48, 0x8d, 0x0d, 13, 0, 0, 0]); // lea rcx, [rip+13]
     bytes.put(&[0x49, 0xbb]); // movabs r11, hook_entry
     bytes.put(&entry::hook().to_le_bytes());
     bytes.put(&[0x41, 0xff, 0xe3]); // jmp r11
-    bytes.put(&code[..moved]);
-    bytes.put(&jump(stub + bytes.len as u64, site + 2 + moved as u64));
+    bytes.put(moved);
+    bytes.put(&jump(
+        stub + bytes.len as u64,
+        site + 2 + moved.len() as u64,
+    ));
     write_stub(stub, &bytes);
-    store_jump(site, jump(site, stub), exclusive).then_some(stub)
+    Some(stub)
 }
 
 /// Makes a function's first instruction a jump to the guest's own function.
@@ -148,6 +237,20 @@ fn replace_function(address: u64, function: u64) {
     bytes.put(&[0x41, 0xff, 0xe3]); // jmp r11
     write_stub(stub, &bytes);
     let _ = user::write(address, &jump(address, stub));
+}
+
+/// As [`replace_function`], and keeps the original: its first instructions move to a stub that goes on behind
+/// them. Where the original is called, or `None` if the function stays as it is.
+fn wrap_function(address: u64, function: u64) -> Option<u64> {
+    let code = user::read::<[u8; prologue::WINDOW]>(address).ok()?;
+    let moved = prologue::movable(&code, JUMP_LEN as usize)?;
+    let original = claim_stub(address, STUB_MAX)?;
+    let mut bytes = Code::default();
+    bytes.put(&code[..moved]);
+    bytes.put(&jump(original + moved as u64, address + moved as u64));
+    write_stub(original, &bytes);
+    replace_function(address, function);
+    (user::read::<u8>(address).ok()? == JUMP).then_some(original)
 }
 
 fn jump(from: u64, to: u64) -> [u8; 5] {

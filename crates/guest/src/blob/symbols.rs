@@ -1,5 +1,6 @@
 //! Functions of a shared library that is being mapped, found in its own tables (System V gABI, GNU hash).
 
+use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::user;
@@ -20,6 +21,39 @@ const SEARCH_PAGES: u64 = 4096;
 const MAX_HEADERS: u64 = 64;
 const MAX_DYNAMIC: u64 = 256;
 const MAX_CHAIN: u32 = 100_000;
+
+/// A function of the C library, of type `F`; its address is 0 until the library is mapped.
+pub(crate) struct Function<F> {
+    address: AtomicU64,
+    kind: PhantomData<F>,
+}
+
+impl<F: Copy> Function<F> {
+    pub(crate) const fn unknown() -> Self {
+        Self {
+            address: AtomicU64::new(0),
+            kind: PhantomData,
+        }
+    }
+
+    /// Whether its library is there.
+    pub(crate) fn is_known(&self) -> bool {
+        self.address.load(Relaxed) != 0
+    }
+
+    /// Notes where it is called.
+    pub(crate) fn set(&self, address: u64) {
+        self.address.store(address, Relaxed);
+    }
+
+    /// The function, to be called.
+    pub(crate) fn get(&self) -> F {
+        // SAFETY: `F` is a function pointer, of the type that the function has in the C library's headers;
+        // the address was found under its name in the library's own table, or is that of the stub that
+        // continues it. Callers are replacements that came into force once it was known.
+        unsafe { core::mem::transmute_copy(&self.address) }
+    }
+}
 
 /// A library's symbol tables.
 pub(crate) struct Library {

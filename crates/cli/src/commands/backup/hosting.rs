@@ -1,12 +1,13 @@
 //! The containers that a backup watches, and those it has taken over.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use backup::arbiter::Phase;
 use backup::detector::Suspicion;
 use backup::server::Handle;
 use backup::takeover::{Checkpoint, Details, Live, Report, Standby, TakeoverError};
@@ -25,14 +26,24 @@ pub(super) struct Hosting {
     handle: Arc<Handle<Checkpoint>>,
     stop: Arc<AtomicBool>,
     standbys: HashMap<String, Standby>,
-    hosts: Vec<JoinHandle<()>>,
+    /// By the container's name: one takeover at a time. Their threads say whether they took over.
+    hosts: HashMap<String, JoinHandle<bool>>,
+    /// Containers that could not be taken over, until their primaries are heard again.
+    lost: HashSet<String>,
 }
 
 impl Hosting {
     pub(super) fn new(bridge: String, handle: Handle<Checkpoint>, stop: Arc<AtomicBool>) -> Self {
-        let (standbys, hosts) = (HashMap::new(), Vec::new());
+        let (standbys, hosts) = (HashMap::new(), HashMap::new());
         let handle = Arc::new(handle);
-        Self { bridge, handle, stop, standbys, hosts }
+        Self {
+            bridge,
+            handle,
+            stop,
+            standbys,
+            hosts,
+            lost: HashSet::new(),
+        }
     }
 
     /// Acts on the next event, if one comes soon.
@@ -43,7 +54,20 @@ impl Hosting {
             // The server holds the other end; it is about to be noticed.
             Err(RecvTimeoutError::Disconnected) => thread::sleep(LOOK),
         }
-        self.hosts.retain(|host| !host.is_finished());
+        let finished = |(_, host): &(&String, &mut JoinHandle<bool>)| host.is_finished();
+        let done: Vec<String> = self
+            .hosts
+            .iter_mut()
+            .filter(finished)
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in done {
+            // A thread that panicked took nothing over.
+            let took_over = self.hosts.remove(&name).map(JoinHandle::join);
+            if !matches!(took_over, Some(Ok(true))) {
+                self.lost.insert(name);
+            }
+        }
     }
 
     fn act(&mut self, event: Event<Checkpoint>) {
@@ -52,7 +76,15 @@ impl Hosting {
             Event::Protected(guard) => tracing::info!(name = guard.hello().name, "protected"),
             Event::Suspected(guard, suspicion) => self.suspected(guard, suspicion),
             Event::FalseAlarm(guard) => {
-                tracing::warn!(name = guard.hello().name, "the primary was silent and is back");
+                tracing::warn!(
+                    name = guard.hello().name,
+                    "the primary was silent and is back"
+                );
+                let name = &guard.hello().name;
+                // A takeover that failed meanwhile has used up the standby.
+                if self.lost.remove(name) {
+                    self.prepare(&guard);
+                }
             }
             Event::Ended(guard, status) => {
                 let name = &guard.hello().name;
@@ -70,6 +102,7 @@ impl Hosting {
         let name = guard.hello().name.clone();
         // One of an earlier run, whose link has the same name.
         self.standbys.remove(&name);
+        self.lost.remove(&name);
         match standby(guard, &self.bridge) {
             Ok(standby) => {
                 self.standbys.insert(name, standby);
@@ -80,22 +113,34 @@ impl Hosting {
 
     fn suspected(&mut self, guard: Arc<Guard<Checkpoint>>, suspicion: Suspicion) {
         let name = guard.hello().name.clone();
+        if self.hosts.contains_key(&name) || self.lost.contains(&name) {
+            return;
+        }
         tracing::warn!(name, ?suspicion, "the primary is lost");
+        if guard.phase() == Phase::Unprotected {
+            eprintln!("understudy: {name} was lost before it was protected");
+            return;
+        }
         let prepared = self.standbys.remove(&name);
-        let (bridge, stop, handle) =
-            (self.bridge.clone(), Arc::clone(&self.stop), Arc::clone(&self.handle));
+        let (bridge, stop, handle) = (
+            self.bridge.clone(),
+            Arc::clone(&self.stop),
+            Arc::clone(&self.handle),
+        );
+        let key = name.clone();
         let host = thread::Builder::new().name("host".into()).spawn(move || {
-            let live = take_over(&guard, prepared, &bridge, suspicion);
-            if let Some(live) = live {
-                match live.host(&stop) {
-                    Ok(ended) => tracing::info!(name, ?ended, "the container has ended"),
-                    Err(error) => eprintln!("understudy: {name} cannot be hosted: {error}"),
-                }
-                handle.forget(&name);
+            let Some(live) = take_over(&guard, prepared, &bridge, suspicion) else {
+                return false;
+            };
+            match live.host(&stop) {
+                Ok(ended) => tracing::info!(name, ?ended, "the container has ended"),
+                Err(error) => eprintln!("understudy: {name} cannot be hosted: {error}"),
             }
+            handle.forget(&name);
+            true
         });
         match host {
-            Ok(host) => self.hosts.push(host),
+            Ok(host) => drop(self.hosts.insert(key, host)),
             Err(error) => eprintln!("understudy: no thread for a takeover: {error}"),
         }
     }
@@ -104,7 +149,7 @@ impl Hosting {
     pub(super) fn end(mut self) {
         self.stop.store(true, Ordering::Release);
         self.standbys.clear();
-        for host in self.hosts.drain(..) {
+        for (_, host) in self.hosts.drain() {
             // A panic was told when it happened.
             let _ = host.join();
         }
@@ -130,7 +175,9 @@ fn take_over(
                 println!("takeover {name} {report} attempts={attempt}");
                 return Some(live);
             }
-            Err(error) => eprintln!("understudy: takeover of {name}, attempt {attempt} of {ATTEMPTS}: {error}"),
+            Err(error) => eprintln!(
+                "understudy: takeover of {name}, attempt {attempt} of {ATTEMPTS}: {error}"
+            ),
         }
     }
     eprintln!("understudy: {name} could not be taken over: it is lost");

@@ -3,8 +3,8 @@
 use core::sync::atomic::Ordering::Release;
 
 use guest::abi::{
-    ARENA_BASE, ARENA_LEN, BLOB_BASE, HEAP_BASE, HEAP_LEN, MAX_THREADS, THREAD_LEN, THREADS_BASE,
-    ThreadBlock,
+    ARENA_BASE, ARENA_LEN, BLOB_BASE, HEAP_BASE, HEAP_LEN, MAX_THREADS, STACKS_BASE, STACKS_LEN,
+    THREAD_LEN, THREADS_BASE, ThreadBlock,
 };
 use sysabi::Syscall;
 
@@ -15,6 +15,7 @@ use crate::order::{self, MEMORY};
 use crate::patch;
 use crate::raw;
 use crate::shapes::Shape;
+use crate::stacks;
 
 const MMAP: u16 = 9;
 const MPROTECT: u16 = 10;
@@ -119,10 +120,11 @@ pub(crate) fn lock_all(t: &ThreadBlock, regs: &mut Regs, row: &'static Syscall) 
 
 /// The guest's own address space is not there for the application.
 fn touches_own(call: u16, args: &[u64; 6]) -> bool {
-    const OWN: [(u64, u64); 3] = [
+    const OWN: [(u64, u64); 4] = [
         (BLOB_BASE, THREADS_BASE + MAX_THREADS as u64 * THREAD_LEN),
         (ARENA_BASE, ARENA_BASE + ARENA_LEN),
         (HEAP_BASE, HEAP_BASE + HEAP_LEN),
+        (STACKS_BASE, STACKS_BASE + STACKS_LEN),
     ];
     let overlaps = |at: u64, len: u64| {
         OWN.iter()
@@ -134,6 +136,9 @@ fn touches_own(call: u16, args: &[u64; 6]) -> bool {
         MPROTECT | PKEY_MPROTECT if (HEAP_BASE..HEAP_BASE + HEAP_LEN).contains(&args[0]) => {
             args[1] > HEAP_BASE + HEAP_LEN - args[0]
         }
+        // A thread's stack is the application's to protect, and to map anew (runtimes place guard pages so).
+        MPROTECT | PKEY_MPROTECT if stacks::is_one(args[0], args[1]) => false,
+        MMAP if stacks::is_one(args[0], args[1]) => false,
         MMAP => args[3] & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0 && overlaps(args[0], args[1]),
         MREMAP => {
             overlaps(args[0], args[1])

@@ -12,7 +12,7 @@ use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::shapes::Shape;
 use crate::thread::{self, control, slot_of};
-use crate::{connections, heap, init, order, ring, signals, tables, user};
+use crate::{connections, heap, init, order, ring, signals, stacks, tables, unwinding, user};
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_FILES: u64 = 0x400;
@@ -20,6 +20,7 @@ const CLONE_PIDFD: u64 = 0x1000;
 const CLONE_VFORK: u64 = 0x4000;
 const CLONE_DETACHED: u64 = 0x40_0000;
 const CLONE_THREAD: u64 = 0x1_0000;
+const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
 /// New namespaces of any kind, and cgroup placement.
 const CLONE_REFUSED: u64 = 0x7e02_0080 | 0x2_0000_0000 | CLONE_PIDFD;
 const SIGCHLD: u64 = 17;
@@ -27,6 +28,7 @@ const SIGCHLD: u64 = 17;
 /// `struct clone_args`, as words.
 const CLONE_ARGS_WORDS: usize = 11;
 const CLONE_ARGS_LEN: u64 = CLONE_ARGS_WORDS as u64 * 8;
+const CHILD_TID: usize = 2;
 const SET_TID: usize = 8;
 const SET_TID_SIZE: usize = 9;
 
@@ -134,6 +136,9 @@ fn spawn(t: &ThreadBlock, regs: &Regs, mut wanted: Wanted, replayed: Option<(u32
     for b in [t, block] {
         b.child_slot.store(index, Relaxed);
         b.child_stream.store(stream, Relaxed);
+    }
+    if wanted.has(CLONE_CHILD_CLEARTID) {
+        stacks::thread_begins(wanted.args[CHILD_TID]);
     }
     thread::prefault(index);
     signals::block_all();
@@ -254,6 +259,8 @@ pub(crate) extern "C" fn child_started(block: &ThreadBlock) {
         thread::keep_only(block);
         order::reset_owners();
         heap::after_fork();
+        stacks::after_fork();
+        unwinding::after_fork();
     }
     let ring = slot_of(index);
     ring.tid.store(tid, Relaxed);
@@ -328,8 +335,10 @@ fn ask(word: &core::sync::atomic::AtomicU32, question: u32, answer: u32) {
 }
 
 /// `exit`: one thread leaves.
-pub(crate) fn exit(t: &ThreadBlock, status: u64) -> i64 {
+pub(crate) fn exit(t: &ThreadBlock, regs: &Regs) -> i64 {
+    let status = regs.rdi;
     signals::block_all();
+    stacks::trim(regs.rsp);
     heap::thread_exits(t);
     leave(t, status, 0);
     thread::exit_thread(status)
