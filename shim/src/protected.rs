@@ -59,8 +59,10 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
     let room = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
         .map_err(Error::descriptor)?;
     let room: Arc<OwnedFd> = Arc::new(room.as_fd().try_clone_to_owned().map_err(Error::Arena)?);
-    let prepared = prepare(options, &arena, &room)?;
+    let mut prepared = prepare(options, &arena, &room)?;
     let gate = attach_gate(prepared.container(), options)?;
+    // Not before: one frame under the container's own address, and bridges remember it for minutes.
+    prepared.attach()?;
     let network = prepared.container().namespace("net")?;
     let injector = in_network(network.as_fd(), || {
         Injector::open().map_err(std::io::Error::other)
@@ -185,7 +187,7 @@ fn prepare(options: &Options, arena: &Arena, room: &OwnedFd) -> Result<Prepared,
         ),
         (room.try_clone().map_err(Error::Arena)?, ROOM_FD),
     ];
-    Ok(Container::prepare(&spec, program)?)
+    Ok(Container::prepare_apart(&spec, program)?)
 }
 
 /// Attaches the gate to the host's end of the container's link. It stays closed until the lease opens it.
@@ -203,8 +205,7 @@ fn attach_gate(container: &Container, options: &Options) -> Result<Gate, Error> 
 }
 
 /// The source address of the container's frames: not its own, so that bridges flood what is sent to it to the
-/// backup, too, as soon as they have forgotten where it was announced at its start. (Without that, they might
-/// remember where it ran before.)
+/// backup, too, which holds it for the time after a takeover.
 fn mask_of(options: &Options) -> [u8; 6] {
     let [a, b, c, d] = options.link.address.octets();
     [0x06, 0x75, a, b, c, d]

