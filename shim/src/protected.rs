@@ -157,14 +157,20 @@ fn hand_over(shared: &Shared, pulse: &Pulse) {
     match pulse.give_up() {
         Ok(()) => eprintln!("understudy: the container was killed: the backup goes on with it"),
         // It will notice the silence.
-        Err(e) => eprintln!("understudy: the container was killed, and the backup cannot be told: {e}"),
+        Err(e) => {
+            eprintln!("understudy: the container was killed, and the backup cannot be told: {e}")
+        }
     }
 }
 
 /// Switches that the command line knows and this build does not serve must not be taken for served.
 fn refuse_unbuilt(protection: &Protection) -> Result<(), Error> {
     let unbuilt = |what| Err(Error::Unbuilt { what });
-    match (protection.mode, protection.on_backup_loss, protection.mirrors.is_empty()) {
+    match (
+        protection.mode,
+        protection.on_backup_loss,
+        protection.mirrors.is_empty(),
+    ) {
         (Mode::Hybrid, OnBackupLoss::Stall, true) => Ok(()),
         (Mode::Checkpoint, ..) => unbuilt("--mode checkpoint"),
         (Mode::Active, ..) => unbuilt("--mode active"),

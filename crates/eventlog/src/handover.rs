@@ -105,4 +105,6 @@ pub struct Details {
     pub gateway: Option<[u8; 4]>,
     /// Its link's hardware address.
     pub mac: [u8; 6],
+    /// The bridge it is on at the primary: the backup's has the same name unless its operator says another.
+    pub bridge: String,
 }

@@ -261,7 +261,10 @@ impl Drop for Hurried {
 /// Beyond the limit for locked memory.
 pub fn lock_memory() -> io::Result<()> {
     // SAFETY: changes no mapping's contents.
-    check(c_long::from(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_ONFAULT) })).map(drop)
+    check(c_long::from(unsafe {
+        libc::mlockall(libc::MCL_CURRENT | libc::MCL_ONFAULT)
+    }))
+    .map(drop)
 }
 
 #[cfg(test)]

@@ -93,6 +93,7 @@ fn details(options: &Options) -> Details {
         prefix: link.prefix,
         gateway: link.gateway.map(|gateway| gateway.octets()),
         mac: mac_of(link.address),
+        bridge: link.bridge.clone(),
     }
 }
 

@@ -34,8 +34,8 @@ const MAX_CONTAINERS: usize = 64;
 pub(crate) struct Options {
     /// Where primaries connect to.
     pub(crate) listen: SocketAddr,
-    /// The bridge of containers it takes over.
-    pub(crate) bridge: String,
+    /// The bridge of containers it takes over; the primary's name for it without.
+    pub(crate) bridge: Option<String>,
     /// Where checkpoints and logs are kept.
     pub(crate) state: PathBuf,
     /// How the stream is protected.
@@ -46,7 +46,9 @@ pub(crate) fn run(arguments: BackupArguments) -> Result<i32, Failure> {
     let options = options(arguments)?;
     preflight::root()?;
     preflight::features(|_| true)?;
-    shim::container::check_bridge(&options.bridge)?;
+    if let Some(bridge) = &options.bridge {
+        shim::container::check_bridge(bridge)?;
+    }
     std::fs::create_dir_all(&options.state).map_err(|source| {
         let state = options.state.display();
         Failure::new(format!(
@@ -57,14 +59,9 @@ pub(crate) fn run(arguments: BackupArguments) -> Result<i32, Failure> {
 }
 
 fn options(arguments: BackupArguments) -> Result<Options, Failure> {
-    let bridge = arguments.bridge.ok_or_else(|| {
-        Failure::usage(
-            "--bridge is not given: name the bridge that containers join when they are taken over",
-        )
-    })?;
     Ok(Options {
         listen: arguments.listen,
-        bridge,
+        bridge: arguments.bridge,
         state: arguments.state,
         security: security(arguments.security)?,
     })

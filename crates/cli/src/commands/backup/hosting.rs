@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Standbys, and threads that host containers.
 #[derive(Debug)]
 pub(super) struct Hosting {
-    bridge: String,
+    bridge: Option<String>,
     handle: Arc<Handle<Checkpoint>>,
     stop: Arc<AtomicBool>,
     standbys: HashMap<String, Standby>,
@@ -33,7 +33,11 @@ pub(super) struct Hosting {
 }
 
 impl Hosting {
-    pub(super) fn new(bridge: String, handle: Handle<Checkpoint>, stop: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(
+        bridge: Option<String>,
+        handle: Handle<Checkpoint>,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
         let (standbys, hosts) = (HashMap::new(), HashMap::new());
         let handle = Arc::new(handle);
         Self {
@@ -103,7 +107,7 @@ impl Hosting {
         // One of an earlier run, whose link has the same name.
         self.standbys.remove(&name);
         self.lost.remove(&name);
-        match standby(guard, &self.bridge) {
+        match standby(guard, self.bridge.as_deref()) {
             Ok(standby) => {
                 self.standbys.insert(name, standby);
             }
@@ -129,7 +133,7 @@ impl Hosting {
         );
         let key = name.clone();
         let host = thread::Builder::new().name("host".into()).spawn(move || {
-            let Some(live) = take_over(&guard, prepared, &bridge, suspicion) else {
+            let Some(live) = take_over(&guard, prepared, bridge.as_deref(), suspicion) else {
                 return false;
             };
             match live.host(&stop) {
@@ -156,16 +160,17 @@ impl Hosting {
     }
 }
 
-fn standby(guard: &Guard<Checkpoint>, bridge: &str) -> Result<Standby, String> {
+fn standby(guard: &Guard<Checkpoint>, bridge: Option<&str>) -> Result<Standby, String> {
     let details: Details = codec::decode(&guard.hello().details).map_err(|e| e.to_string())?;
-    Standby::prepare(details, bridge).map_err(|e| e.to_string())
+    let bridge = bridge.map_or_else(|| details.bridge.clone(), str::to_owned);
+    Standby::prepare(details, &bridge).map_err(|e| e.to_string())
 }
 
 /// Tries to take over, and prints how it went.
 fn take_over(
     guard: &Arc<Guard<Checkpoint>>,
     mut prepared: Option<Standby>,
-    bridge: &str,
+    bridge: Option<&str>,
     suspicion: Suspicion,
 ) -> Option<Live> {
     let name = &guard.hello().name;
@@ -187,7 +192,7 @@ fn take_over(
 fn try_once(
     guard: &Arc<Guard<Checkpoint>>,
     prepared: Option<Standby>,
-    bridge: &str,
+    bridge: Option<&str>,
     suspicion: Suspicion,
 ) -> Result<(Live, Report), String> {
     let attempt = guard.take_over().map_err(|e| e.to_string())?;
