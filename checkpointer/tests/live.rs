@@ -6,9 +6,11 @@ mod common;
 use std::process::Command;
 
 use checkpointer::{Checkpointer, ImageStore, Settings};
-use common::{Target, compare, compile, directory, rounds, signal, wait_stopped, wait_until};
+use common::{
+    Target, compare, compile, directory, rounds, signal, stop_thread, wait_stopped, wait_until,
+};
 use eventlog::image::{decode, encode};
-use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
+use nix::sys::signal::Signal::SIGCONT;
 
 #[test]
 fn every_checkpoint_equals_the_stopped_process() {
@@ -28,8 +30,12 @@ fn every_checkpoint_equals_the_stopped_process() {
             checkpointer.make_full();
         }
         let before = rounds(&board);
-        // The signal is pending when the pause ends: nothing runs before it takes effect.
-        let taken = checkpointer.checkpoint(&mut |_| signal(pid, SIGSTOP));
+        // Each thread has a signal of its own pending when the pause ends: none runs before it takes effect.
+        let taken = checkpointer.checkpoint(&mut |threads| {
+            for thread in threads {
+                stop_thread(pid, thread.tid);
+            }
+        });
         let (capture, _) =
             taken.unwrap_or_else(|error| panic!("{error}; the target: {:?}", target.0.wait()));
         wait_stopped(pid);

@@ -153,7 +153,11 @@ fn pauses_are_short_and_a_copy_holds_the_same_data() {
     drop(load);
     let digest = cli(port, &["debug", "digest"]);
     let (capture, _) = checkpointer
-        .checkpoint(&mut |_| common::signal(pid, nix::sys::signal::Signal::SIGSTOP))
+        .checkpoint(&mut |threads| {
+            for thread in threads {
+                common::stop_thread(pid, thread.tid);
+            }
+        })
         .unwrap();
     common::wait_stopped(pid);
     store

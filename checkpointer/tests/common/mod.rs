@@ -120,6 +120,12 @@ pub(crate) fn signal(pid: i32, signal: nix::sys::signal::Signal) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
 }
 
+/// Makes a thread stop before it runs another instruction: the signal to the whole process would let its
+/// threads run until one of them has taken it.
+pub(crate) fn stop_thread(pid: i32, tid: i32) {
+    sys::process::signal_thread(pid, tid, libc::SIGSTOP).unwrap();
+}
+
 /// Waits until every thread of a process stands still after SIGSTOP.
 pub(crate) fn wait_stopped(pid: i32) {
     wait_until("the process stands still", || {

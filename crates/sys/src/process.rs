@@ -70,6 +70,15 @@ impl PidFd {
     }
 }
 
+/// Sends a signal to one thread of a process.
+///
+/// # Errors
+/// When there is no such thread.
+pub fn signal_thread(pid: pid_t, tid: pid_t, signal: i32) -> io::Result<()> {
+    // SAFETY: the call takes integers.
+    check(unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) }).map(drop)
+}
+
 /// Head and length of a thread's list of robust futexes.
 ///
 /// # Errors
