@@ -135,10 +135,8 @@ fn uploads_do_not_stall() {
         held > free / 4.0,
         "late acknowledgements keep an upload going"
     );
-    // Not a bar but a control: the kernel's window updates carry some acknowledgements, more of them on a
-    // busy machine.
     assert!(
-        stalled < held / 2.0,
+        stalled < held / 4.0,
         "the test sees what late acknowledgements are for"
     );
 }
