@@ -125,7 +125,6 @@ pub(crate) struct Copier {
     stopped: bool,
     written: Vec<Range>,
     strangers: Vec<Mapping>,
-    from_nothing: bool,
 }
 
 impl Copier {
@@ -144,21 +143,18 @@ impl Copier {
             stopped: false,
             written: Vec::new(),
             strangers: Vec::new(),
-            from_nothing: true,
         })
     }
 
     /// Forgets what was seen: everything is about to be copied again.
     pub(crate) fn start_over(&mut self) {
         self.strangers.clear();
-        self.from_nothing = true;
         let items = std::mem::take(&mut self.items);
         self.recycle(items);
     }
 
     /// Takes what was seen since the last time.
     pub(crate) fn take(&mut self) -> Vec<Item> {
-        self.from_nothing = false;
         std::mem::take(&mut self.items)
     }
 
@@ -200,16 +196,28 @@ impl Copier {
     }
 
     /// Registers mappings of a stopped process; what was stored for them is void.
-    pub(crate) fn register(&mut self, mappings: &[Mapping], maps: &[Mapping]) -> Vec<Mapping> {
-        let wanted = mappings
-            .iter()
-            .filter(|mapping| kind(mapping, maps, &self.skip) == Kind::Copy);
-        let wanted: Vec<Mapping> = wanted.cloned().collect();
-        for mapping in &wanted {
-            self.items.push(Item::Void(mapping.range));
-            self.track(mapping.range);
+    ///
+    /// Those that nobody may touch now are among them where they hold something: they may be opened again
+    /// before the pause, and a look would then find no more than what was written since.
+    pub(crate) fn register(
+        &mut self,
+        mappings: &[Mapping],
+        maps: &[Mapping],
+    ) -> Result<Vec<Mapping>, CheckpointError> {
+        let mut wanted = Vec::new();
+        for mapping in mappings {
+            let is_wanted = match kind(mapping, maps, &self.skip) {
+                Kind::Copy => true,
+                Kind::Hidden => self.holds_something(mapping)?,
+                Kind::Leave | Kind::Whole => false,
+            };
+            if is_wanted {
+                self.items.push(Item::Void(mapping.range));
+                self.track(mapping.range);
+                wanted.push(mapping.clone());
+            }
         }
-        wanted
+        Ok(wanted)
     }
 
     /// Arms and copies what was registered, while the process runs.
@@ -314,17 +322,18 @@ impl Copier {
 
     /// A mapping that nobody may touch: new ones are empty, as a rule, and then left alone.
     fn look_hidden(&mut self, mapping: &Mapping) -> Result<u64, CheckpointError> {
+        if self.holds_something(mapping)? {
+            self.look(std::slice::from_ref(mapping), true)
+        } else {
+            self.items.push(Item::Void(mapping.range));
+            Ok(0)
+        }
+    }
+
+    fn holds_something(&mut self, mapping: &Mapping) -> Result<bool, CheckpointError> {
         let mut populated = Vec::new();
         self.populated(mapping.range, is_private_file(mapping), &mut populated)?;
-        if populated.is_empty() {
-            self.items.push(Item::Void(mapping.range));
-            return Ok(0);
-        }
-        if self.from_nothing {
-            self.adopt(mapping)
-        } else {
-            self.look(std::slice::from_ref(mapping), true)
-        }
+        Ok(!populated.is_empty())
     }
 
     fn copy_whole(&mut self, mapping: &Mapping) -> Result<u64, CheckpointError> {

@@ -259,7 +259,7 @@ impl Checkpointer {
         });
         let registered = self
             .copier
-            .register(unchanged.as_deref().unwrap_or(&maps), &maps);
+            .register(unchanged.as_deref().unwrap_or(&maps), &maps)?;
         resume(stopped, &mut self.waits, self.facts.handled())?;
         timing.extra_stop = timing.extra_stop.max(began.elapsed());
         self.copier.copy_registered(&registered)

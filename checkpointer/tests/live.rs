@@ -26,7 +26,8 @@ fn every_checkpoint_equals_the_stopped_process() {
     let mut store = ImageStore::new();
     let mut pages = 0;
     for round in 0..40 {
-        if round == 20 {
+        // Several, since a mapping may be hidden when a full one begins and open at its cut.
+        if round >= 20 && round % 2 == 0 {
             checkpointer.make_full();
         }
         let before = rounds(&board);

@@ -137,10 +137,12 @@ int main(int argc, char **argv) {
     one[round % 4096] = round;
     if (two[round % 4096] != round) fail("shared memory", two[round % 4096], round);
     if (heap[round % 100000] != 'h') fail("heap", round, heap[round % 100000]);
-    if (round % 256 == 0) {
+    if (round % 64 == 0) {
       mprotect(locked, 4096 * 4, PROT_READ | PROT_WRITE);
       if (locked[100] != 4711) fail("hidden memory", locked[100], round);
-      mprotect(locked, 4096 * 4, PROT_NONE);
+    }
+    if (round % 64 == 32) mprotect(locked, 4096 * 4, PROT_NONE);
+    if (round % 256 == 0) {
       uint64_t before = atomic_load(&board->signals);
       if (syscall(SYS_tgkill, pid, pid, SIGUSR1)) fail("tgkill", errno, 0);
       if (atomic_load(&board->signals) == before) fail("signal", before, round);
