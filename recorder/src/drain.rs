@@ -31,6 +31,11 @@ pub trait Sink {
     /// As [`Self::records`].
     fn round(&mut self) -> Result<(), Self::Error>;
 
+    /// Whether something waits for the next round that no ring shows.
+    fn is_waiting(&self) -> bool {
+        false
+    }
+
     /// A system call was refused for the first time.
     fn refused(&mut self, number: u16);
 }
@@ -142,7 +147,7 @@ impl<S: Sink> Drainer<S> {
             .touched
             .iter()
             .any(|word| word.load(SeqCst) != 0);
-        if !waiting && !touched {
+        if !waiting && !touched && !self.sink.is_waiting() {
             futex_wait(asleep, 1, NAP);
         }
         asleep.store(0, SeqCst);

@@ -55,6 +55,8 @@ pub const MAX_SLOTS: usize = 256;
 pub const RING_LEN: u64 = 1 << 20;
 /// Connections whose output is owned at once.
 pub const MAX_CONNS: usize = 16_384;
+/// Connections that can wait, after a takeover, for the application to accept them.
+pub const MAX_BACKLOG: usize = 384;
 /// Bytes of one connection's output buffer (a power of two).
 pub const OUTPUT_LEN: u64 = 256 << 10;
 
@@ -112,6 +114,34 @@ pub struct Control {
     pub touched: [AtomicU64; MAX_CONNS / 64],
     /// One bit for each connection's entry that is taken: set by the guest, cleared by whoever frees it.
     pub taken: [AtomicU64; MAX_CONNS / 64],
+    /// How many entries of `backlog` are not 0.
+    pub backlog_len: AtomicU32,
+    /// Keeps `backlog` aligned.
+    pub pad: AtomicU32,
+    /// Connections of the lost host that nobody has accepted: see [`backlog`]. The host fills entries before
+    /// it turns `mode`, the guest clears them.
+    pub backlog: [AtomicU64; MAX_BACKLOG],
+}
+
+/// Entries of [`Control::backlog`].
+pub mod backlog {
+    /// The entry of a connection that waits as descriptor `fd` behind a stand-in with this port.
+    #[must_use]
+    pub const fn entry(port: u16, fd: u32) -> u64 {
+        (port as u64) << 32 | (fd as u64 + 1)
+    }
+
+    /// The stand-in's port.
+    #[must_use]
+    pub const fn port(entry: u64) -> u16 {
+        (entry >> 32) as u16
+    }
+
+    /// The descriptor.
+    #[must_use]
+    pub const fn fd(entry: u64) -> u64 {
+        (entry & 0xffff_ffff).saturating_sub(1)
+    }
 }
 
 /// Bits of [`Control::flags`].
@@ -267,7 +297,16 @@ pub struct Conn {
     pub watched_in: AtomicU32,
     /// Guest: 1 while a thread appends.
     pub lock: AtomicU32,
-    pad: [u64; 3],
+    /// Guest: between whom it is, when over IPv4: see [`ends`].
+    pub ends: AtomicU64,
+    pad: [u64; 2],
+}
+
+/// [`Conn::ends`]: the peer's address and port and the own port, in network order from the highest byte on.
+#[must_use]
+pub const fn ends(peer: [u8; 4], peer_port: [u8; 2], own_port: [u8; 2]) -> u64 {
+    let ([a, b, c, d], [e, f], [g, h]) = (peer, peer_port, own_port);
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// Values of [`Conn::state`].

@@ -14,7 +14,7 @@ use crate::raw::{self, nr};
 use crate::shapes::Shape;
 use crate::signals::{self, Interrupted};
 use crate::thread::{self, control};
-use crate::{connections, descriptors};
+use crate::{backlog, connections, descriptors};
 
 /// The entry code calls this with the saved registers; what it returns goes to rax.
 pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
@@ -171,7 +171,11 @@ pub(crate) fn changing_descriptors(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]
         let version = if result < 0 { 0 } else { held.stamp() };
         return (result, version);
     }
-    let result = perform(t, regs, args);
+    let result = if backlog::waits_for(regs.rax) {
+        backlog::accept(t, regs, args)
+    } else {
+        perform(t, regs, args)
+    };
     let version = if result < 0 {
         0
     } else {

@@ -9,6 +9,7 @@
 #![no_std]
 #![no_main]
 
+mod backlog;
 mod calls;
 mod connections;
 mod descriptors;
