@@ -98,7 +98,8 @@ pub struct Control {
     pub mode: AtomicU32,
     /// The number of the next stream; every thread's log is one stream for its whole life.
     pub next_stream: AtomicU32,
-    /// Futex: 1 while the host's drainer sleeps. Whoever turns it to 0 wakes it.
+    /// Futex: 1 while the host's drainer sleeps. Whoever turns it to 0 wakes it, after setting
+    /// `drain_wanted`.
     pub drainer_asleep: AtomicU32,
     /// Switches of [`flag`].
     pub flags: AtomicU32,
@@ -116,8 +117,8 @@ pub struct Control {
     pub taken: [AtomicU64; MAX_CONNS / 64],
     /// How many entries of `backlog` are not 0.
     pub backlog_len: AtomicU32,
-    /// Keeps `backlog` aligned.
-    pub pad: AtomicU32,
+    /// 1 once somebody wants the host to look at rings and connections; the host clears it before it looks.
+    pub drain_wanted: AtomicU32,
     /// Connections of the lost host that nobody has accepted: see [`backlog`]. The host fills entries before
     /// it turns `mode`, the guest clears them.
     pub backlog: [AtomicU64; MAX_BACKLOG],
@@ -372,6 +373,11 @@ pub struct ThreadBlock {
     pub child_stream: AtomicU32,
     /// Where the free blocks lie that this thread keeps.
     pub heap: AtomicU64,
+    /// Not 0 in a thread that waits for events in one place: its output goes when it comes there again.
+    pub loops: AtomicU32,
+    /// What the thread has written and read and not yet asked the host to look at, in shares of what it may
+    /// leave for later.
+    pub owed: AtomicU32,
     /// `siginfo_t` of the waiting signal.
     pub signal: [AtomicU64; 16],
     /// The application's registers at the clone that made this thread; the child starts with them.

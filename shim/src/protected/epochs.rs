@@ -167,6 +167,7 @@ impl Epochs {
             if self.shared.stop.load(Acquire) {
                 break;
             }
+            self.shared.arena.ask_for_look();
             thread::sleep(Duration::from_micros(50));
         }
         let taken = self.shared.tail().take(&positions, state.next_stream);

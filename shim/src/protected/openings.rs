@@ -1,12 +1,11 @@
 //! From the gate to the drain thread: answers to connection requests, which wait for the log.
 
 use std::os::fd::AsFd;
-use std::sync::atomic::Ordering::{Acquire, SeqCst};
+use std::sync::atomic::Ordering::Acquire;
 use std::time::Duration;
 
 use gate::Openings;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use sys::arena::futex_wake;
 
 use super::egress::Shared;
 
@@ -33,9 +32,6 @@ pub(super) fn run(mut openings: Openings, shared: &Shared) {
             continue;
         }
         shared.openings().append(&mut new);
-        let asleep = &shared.arena.control().drainer_asleep;
-        if asleep.swap(0, SeqCst) != 0 {
-            futex_wake(asleep);
-        }
+        shared.arena.ask_for_look();
     }
 }

@@ -21,7 +21,7 @@ use crate::raw::{self, nr};
 use crate::shapes::{Part, Run, Shape};
 use crate::tables::{self, Kind, Tables};
 use crate::thread::control;
-use crate::{epoll, order, ring, user};
+use crate::{debts, epoll, order, ring, user};
 
 /// Bit 0 of an OUTPUT record's flags: more of the same call follows.
 const MORE: u32 = 1;
@@ -65,8 +65,12 @@ pub(crate) fn index_of(kind: Kind) -> Option<u32> {
 
 /// Tells the host that an entry's counters moved.
 pub(crate) fn touch(index: u32) {
-    control().touched[index as usize / 64].fetch_or(1 << (index % 64), SeqCst);
+    mark(index);
     ring::wake_drainer();
+}
+
+fn mark(index: u32) {
+    control().touched[index as usize / 64].fetch_or(1 << (index % 64), SeqCst);
 }
 
 /// Room in a buffer. A client may have acknowledged, before a takeover, more than was written again yet.
@@ -232,7 +236,7 @@ fn is_loopback(address: &[u8]) -> bool {
 }
 
 /// Counts what a call read from a connection; behind its record.
-pub(crate) fn read(index: u32, asked: bool, result: i64) {
+pub(crate) fn read(t: &ThreadBlock, index: u32, asked: bool, result: i64) {
     let c = entry(index);
     if result > 0 {
         c.read.fetch_add(result.cast_unsigned(), Release);
@@ -241,7 +245,8 @@ pub(crate) fn read(index: u32, asked: bool, result: i64) {
     } else {
         return;
     }
-    touch(index);
+    mark(index);
+    debts::owe(t, debts::READ);
 }
 
 /// A write to an owned connection.
@@ -425,7 +430,8 @@ fn commit(t: &ThreadBlock, shape: &Shape, index: u32, bytes: Part, n: u64, flags
         w.commit(false);
     }
     c.written.store(end, Release);
-    touch(index);
+    mark(index);
+    debts::owe(t, debts::WRITE);
 }
 
 /// What of a write the log has. `None` when the rest has to be done live; `done` says how much was replayed.

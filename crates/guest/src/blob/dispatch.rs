@@ -14,13 +14,14 @@ use crate::raw::{self, nr};
 use crate::shapes::Shape;
 use crate::signals::{self, Interrupted};
 use crate::thread::{self, control};
-use crate::{backlog, connections, descriptors};
+use crate::{backlog, connections, debts, descriptors};
 
 /// The entry code calls this with the saved registers; what it returns goes to rax.
 pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
     let t = thread::current();
     const SIGPROCMASK: u64 = 14;
     let call = regs.rax;
+    debts::before(t, call);
     let result = match sysabi::lookup(call) {
         Some(row) => {
             let unlogged = leaves_no_record(row);

@@ -12,6 +12,7 @@
 mod backlog;
 mod calls;
 mod connections;
+mod debts;
 mod descriptors;
 mod dispatch;
 mod entry;
