@@ -343,7 +343,7 @@ pub struct ThreadBlock {
     pub inside: AtomicU64,
     /// Host: hold this thread at the hook's exit.
     pub stop: AtomicU64,
-    /// Why the thread trapped: one of [`trap`].
+    /// Why the thread trapped or waits: one of [`trap`].
     pub why: AtomicU64,
     /// Bytes of its stream that it has committed (recording) or consumed (replay).
     pub position: AtomicU64,
@@ -390,7 +390,7 @@ pub const TABLES: usize = 4;
 
 /// Values of [`ThreadBlock::why`].
 pub mod trap {
-    /// Held at the hook's exit because `stop` was set.
+    /// No trap: waits at the hook's exit for as long as `stop` is set.
     pub const SETTLED: u64 = 1;
     /// Replay: at the log's end.
     pub const LOG_END: u64 = 2;

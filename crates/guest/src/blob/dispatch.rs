@@ -1,6 +1,6 @@
 //! From the hook to the code of a call, as its row in the table says.
 
-use core::sync::atomic::Ordering::{AcqRel, Relaxed};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use eventlog::record::Header;
 use guest::abi::{ThreadBlock, failure, trap};
@@ -53,15 +53,26 @@ fn leaves_no_record(row: &Syscall) -> bool {
 #[inline(always)]
 pub(crate) fn hold_if_asked(t: &ThreadBlock) {
     if t.stop.load(Relaxed) != 0 {
-        hold(t, trap::SETTLED);
+        settle(t);
     }
+}
+
+/// Waits, in the image, too, until the host no longer asks. Not by a trap: the host may give up and let go
+/// at any moment, and a trap without a tracer kills.
+#[cold]
+fn settle(t: &ThreadBlock) {
+    t.why.store(trap::SETTLED, Release);
+    while t.stop.load(Acquire) != 0 {
+        core::hint::spin_loop();
+    }
+    t.why.store(0, Release);
 }
 
 /// Traps to the host, which lets the thread go on when it is done.
 #[cold]
 pub(crate) fn hold(t: &ThreadBlock, why: u64) {
     t.why.store(why, Relaxed);
-    // SAFETY: a breakpoint; the host that set `stop` traces this thread and continues it.
+    // SAFETY: a breakpoint; the host that injected the guest traces this thread and continues it.
     unsafe { core::arch::asm!("int3") };
     t.why.store(0, Relaxed);
 }
