@@ -212,9 +212,8 @@ impl Service {
             log.try_clone()?.into()
         };
         // Another host would have a /run of its own.
-        let run = self.directory.join(format!("run-{}", host.name()));
         let mut command = host.command(program, words);
-        command.env("UNDERSTUDY_RUN_DIR", run);
+        command.env("UNDERSTUDY_RUN_DIR", self.run_directory(host.name()));
         host.spawn(command.stdout(output).stderr(log))
     }
 
@@ -236,6 +235,12 @@ impl Service {
         }
         self.processes.insert(0, process);
         Ok(())
+    }
+
+    /// What `UNDERSTUDY_RUN_DIR` names on a host.
+    #[must_use]
+    pub fn run_directory(&self, host: &str) -> PathBuf {
+        self.directory.join(format!("run-{host}"))
     }
 
     /// Where a program's words go.

@@ -127,6 +127,18 @@ impl Checkpointer {
         })
     }
 
+    /// Lets the numbers of checkpoints go on behind `sequence`: for a process whose earlier image was watched
+    /// by another checkpointer.
+    pub fn go_on_behind(&mut self, sequence: u64) {
+        self.sequence = sequence;
+    }
+
+    /// The number of the last checkpoint, 0 before the first.
+    #[must_use]
+    pub const fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
     /// Makes the next checkpoint a full one: for a backup that does not hold the last one.
     pub fn make_full(&mut self) {
         self.full = true;

@@ -124,6 +124,7 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
     let epochs = epochs::Epochs::new(
         Arc::clone(&shared),
         program,
+        follower.images(),
         protection.epoch,
         sender,
         commits,

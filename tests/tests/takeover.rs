@@ -35,6 +35,10 @@ fn clients(service: &Service, seed: u64) -> Config {
 }
 
 fn start(bed: &Bed, scratch: &TempDir) -> Service {
+    start_command(bed, scratch, &redis(PORT))
+}
+
+fn start_command(bed: &Bed, scratch: &TempDir, command: &[String]) -> Service {
     let options = ["--heartbeat", "10ms", "--detect", "50ms"]
         .map(str::to_owned)
         .to_vec();
@@ -42,12 +46,12 @@ fn start(bed: &Bed, scratch: &TempDir) -> Service {
         understudy: understudy().unwrap(),
         options,
     };
-    Service::protected(bed, scratch.path(), &protection, &redis(PORT), PORT).unwrap()
+    Service::protected(bed, scratch.path(), &protection, command, PORT).unwrap()
 }
 
 /// Loads `service` and strikes at a random moment between the second and the fourth second.
-fn load_and_lose(bed: &Bed, service: &Service, loss: Loss, seed: u64) -> (Report, Instant) {
-    let config = clients(service, seed);
+fn load_and_lose(bed: &Bed, service: &Service, config: &Config, loss: Loss) -> (Report, Instant) {
+    let seed = config.seed;
     let mut rng = Rng::new(seed, 7);
     let step = 200 + usize::try_from(rng.below(200)).unwrap();
     let (steps, seen) = mpsc::channel();
@@ -55,7 +59,7 @@ fn load_and_lose(bed: &Bed, service: &Service, loss: Loss, seed: u64) -> (Report
         let load = scope.spawn(|| {
             bed.host("client")
                 .unwrap()
-                .inside(|| load::run(&config, Some(steps)))
+                .inside(|| load::run(config, Some(steps)))
         });
         let reached = seen.iter().any(|passed| passed.index == step);
         assert!(
@@ -73,7 +77,7 @@ fn survives(loss: Loss) {
         let seed = u64::from(round) + 1;
         let (bed, scratch) = (Bed::new().unwrap(), TempDir::new().unwrap());
         let service = start(&bed, &scratch);
-        let (report, lost_at) = load_and_lose(&bed, &service, loss, seed);
+        let (report, lost_at) = load_and_lose(&bed, &service, &clients(&service, seed), loss);
         let gap = report.gap_around(lost_at).unwrap();
         println!(
             "{loss:?} {seed}: gap {:.1} ms, {:?}",
@@ -108,6 +112,23 @@ fn the_loss_of_the_container() {
 #[test]
 fn the_loss_of_the_shim() {
     survives(Loss::Shim);
+}
+
+#[test]
+fn a_server_that_a_script_executes_is_protected() {
+    let (bed, scratch) = (Bed::new().unwrap(), TempDir::new().unwrap());
+    let script = format!("sleep 0.2; exec {} ''", redis(PORT).join(" "));
+    let command = ["sh", "-c", &script].map(str::to_owned);
+    let service = start_command(&bed, &scratch, &command);
+    let config = Config {
+        duration: Duration::from_secs(5),
+        closed: 20,
+        half_closing: 2,
+        ..Config::new(service.address)
+    };
+    let (report, lost_at) = load_and_lose(&bed, &service, &config, Loss::Shim);
+    assert!(report.flawless() && report.resets == 0, "{report:#?}");
+    assert!(report.gap_around(lost_at).unwrap().ended);
 }
 
 /// Takes the primary off the network, dead or alive, and puts it back when the backup answers.

@@ -1,11 +1,12 @@
 //! Following the processes of a container through execve: the guest asks before it calls execve, and its
 //! next image gets the guest before it runs an instruction of its own. Nobody is traced in between.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -49,9 +50,27 @@ enum Job {
     Stop,
 }
 
+/// How often each process has executed a new image, by host number; a count is locked while that process does.
+///
+/// Whoever looks into a process from outside holds descriptors of one image's memory: it asks here whether
+/// they are still those of the process, and keeps the lock while it looks. Counts are locked one by one: a
+/// process that waits for its vfork child to execve cannot be stopped before that.
+#[derive(Clone, Debug, Default)]
+pub struct Images(Arc<Mutex<BTreeMap<pid_t, Arc<Mutex<u64>>>>>);
+
+impl Images {
+    /// The count of a process. Lock it for as long as the process shall not change its image.
+    #[must_use]
+    pub fn of(&self, process: pid_t) -> Arc<Mutex<u64>> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry(process).or_default())
+    }
+}
+
 /// A thread that follows one container.
 #[derive(Debug)]
 pub struct Follower {
+    images: Images,
     jobs: Sender<Job>,
     thread: Option<JoinHandle<()>>,
     first: Receiver<Result<(), FollowError>>,
@@ -75,6 +94,8 @@ impl Follower {
         let (seized, is_seized) = channel();
         let (tell_first, first) = channel();
         let (tell_error, errors) = channel();
+        let images = Images::default();
+        let counts = images.clone();
         let thread = thread::Builder::new()
             .name("follow".into())
             .spawn(move || {
@@ -95,13 +116,14 @@ impl Follower {
                     },
                 ));
                 while let Ok(Job::Look) = queue.recv() {
-                    if let Err(e) = serve(&arena, &blob, init) {
+                    if let Err(e) = serve(&arena, &blob, init, &counts) {
                         let _ = tell_error.send(e);
                     }
                 }
             })?;
         is_seized.recv().map_err(|_| FollowError::Ended)??;
         Ok(Self {
+            images,
             jobs,
             thread: Some(thread),
             first,
@@ -115,6 +137,12 @@ impl Follower {
     /// When it could not be injected, or ended before.
     pub fn started(&self) -> Result<(), FollowError> {
         self.first.recv().unwrap_or(Err(FollowError::Ended))
+    }
+
+    /// How often processes have executed new images.
+    #[must_use]
+    pub fn images(&self) -> Images {
+        self.images.clone()
     }
 
     /// A handle for whoever sees requests first.
@@ -177,7 +205,7 @@ fn prepare_first_ring(arena: &Arena) {
 }
 
 /// Serves every request that is there.
-fn serve(arena: &Arena, blob: &Blob, init: pid_t) -> Result<(), FollowError> {
+fn serve(arena: &Arena, blob: &Blob, init: pid_t, images: &Images) -> Result<(), FollowError> {
     for index in 0..MAX_SLOTS {
         let ring = arena.slot(index);
         if ring.request.load(Acquire) != request::SEEN {
@@ -186,10 +214,13 @@ fn serve(arena: &Arena, blob: &Blob, init: pid_t) -> Result<(), FollowError> {
         let number = ring.tid.load(Acquire);
         let (process, thread) =
             find_thread(init, number).ok_or(FollowError::NoThread { number, init })?;
+        let images = images.of(process);
+        let mut count = images.lock().unwrap_or_else(PoisonError::into_inner);
         ptrace::seize(thread, OPTIONS)?;
         ring.request.store(request::GRANTED, Release);
         futex_wake(&ring.request);
         await_exec(arena, blob, index, process, thread)?;
+        *count += 1;
     }
     Ok(())
 }

@@ -2,12 +2,12 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Acquire;
+use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use checkpointer::{CheckpointError, Checkpointer, Guest, Settings};
+use checkpointer::{Capture, CheckpointError, Checkpointer, Guest, Settings};
 use eventlog::codec;
 use eventlog::fold::Merge;
 use eventlog::handover::{ConnectionCut, GuestState, ThreadState, section};
@@ -17,6 +17,7 @@ use guest::Blob;
 use guest::abi::{ARENA_BASE, ARENA_LEN, MAX_CONNS, MAX_SLOTS, conn, slot};
 use stream::checkpoint::{Begin, CheckpointSender, Commit, CommitReceiver, Cut};
 use sys::arena::Arena;
+use sys::follow::Images;
 use sys::memory::Range;
 use sys::process::lock_memory;
 
@@ -25,6 +26,8 @@ use crate::Error;
 
 /// How long a checkpoint may wait for its commit before the connection counts as lost.
 const COMMIT: Duration = Duration::from_secs(30);
+/// Checkpoints that may fail one after another, before that is taken for more than bad luck.
+const MOST_FAILURES: u32 = 50;
 /// After a pause that could not be clean.
 const AGAIN: Duration = Duration::from_millis(3);
 
@@ -33,12 +36,30 @@ const AGAIN: Duration = Duration::from_millis(3);
 pub(super) struct Epochs {
     shared: Arc<Shared>,
     program: i32,
+    images: Images,
     epoch: Duration,
     sender: CheckpointSender,
     commits: CommitReceiver,
     merge: Merge,
     known_streams: BTreeMap<u32, ()>,
     committed: Option<u64>,
+    /// The number of the last checkpoint that was taken.
+    taken: u64,
+}
+
+/// The program's image that is watched.
+#[derive(Debug)]
+struct Watched {
+    checkpointer: Checkpointer,
+    /// Images that the program had executed before.
+    image: u64,
+}
+
+/// A checkpoint that was taken and not sent.
+#[derive(Debug)]
+struct Taken {
+    capture: Capture,
+    at_cut: AtCut,
 }
 
 /// What is read from the arena while the process stands still.
@@ -52,6 +73,7 @@ impl Epochs {
     pub(super) fn new(
         shared: Arc<Shared>,
         program: i32,
+        images: Images,
         epoch: Duration,
         sender: CheckpointSender,
         commits: CommitReceiver,
@@ -60,12 +82,14 @@ impl Epochs {
         Self {
             shared,
             program,
+            images,
             epoch,
             sender,
             commits,
             merge,
             known_streams,
             committed: None,
+            taken: 0,
         }
     }
 
@@ -91,13 +115,28 @@ impl Epochs {
             skip,
             ..Settings::default()
         };
-        let mut checkpointer = Checkpointer::attach(self.program, settings)?;
+        let images = self.images.of(self.program);
+        let mut watched: Option<Watched> = None;
+        let mut failures = 0;
         while !self.shared.stop.load(Acquire) {
             let began = Instant::now();
-            match self.checkpoint(&mut checkpointer) {
-                Ok(()) => thread::sleep(self.epoch.saturating_sub(began.elapsed())),
+            // Not while the program executes another: its memory is being replaced.
+            let image = images.lock().unwrap_or_else(PoisonError::into_inner);
+            let taken = self.take(&mut watched, *image, &settings);
+            drop(image);
+            match taken.and_then(|taken| self.send(taken, &mut watched)) {
+                Ok(()) => {
+                    failures = 0;
+                    thread::sleep(self.epoch.saturating_sub(began.elapsed()));
+                }
                 Err(Error::Checkpoint(CheckpointError::Unsettled { tid, waited_us })) => {
                     tracing::debug!(tid, waited_us, "pause given up");
+                    thread::sleep(AGAIN);
+                }
+                Err(Error::Checkpoint(error)) if failures < MOST_FAILURES => {
+                    tracing::warn!(%error, "a checkpoint failed; the next one is a full one");
+                    failures += 1;
+                    watched = None;
                     thread::sleep(AGAIN);
                 }
                 Err(e) => return Err(e),
@@ -106,12 +145,37 @@ impl Epochs {
         Ok(())
     }
 
-    fn checkpoint(&mut self, checkpointer: &mut Checkpointer) -> Result<(), Error> {
+    /// Takes a checkpoint of the program's image number `image`.
+    fn take(
+        &mut self,
+        watched: &mut Option<Watched>,
+        image: u64,
+        settings: &Settings,
+    ) -> Result<Taken, Error> {
+        let now = match watched.take() {
+            Some(same) if same.image == image => same,
+            _ => {
+                let mut checkpointer = Checkpointer::attach(self.program, settings.clone())?;
+                checkpointer.go_on_behind(self.taken);
+                Watched {
+                    checkpointer,
+                    image,
+                }
+            }
+        };
+        let checkpointer = &mut watched.insert(now).checkpointer;
         let arena = Arc::clone(&self.shared.arena);
         let mut at_cut = AtCut::default();
         let (capture, timing) = checkpointer.checkpoint(&mut |_| at_cut = AtCut::read(&arena))?;
         self.shared.stats().paused(timing.pause);
         tracing::debug!(?timing, "checkpoint");
+        self.taken = checkpointer.sequence();
+        Ok(Taken { capture, at_cut })
+    }
+
+    /// Sends it with all that belongs to it, and waits until the backup has committed it.
+    fn send(&mut self, taken: Taken, watched: &mut Option<Watched>) -> Result<(), Error> {
+        let Taken { capture, at_cut } = taken;
         let (handshakes, own_position) = self.shared.egress().handshakes();
         let mut cut = self.fold_up_to(&at_cut.state)?;
         cut.streams.push((OWN_STREAM, own_position));
@@ -130,7 +194,9 @@ impl Epochs {
         let base = (image.base != 0).then_some(image.base);
         let bytes = eventlog::image::encode(&image);
         drop(image);
-        checkpointer.recycle(capture);
+        if let Some(watched) = watched {
+            watched.checkpointer.recycle(capture);
+        }
         self.sender.begin(&Begin {
             id,
             base,
@@ -146,7 +212,9 @@ impl Epochs {
             }
             Some(Commit::Refused { id, reason }) => {
                 tracing::warn!(id, reason, "checkpoint refused");
-                checkpointer.make_full();
+                if let Some(watched) = watched {
+                    watched.checkpointer.make_full();
+                }
             }
             None => return Err(Error::NoCommit { id }),
         }

@@ -1,0 +1,62 @@
+//! What `understudy-bench` does, one command a file.
+
+pub(crate) mod compare;
+pub(crate) mod load;
+pub(crate) mod pause;
+pub(crate) mod soak;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use understudy_bench::bed::Bed;
+use understudy_bench::service::{Protection, Service, redis};
+
+/// redis's port.
+pub(crate) const PORT: u16 = 6379;
+
+/// What the commands with a server of their own share.
+#[derive(Args, Clone)]
+pub(crate) struct Server {
+    /// The program under test; without it, the one beside this program
+    #[arg(long)]
+    understudy: Option<PathBuf>,
+    /// An option of `understudy run`, as often as needed
+    #[arg(long = "option", allow_hyphen_values = true)]
+    options: Vec<String>,
+}
+
+impl Server {
+    pub(crate) fn understudy(&self) -> Result<PathBuf> {
+        if let Some(given) = &self.understudy {
+            return Ok(given.clone());
+        }
+        let own = std::env::current_exe()?;
+        let beside = own.parent().context("this program lies nowhere")?;
+        Ok(beside.join("understudy"))
+    }
+
+    pub(crate) fn protected(&self, bed: &Bed, directory: &Path) -> Result<Service> {
+        self.protected_with(bed, directory, &redis(PORT))
+    }
+
+    pub(crate) fn protected_with(
+        &self,
+        bed: &Bed,
+        directory: &Path,
+        command: &[String],
+    ) -> Result<Service> {
+        let protection = Protection {
+            understudy: self.understudy()?,
+            options: self.options.clone(),
+        };
+        Service::protected(bed, directory, &protection, command, PORT)
+    }
+}
+
+/// The middle one.
+pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = values.into_iter().collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
