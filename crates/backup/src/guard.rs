@@ -10,6 +10,7 @@ pub use attempt::{Attempt, LiveError};
 use core::time::Duration;
 use std::sync::mpsc::Sender as EventSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Thread;
 
 use stream::checkpoint::Begin;
 use stream::control::Held;
@@ -76,6 +77,7 @@ struct Watch {
     held: u64,
     acked: u64,
     acks: Option<AckSender>,
+    follower: Option<Thread>,
     open: Vec<(Channel, Sender)>,
     generation_file: Option<GenerationFile>,
 }
@@ -116,6 +118,7 @@ impl<I: Image> Guard<I> {
             held: 0,
             acked: 0,
             acks: None,
+            follower: None,
             open: Vec::new(),
             generation_file,
         };
@@ -193,6 +196,11 @@ impl<I: Image> Guard<I> {
             self.log_moved
                 .wait_timeout_while(log, within, |log| seen(log)),
         );
+    }
+
+    /// Unparks this thread after each commit from now on, and no other.
+    pub fn tell_commits_to(&self, thread: Thread) {
+        locked(&self.watch).follower = Some(thread);
     }
 
     /// The log.
@@ -342,12 +350,15 @@ impl<I: Image> Guard<I> {
         locked(&self.log).drop_before(&begin.cut);
         committed.begin = Some(begin);
         drop(committed);
-        let (first, due) = {
+        let (first, due, follower) = {
             let mut watch = locked(&self.watch);
             let first = watch.arbiter.phase() == Phase::Unprotected;
             watch.arbiter.committed();
-            (first, watch.due())
+            (first, watch.due(), watch.follower.clone())
         };
+        if let Some(follower) = follower {
+            follower.unpark();
+        }
         self.log_moved.notify_all();
         if first {
             self.tell(Event::Protected(Arc::clone(self)));
