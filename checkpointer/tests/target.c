@@ -180,6 +180,9 @@ int main(int argc, char **argv) {
   sigaddset(&waiting, SIGRTMIN + 3);
   sigprocmask(SIG_BLOCK, &waiting, NULL);
   pthread_sigqueue(pthread_self(), SIGRTMIN + 3, (union sigval){ .sival_int = 4242 });
+  char *pinned = mmap(NULL, 4096 * 4, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mlock(pinned, 4096 * 4)) fail("mlock", errno, 0);
+  char filled = 0;
   int own = open("/proc/self/exe", O_RDONLY);
   for (int i = 0; i < PLACE; i++) if (pread(own, &own_words[i], 8, i * 4096) != 8) fail("pread", errno, i);
   close(own);
@@ -189,12 +192,17 @@ int main(int argc, char **argv) {
   for (uint64_t round = 1;; round++) {
     if (getpid() != pid) fail("process number", getpid(), pid);
     if (umask(027) != 027) fail("umask", 0, 0);
+    if (round % 4096 == 0) memset(one, 0, 8 * 4096);
     one[round % 4096] = round;
     if (two[round % 4096] != round) fail("shared memory", two[round % 4096], round);
     if (heap[round % 100000] != 'h') fail("heap", round, heap[round % 100000]);
     if (round % 64 == 0) {
       mprotect(locked, 4096 * 4, PROT_READ | PROT_WRITE);
       if (locked[100] != 4711) fail("hidden memory", locked[100], round);
+    }
+    if (round % 512 == 0) {
+      for (int i = 0; i < 4 * 4096; i++) if (pinned[i] != filled) fail("pinned memory", i, pinned[i]);
+      memset(pinned, filled = filled ? 0 : 'p', 4096 * 4);
     }
     if (round % 64 == 32) mprotect(locked, 4096 * 4, PROT_NONE);
     if (round % 256 == 128) stretch(round);
