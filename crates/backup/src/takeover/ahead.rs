@@ -1,6 +1,6 @@
 //! The process of a container in waiting: made at the first committed checkpoint, brought to each later one.
 //!
-//! Commits have the image between two parts of the work, and do not wait for all of it.
+//! A commit waits for a part of the work at most: the next part leaves the image to it.
 
 use shim::container::Container;
 
@@ -11,8 +11,9 @@ use crate::guard::Guard;
 
 /// Pages brought over while commits wait: less than a millisecond's work.
 const PAGES: usize = 512;
-/// After so many processes that failed, the takeover makes one as it did without.
-const FAILURES: u32 = 3;
+/// After each process that failed twice as many checkpoints pass without one as after that before; this many
+/// doublings at most.
+const DOUBLINGS: u32 = 12;
 
 /// A process that follows the committed checkpoints, or none.
 #[derive(Debug, Default)]
@@ -21,22 +22,26 @@ pub(super) struct Ahead {
     /// Number of the image that the process is equal to.
     reached: Option<u64>,
     failures: u32,
+    /// Number of the first image that a process is made for, after a failure.
+    not_before: u64,
 }
 
 impl Ahead {
-    /// Does a part of what lacks; true if there was something to do.
+    /// Does a part of what lacks; true if there was something to do. Where it leaves the image to a commit,
+    /// that one's end is told to the calling thread.
     pub(super) fn step(
         &mut self,
         container: &mut Container,
         shared: &Shared,
         guard: &Guard<Checkpoint>,
     ) -> bool {
-        if self.failures >= FAILURES {
+        if guard.is_committing() {
             return false;
         }
         let mut committed = guard.image();
         let sequence = committed.image.store().sequence();
-        if committed.begin.is_none() || self.reached == Some(sequence) {
+        if committed.begin.is_none() || self.reached == Some(sequence) || sequence < self.not_before
+        {
             return false;
         }
         let advanced = self.advance(container, shared, &mut committed.image);
@@ -48,7 +53,8 @@ impl Ahead {
                 let name = &guard.hello().name;
                 tracing::warn!(name, %error, "the process that stands by is of no use any more");
                 self.process = None;
-                self.failures += 1;
+                self.failures = DOUBLINGS.min(self.failures + 1);
+                self.not_before = sequence + (1 << self.failures);
             }
         }
         true

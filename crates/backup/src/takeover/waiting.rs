@@ -3,7 +3,6 @@
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use eventlog::handover::Details;
 
@@ -13,9 +12,6 @@ use super::live::Live;
 use super::standby::{Report, Vacant};
 use crate::detector::Suspicion;
 use crate::guard::{Attempt, Guard};
-
-/// Between two parts of the work: a commit that waits for the image gets it.
-const PAUSE: Duration = Duration::from_micros(50);
 
 /// A container in waiting: namespaces, a link on the bridge, a closed gate that keeps what is sent to it, and
 /// a process that follows the committed checkpoints. Dropped, it is gone.
@@ -99,9 +95,7 @@ fn wait(
             Err(TryRecvError::Empty) => {}
         }
         // Whatever comes from here on wakes this thread, or keeps it from falling asleep.
-        if guard.upgrade().is_some_and(|guard| vacant.follow(&guard)) {
-            thread::sleep(PAUSE);
-        } else {
+        if !guard.upgrade().is_some_and(|guard| vacant.follow(&guard)) {
             thread::park();
         }
     }
