@@ -8,7 +8,8 @@
 //!   copies what is left and lets them go.
 //! * [`ImageStore`] holds the newest state of a process, built from a full image and the differences
 //!   that follow.
-//! * [`restore`] makes a process from it, under the same numbers and at the same addresses.
+//! * [`restore`] makes a process from it, under the same numbers and at the same addresses; [`Prepared`]
+//!   does most of that ahead, and follows the store until the process is needed.
 //!
 //! Nothing stays traced between checkpoints. All tracing of one process is done by one thread of ours,
 //! which is in real time during the pause: a thread that shall stop, or come out of the guest, is given
@@ -17,6 +18,7 @@
 
 mod build;
 mod capture;
+mod changes;
 mod checkpoint;
 mod facts;
 mod restore;
@@ -26,9 +28,10 @@ mod store;
 mod waits;
 
 pub use build::Capture;
+pub use changes::Changes;
 pub use checkpoint::{Checkpointer, Settings, Timing};
 pub use restore::{
-    ExtraMapping, MakeChild, OpenFile, Plan, RestoreError, Restored, RestoredThread, restore,
+    ExtraMapping, MakeChild, Plan, Prepared, RestoreError, Restored, RestoredThread, restore,
 };
 pub use settle::Guest;
 pub use stop::StoppedThread;

@@ -2,19 +2,28 @@
 //!
 //! The caller is inside the PID namespace that the process shall live in (or made one for its children),
 //! with a root directory in which the image's files are found. The process is forked from the caller, so
-//! the caller should be small, and inherits its descriptors; those named in [`Plan::keep`] stay.
+//! the caller should be small, and inherits its descriptors; those named in [`Plan::keep`] stay. Or it is
+//! made by the caller's own means ([`Plan::child`]).
+//!
+//! Memory comes first and may come ahead: a [`Prepared`] process has the image's mappings and pages, and
+//! takes over what later images change. Threads, registers and the rest come at its end.
 //!
 //! Credentials, resource limits, sessions and descriptors are the caller's: they follow from its own, or
 //! are set through [`Restored::run`].
 
+mod blank;
+mod data;
+mod difference;
 mod fill;
 mod handle;
-mod memory;
+mod identity;
+mod mappings;
+mod prepared;
+mod shared;
 mod threads;
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::os::fd::RawFd;
 
 use eventlog::image::Mapping;
 use libc::pid_t;
@@ -22,10 +31,12 @@ use sys::memory::{MemoryError, Range};
 use sys::ptrace::{self, Options, Stop, TraceError};
 use sys::remote::RemoteError;
 
+use crate::changes::Changes;
 use crate::facts::own_vdso_bytes;
 use crate::store::ImageStore;
 
 pub use handle::{Restored, RestoredThread};
+pub use prepared::Prepared;
 
 /// A mapping that is not in the image.
 #[derive(Clone, Debug)]
@@ -36,30 +47,24 @@ pub struct ExtraMapping {
     pub protection: u32,
     /// Shared, else private.
     pub shared: bool,
-    /// A descriptor of the caller's.
+    /// A descriptor that the new process begins with.
     pub fd: RawFd,
     /// Offset in it.
     pub offset: u64,
 }
 
-/// Opens a file that the image maps, or its executable: for reading, and for writing when the second
-/// argument says so.
-pub type OpenFile<'a> = dyn FnMut(&Path, bool) -> io::Result<OwnedFd> + 'a;
-
-/// Makes a process with this number that does nothing and holds these descriptors under these numbers, among
-/// others; gives its number as we see it.
-pub type MakeChild<'a> = dyn FnOnce(u32, &[(BorrowedFd<'_>, RawFd)]) -> io::Result<pid_t> + 'a;
+/// Makes a process with this number that does nothing; gives its number as we see it.
+pub type MakeChild<'a> = dyn FnOnce(u32) -> io::Result<pid_t> + 'a;
 
 /// What the caller adds to an image.
+#[derive(Default)]
 pub struct Plan<'a> {
     /// Mappings that the image leaves out.
     pub extra: Vec<ExtraMapping>,
-    /// Descriptors of the caller's that the process keeps, under the same numbers.
+    /// Descriptors that the process begins with and keeps.
     pub keep: Vec<RawFd>,
-    /// Opens the image's files. The default opens the path as it is.
-    pub open: Box<OpenFile<'a>>,
-    /// Makes the process; without, it is forked from the caller. The numbers in `extra` and `keep` are then
-    /// the new process's.
+    /// Makes the process, which then opens the image's files by itself; without, it is forked from the
+    /// caller, with all the caller's descriptors.
     pub child: Option<Box<MakeChild<'a>>>,
 }
 
@@ -69,24 +74,6 @@ impl std::fmt::Debug for Plan<'_> {
             .field("extra", &self.extra)
             .field("keep", &self.keep)
             .finish_non_exhaustive()
-    }
-}
-
-impl Default for Plan<'_> {
-    fn default() -> Self {
-        let open = |path: &Path, write: bool| {
-            std::fs::OpenOptions::new()
-                .read(true)
-                .write(write)
-                .open(path)
-                .map(OwnedFd::from)
-        };
-        Self {
-            extra: Vec::new(),
-            keep: Vec::new(),
-            open: Box::new(open),
-            child: None,
-        }
     }
 }
 
@@ -152,6 +139,12 @@ pub enum RestoreError {
         /// Bytes needed.
         len: u64,
     },
+    /// The process was made for another one's images.
+    #[error("the process was made for images that differ in {what}")]
+    Stranger {
+        /// In what.
+        what: &'static str,
+    },
     /// The process stopped for a reason that has no place here.
     #[error("thread {tid} of the new process reported {stop:?} while it was made")]
     Unexpected {
@@ -173,25 +166,15 @@ pub enum RestoreError {
 
 pub(crate) type Result<T> = std::result::Result<T, RestoreError>;
 
-/// Makes the process. All its threads are traced by the calling thread and stopped, with registers set
-/// such that letting them go continues at the cut; user dispatch is still off ([`Restored::arm`]).
+/// Makes the process, as [`Prepared::finish`] leaves it.
 ///
 /// # Errors
 /// When anything cannot be made as it was; nothing is left behind then.
-pub fn restore(store: &ImageStore, mut plan: Plan<'_>) -> Result<Restored> {
-    check(store)?;
-    let child = plan.child.take();
-    let mut files = memory::Files::open(store, plan)?;
-    let wanted = store.process().pid;
-    let pid = make_child(wanted, child, &files)?;
-    let child = Child { pid };
-    let mut restored = memory::rebuild(pid, store, &mut files)?;
-    threads::create(&mut restored, store)?;
-    fill::fill(pid, store, &files)?;
-    memory::finish(&restored, store, &files)?;
-    threads::register(&mut restored, store)?;
-    std::mem::forget(child);
-    Ok(restored)
+pub fn restore(store: &ImageStore, plan: Plan<'_>) -> Result<Restored> {
+    let mut prepared = Prepared::new(store, plan)?;
+    prepared.follow(store, Changes::default())?;
+    prepared.fill(store, usize::MAX)?;
+    prepared.complete(store)
 }
 
 fn check(store: &ImageStore) -> Result<()> {
@@ -209,8 +192,16 @@ fn check(store: &ImageStore) -> Result<()> {
 }
 
 /// Kills and reaps an unfinished process when dropped.
+#[derive(Debug)]
 struct Child {
     pid: pid_t,
+}
+
+impl Child {
+    /// Leaves it alone: it is finished.
+    fn keep(self) {
+        std::mem::forget(self);
+    }
 }
 
 impl Drop for Child {
@@ -228,17 +219,13 @@ impl Drop for Child {
 }
 
 /// A child with the image's number, stopped.
-fn make_child(
-    wanted: u32,
-    make: Option<Box<MakeChild<'_>>>,
-    files: &memory::Files,
-) -> Result<pid_t> {
+fn make_child(wanted: u32, make: Option<Box<MakeChild<'_>>>) -> Result<Child> {
     let failed = |source| RestoreError::Number {
         pid: wanted,
         source,
     };
     let made = match make {
-        Some(make) => make(wanted, &files.descriptors()),
+        Some(make) => make(wanted),
         None => sys::process::fork_with_pid(wanted as pid_t),
     };
     let pid = made.map_err(failed)?;
@@ -252,8 +239,7 @@ fn make_child(
             stop => return Err(RestoreError::Unexpected { tid: pid, stop }),
         }
     }
-    std::mem::forget(child);
-    Ok(pid)
+    Ok(child)
 }
 
 /// The part of a memory map that the kernel's own data and vDSO take, if it has them.

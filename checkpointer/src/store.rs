@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use eventlog::image::{Image, Mapping, PAGE, Process, Run, Span, Thread};
 
+use crate::changes::Changes;
+
 const PAGES_PER_SLAB: usize = 256;
 
 /// A difference that does not belong to what the store holds.
@@ -37,6 +39,7 @@ pub struct ImageStore {
     index: BTreeMap<u64, u32>,
     slabs: Vec<Box<[u8]>>,
     free: Vec<u32>,
+    changes: Changes,
 }
 
 impl ImageStore {
@@ -98,6 +101,17 @@ impl ImageStore {
             .map(|(&address, &slot)| (address, self.slot(slot)))
     }
 
+    /// The held page at this address.
+    #[must_use]
+    pub fn page(&self, address: u64) -> Option<&[u8]> {
+        self.index.get(&address).map(|&slot| self.slot(slot))
+    }
+
+    /// The pages that came, changed or went since the last call; everything, at the first.
+    pub fn take_changes(&mut self) -> Changes {
+        std::mem::replace(&mut self.changes, Changes::since(self.sequence))
+    }
+
     /// Takes in an image: a full one replaces what is held, a difference changes it. Nothing changes when
     /// it is refused.
     ///
@@ -133,6 +147,7 @@ impl ImageStore {
             self.mappings.clone_from(mappings);
             self.drop_unmapped();
         }
+        self.changes.bound(self.index.len());
         Ok(())
     }
 
@@ -186,6 +201,7 @@ impl ImageStore {
             .iter()
             .flat_map(|piece| piece.chunks_exact(PAGE as usize));
         for (address, page) in addresses.zip(pages) {
+            self.changes.note(address);
             let slot = match self.index.get(&address) {
                 Some(&slot) => slot,
                 None => self.new_slot(address),
@@ -216,6 +232,7 @@ impl ImageStore {
             .collect();
         for address in stale {
             self.free.extend(self.index.remove(&address));
+            self.changes.note(address);
         }
     }
 
@@ -305,6 +322,45 @@ mod tests {
         copy.apply(&store.full_image()).unwrap();
         assert_eq!(held(&copy), held(&store));
         assert_eq!(copy.sequence(), 2);
+    }
+
+    #[test]
+    fn changes_name_every_page_that_came_changed_or_went() {
+        let mut store = ImageStore::new();
+        let first = [(0x10000, 1), (0x11000, 2), (0x1f000, 3)];
+        store.apply(&image(1, 0, &first)).unwrap();
+        assert_eq!(store.take_changes().pages_since(0), None);
+        let mut second = image(2, 1, &[(0x12000, 4)]);
+        second.dropped = vec![Span {
+            start: 0x11000,
+            end: 0x12000,
+        }];
+        store.apply(&second).unwrap();
+        let mut third = image(3, 2, &[(0x10000, 7)]);
+        third.mappings = Some(vec![Mapping {
+            start: 0x10000,
+            end: 0x18000,
+            ..Mapping::default()
+        }]);
+        store.apply(&third).unwrap();
+        let mut pages = store.take_changes().pages_since(1).unwrap();
+        pages.sort_unstable();
+        assert_eq!(pages, [0x10000, 0x11000, 0x12000, 0x1f000]);
+        assert_eq!(store.take_changes().pages_since(3), Some(Vec::new()));
+        assert_eq!(store.take_changes().pages_since(2), None);
+    }
+
+    #[test]
+    fn changes_that_nobody_takes_do_not_pile_up() {
+        let mut store = ImageStore::new();
+        store.apply(&image(1, 0, &[(0x10000, 1)])).unwrap();
+        drop(store.take_changes());
+        for sequence in 2..20_000 {
+            let next = image(sequence, sequence - 1, &[(0x10000, 1)]);
+            store.apply(&next).unwrap();
+            assert!(store.changes.len() < 10_000);
+        }
+        assert_eq!(store.take_changes().pages_since(1), None);
     }
 
     #[test]

@@ -23,7 +23,6 @@ static _Thread_local uint64_t local;
 struct shared { _Atomic uint64_t rounds[WORKERS + 1]; _Atomic uint64_t signals; _Atomic int failed; };
 static struct shared *board;
 static pid_t tids[WORKERS];
-static int sum_fd;
 
 static void fail(const char *what, uint64_t a, uint64_t b) {
   dprintf(2, "target: %s: %lx %lx\n", what, a, b);
@@ -58,6 +57,58 @@ static void churn(uint64_t round) {
   munmap(b, len + 64 * 4096);
 }
 
+enum { PLACE = 4 };
+static uint64_t *place, own_words[PLACE];
+static int place_is;
+
+static void check_place(void) {
+  for (int i = 0; i < PLACE * 512; i += 512) {
+    uint64_t expected = place_is == 3 || i % 1024 ? 0 : mix(i + place_is);
+    if (place_is == 1 && i % 1024) expected = own_words[i / 512];
+    if (place[i] != expected) fail("replaced memory", i, place[i]);
+  }
+}
+
+// One place in memory whose mapping is replaced again and again: by zeroes, a file, shared memory.
+static void replace(uint64_t round) {
+  size_t len = PLACE * 4096;
+  if (place) check_place();
+  place_is = round % 4;
+  int rights = PROT_READ | PROT_WRITE, fixed = place ? MAP_FIXED : 0, fd = -1;
+  if (place_is == 1) fd = open("/proc/self/exe", O_RDONLY);
+  if (place_is == 2) ftruncate(fd = memfd_create("place", 0), len);
+  int kind = place_is == 2 ? MAP_SHARED : fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_PRIVATE;
+  uint64_t *now = mmap(place, len, rights, kind | fixed, fd, 0);
+  if (now == MAP_FAILED || place && now != place) fail("mmap", errno, (uint64_t)now);
+  place = now;
+  if (fd >= 0) close(fd);
+  for (int i = 0; i < PLACE * 512; i += 512) {
+    if (i % 1024 == 0) place[i] = mix(i + place_is);
+    // Written, then given back: the file's bytes again.
+    else if (place_is == 1) { place[i] = round; madvise((char *)place + i * 8, 4096, MADV_DONTNEED); }
+  }
+  if (place_is == 3) madvise(place, len, MADV_DONTNEED);
+  if (round % 3 == 0) mprotect(place, 2 * 4096, PROT_READ);
+  check_place();
+}
+
+static uint64_t dig(int depth) {
+  volatile uint64_t room[2048];
+  room[depth] = depth;
+  return depth ? dig(depth - 1) + room[depth] : 0;
+}
+
+// The heap's end and the first thread's stack move.
+static void stretch(uint64_t round) {
+  dig(round / 256 % 100);
+  size_t len = 4096 * (1 + round / 256 % 50);
+  char *heap = sbrk(len);
+  for (size_t i = 0; i < len; i++) if (heap[i]) fail("the heap's new end is not zero", (uint64_t)heap, heap[i]);
+  memset(heap, 'e', len);
+  nanosleep(&(struct timespec){ 0, 1000000 }, NULL);
+  if (sbrk(-(intptr_t)len) != heap + len) fail("sbrk", errno, 0);
+}
+
 static void *worker(void *argument) {
   int self = (int)(long)argument;
   uint64_t *region = mmap(NULL, WORDS * 8, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -81,6 +132,7 @@ static void *worker(void *argument) {
     }
     for (size_t i = round % 16; i < (3 << 20) / 8; i += 8192) fixed[i] = round;
     if (self == 0) churn(round);
+    if (self == 0 && round % 8 == 0) replace(round / 8);
     uint64_t out[4];
     _mm256_storeu_si256((__m256i *)out, lanes);
     for (int i = 0; i < 4; i++) if (out[i] != (uint64_t)self + 77) fail("vector register", out[i], self);
@@ -128,12 +180,19 @@ int main(int argc, char **argv) {
   sigaddset(&waiting, SIGRTMIN + 3);
   sigprocmask(SIG_BLOCK, &waiting, NULL);
   pthread_sigqueue(pthread_self(), SIGRTMIN + 3, (union sigval){ .sival_int = 4242 });
+  char *pinned = mmap(NULL, 4096 * 4, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mlock(pinned, 4096 * 4)) fail("mlock", errno, 0);
+  char filled = 0;
+  int own = open("/proc/self/exe", O_RDONLY);
+  for (int i = 0; i < PLACE; i++) if (pread(own, &own_words[i], 8, i * 4096) != 8) fail("pread", errno, i);
+  close(own);
   pthread_t threads[WORKERS];
   for (long i = 0; i < WORKERS; i++) pthread_create(&threads[i], NULL, worker, (void *)i);
   pid_t pid = getpid();
   for (uint64_t round = 1;; round++) {
     if (getpid() != pid) fail("process number", getpid(), pid);
     if (umask(027) != 027) fail("umask", 0, 0);
+    if (round % 4096 == 0) memset(one, 0, 8 * 4096);
     one[round % 4096] = round;
     if (two[round % 4096] != round) fail("shared memory", two[round % 4096], round);
     if (heap[round % 100000] != 'h') fail("heap", round, heap[round % 100000]);
@@ -141,7 +200,12 @@ int main(int argc, char **argv) {
       mprotect(locked, 4096 * 4, PROT_READ | PROT_WRITE);
       if (locked[100] != 4711) fail("hidden memory", locked[100], round);
     }
+    if (round % 512 == 0) {
+      for (int i = 0; i < 4 * 4096; i++) if (pinned[i] != filled) fail("pinned memory", i, pinned[i]);
+      memset(pinned, filled = filled ? 0 : 'p', 4096 * 4);
+    }
     if (round % 64 == 32) mprotect(locked, 4096 * 4, PROT_NONE);
+    if (round % 256 == 128) stretch(round);
     if (round % 256 == 0) {
       uint64_t before = atomic_load(&board->signals);
       if (syscall(SYS_tgkill, pid, pid, SIGUSR1)) fail("tgkill", errno, 0);

@@ -271,6 +271,17 @@ impl Container {
         Ok(Empty { pid, number, pidfd })
     }
 
+    /// Makes a process that [`Self::spawn`] made the container's program, as `main` does. The caller must
+    /// trace it: init may have forgotten another that has ended.
+    pub fn set_program(&mut self, process: Empty) -> Result<(), Error> {
+        self.tell(&Request::Main(process.number), &[])?;
+        self.program = Some(Child {
+            pid: process.pid,
+            pidfd: process.pidfd,
+        });
+        Ok(())
+    }
+
     /// Makes `last` the number that was given to a process inside last: the next gets the one after.
     pub fn set_last_number(&self, last: i32) -> Result<(), Error> {
         self.tell(&Request::LastNumber(last), &[]).map(drop)

@@ -7,6 +7,8 @@
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 use understudy_bench::bed::Bed;
 use understudy_bench::load::{self, Config, Report};
@@ -129,6 +131,49 @@ fn a_server_that_a_script_executes_is_protected() {
     let (report, lost_at) = load_and_lose(&bed, &service, &config, Loss::Shim);
     assert!(report.flawless() && report.resets == 0, "{report:#?}");
     assert!(report.gap_around(lost_at).unwrap().ended);
+}
+
+/// The processes that stand by on the backup: nothing else of it is stopped by a tracer. They still have the
+/// name of the thread that makes containers.
+fn standing_by(bed: &Bed) -> Vec<Pid> {
+    let mut all = bed.host("backup").unwrap().processes_named("namespaces");
+    all.retain(|pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.contains(") t ")
+    });
+    all.into_iter().map(Pid::from_raw).collect()
+}
+
+#[test]
+fn a_process_that_stood_by_is_made_again_when_it_is_lost() {
+    let (bed, scratch) = (Bed::new().unwrap(), TempDir::new().unwrap());
+    let service = start(&bed, &scratch);
+    let config = clients(&service, 3);
+    let (steps, seen) = mpsc::channel();
+    let (report, lost_at) = std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            bed.host("client")
+                .unwrap()
+                .inside(|| load::run(&config, Some(steps)))
+        });
+        let mut seen = seen.iter();
+        let mut strike = |step| {
+            assert!(seen.any(|passed| passed.index == step), "the load ended");
+            // It runs for moments, when it makes calls.
+            let found = (0..1000).find_map(|_| standing_by(&bed).pop());
+            kill(found.unwrap(), Signal::SIGKILL).unwrap();
+        };
+        // By the next checkpoint there is another; without one, it is made at the takeover.
+        strike(150);
+        strike(300);
+        let lost_at = service.lose(&bed, Loss::Host, &mut Rng::new(3, 7)).unwrap();
+        (load.join().unwrap().unwrap(), lost_at)
+    });
+    let gap = report.gap_around(lost_at).unwrap();
+    println!("gap {:.1} ms, {:?}", gap.ms, service.takeover());
+    assert!(report.flawless() && report.resets == 0, "{report:#?}");
+    assert!(gap.ended && gap.ms <= WORST_GAP_MS, "{gap:?}");
+    assert!(service.takeover().unwrap().contains("attempts=1"));
 }
 
 /// Takes the primary off the network, dead or alive, and puts it back when the backup answers.

@@ -7,8 +7,8 @@ use sys::process::CloneArgs;
 use sys::ptrace::{self, Regs, Stop, SudConfig};
 use sys::remote::{self, Batch, SCRATCH_SYSCALL_AT};
 
+use super::data::Data;
 use super::handle::{Restored, RestoredThread};
-use super::memory::Data;
 use super::{RestoreError, Result};
 use crate::store::ImageStore;
 

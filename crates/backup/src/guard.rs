@@ -7,9 +7,11 @@ mod attempt;
 
 pub use attempt::{Attempt, LiveError};
 
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use std::sync::mpsc::Sender as EventSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Thread;
 
 use stream::checkpoint::Begin;
 use stream::control::Held;
@@ -76,6 +78,7 @@ struct Watch {
     held: u64,
     acked: u64,
     acks: Option<AckSender>,
+    follower: Option<Thread>,
     open: Vec<(Channel, Sender)>,
     generation_file: Option<GenerationFile>,
 }
@@ -88,6 +91,8 @@ pub struct Guard<I> {
     log: Mutex<LogStore>,
     log_moved: Condvar,
     image: Mutex<Committed<I>>,
+    /// A commit holds the image, or is next.
+    committing: AtomicBool,
     watch: Mutex<Watch>,
     watch_moved: Condvar,
     events: EventSender<Event<I>>,
@@ -116,6 +121,7 @@ impl<I: Image> Guard<I> {
             held: 0,
             acked: 0,
             acks: None,
+            follower: None,
             open: Vec::new(),
             generation_file,
         };
@@ -125,6 +131,7 @@ impl<I: Image> Guard<I> {
             log: Mutex::new(log),
             log_moved: Condvar::new(),
             image: Mutex::new(Committed { image, begin: None }),
+            committing: AtomicBool::new(false),
             watch: Mutex::new(watch),
             watch_moved: Condvar::new(),
             events,
@@ -193,6 +200,16 @@ impl<I: Image> Guard<I> {
             self.log_moved
                 .wait_timeout_while(log, within, |log| seen(log)),
         );
+    }
+
+    /// Whether a commit holds the image or waits for it; whoever follows the commits lets it go first.
+    pub fn is_committing(&self) -> bool {
+        self.committing.load(Ordering::Acquire)
+    }
+
+    /// Unparks this thread after each commit from now on, and no other.
+    pub fn tell_commits_to(&self, thread: Thread) {
+        locked(&self.watch).follower = Some(thread);
     }
 
     /// The log.
@@ -320,6 +337,33 @@ impl<I: Image> Guard<I> {
                 return Ok(false);
             }
         }
+        self.committing.store(true, Ordering::Release);
+        let replaced = self.replace(begin, image);
+        self.committing.store(false, Ordering::Release);
+        let follower = locked(&self.watch).follower.clone();
+        if let Some(follower) = follower {
+            follower.unpark();
+        }
+        if !replaced? {
+            return Ok(false);
+        }
+        let (first, due) = {
+            let mut watch = locked(&self.watch);
+            let first = watch.arbiter.phase() == Phase::Unprotected;
+            watch.arbiter.committed();
+            (first, watch.due())
+        };
+        self.log_moved.notify_all();
+        if first {
+            self.tell(Event::Protected(Arc::clone(self)));
+        }
+        // A log connection that fails is noticed, and reported, by the thread that reads it.
+        let _ = send_due(due);
+        Ok(true)
+    }
+
+    /// Makes a checkpoint the committed one; false if a takeover is under way.
+    fn replace(&self, begin: Begin, image: Vec<u8>) -> Result<bool, StoreError> {
         let mut committed = locked(&self.image);
         if !locked(&self.watch).arbiter.may_commit() {
             return Ok(false);
@@ -341,19 +385,6 @@ impl<I: Image> Guard<I> {
             .map_err(|reason| StoreError::Image { id, reason })?;
         locked(&self.log).drop_before(&begin.cut);
         committed.begin = Some(begin);
-        drop(committed);
-        let (first, due) = {
-            let mut watch = locked(&self.watch);
-            let first = watch.arbiter.phase() == Phase::Unprotected;
-            watch.arbiter.committed();
-            (first, watch.due())
-        };
-        self.log_moved.notify_all();
-        if first {
-            self.tell(Event::Protected(Arc::clone(self)));
-        }
-        // A log connection that fails is noticed, and reported, by the thread that reads it.
-        let _ = send_due(due);
         Ok(true)
     }
 

@@ -5,8 +5,9 @@
 //!
 //! ```text
 //! Standby::prepare   namespaces, link and closed gate, when the primary connects
+//!     ahead          a process that stands still gets the memory of each committed checkpoint
 //! Standby::take_over
-//!     process        the image becomes a process, its arena in replay mode
+//!     process        it gets threads, registers and the rest, its arena in replay mode
 //!     fold           beside it: the kernel's state from the log
 //!     replay         every thread runs to its log's end
 //!     (fence)        the last promise to the primary has ended
@@ -18,6 +19,7 @@
 //! Live               output, new connections, the end
 //! ```
 
+mod ahead;
 mod arena;
 mod backlog;
 mod checkpoint;
@@ -37,10 +39,12 @@ mod privileges;
 mod process;
 mod session;
 mod standby;
+mod waiting;
 
 pub use checkpoint::Checkpoint;
 pub use error::TakeoverError;
 pub use live::Live;
-pub use standby::{Report, Standby};
+pub use standby::Report;
+pub use waiting::Standby;
 
 pub use eventlog::handover::Details;

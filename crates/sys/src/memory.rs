@@ -170,31 +170,42 @@ pub fn read_ranges(pid: pid_t, ranges: &[Range], buffer: &mut [u8]) -> Result<()
     Ok(())
 }
 
-/// Writes pieces one after another to `address` of a process.
+/// Writes pieces of memory, each to its own address of a process.
 ///
 /// # Errors
-/// As [`write()`].
-pub fn write_gather(pid: pid_t, address: u64, pieces: &[io::IoSlice<'_>]) -> Result<()> {
-    let mut at = address;
+/// As [`write()`]; pieces before the failing one are written.
+pub fn write_scattered(pid: pid_t, pieces: &[(u64, &[u8])]) -> Result<()> {
+    let vector = |base: u64, len| iovec {
+        iov_base: base as *mut _,
+        iov_len: len,
+    };
     for chunk in pieces.chunks(MAX_RANGES) {
-        let len: usize = chunk.iter().map(|piece| piece.len()).sum();
-        let remote = iovec {
-            iov_base: at as *mut _,
-            iov_len: len,
-        };
-        // SAFETY: `IoSlice` is laid out as `iovec`; the kernel only reads the pieces.
+        let mut local = Vec::with_capacity(chunk.len());
+        let mut remote: Vec<iovec> = Vec::new();
+        for (address, bytes) in chunk {
+            local.push(vector(bytes.as_ptr() as u64, bytes.len()));
+            match remote.last_mut() {
+                Some(last) if last.iov_base as u64 + last.iov_len as u64 == *address => {
+                    last.iov_len += bytes.len();
+                }
+                _ => remote.push(vector(*address, bytes.len())),
+            }
+        }
+        // SAFETY: each local vector is a borrowed piece, which the kernel only reads; what changes is
+        // memory of the other process.
         let got = unsafe {
             libc::process_vm_writev(
                 pid,
-                chunk.as_ptr().cast(),
-                chunk.len() as libc::c_ulong,
-                &raw const remote,
-                1,
+                local.as_ptr(),
+                local.len() as libc::c_ulong,
+                remote.as_ptr(),
+                remote.len() as libc::c_ulong,
                 0,
             )
         };
-        outcome("writing", pid, at, len, got)?;
-        at += len as u64;
+        let address = chunk.first().map_or(0, |(address, _)| *address);
+        let len = chunk.iter().map(|(_, bytes)| bytes.len()).sum();
+        outcome("writing", pid, address, len, got)?;
     }
     Ok(())
 }
@@ -302,6 +313,29 @@ mod tests {
         let mut word = [0; 8];
         Mem::open(pid).unwrap().read(at + 16, &mut word).unwrap();
         assert_eq!(word, 3u64.to_le_bytes());
+    }
+
+    #[test]
+    fn scattered_pieces_arrive_at_their_addresses() {
+        let pid = std::process::id() as pid_t;
+        let place: Box<[u64; 4]> = Box::new([0; 4]);
+        let at = place.as_ptr() as u64;
+        let words = [7u64.to_le_bytes(), 8u64.to_le_bytes(), 9u64.to_le_bytes()];
+        let pieces = [
+            (at, &words[0][..]),
+            (at + 8, &words[1][..]),
+            (at + 24, &words[2][..]),
+        ];
+        write_scattered(pid, &pieces).unwrap();
+        let mut all = [0; 32];
+        read(pid, at, &mut all).unwrap();
+        let all: Vec<u64> = all
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .map(|w| u64::from_le_bytes(*w))
+            .collect();
+        assert_eq!(all, [7, 8, 0, 9]);
     }
 
     #[test]

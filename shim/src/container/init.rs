@@ -233,6 +233,10 @@ fn take_request(setup: &mut Setup, main: &mut Option<i32>) -> bool {
             }
             child.map(Some)
         }
+        Some(Request::Main(number)) => {
+            *main = Some(number);
+            Ok(None)
+        }
         Some(Request::LastNumber(last)) => {
             std::fs::write("/proc/sys/kernel/ns_last_pid", last.to_string())
                 .map(|()| None)

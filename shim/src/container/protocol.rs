@@ -12,6 +12,7 @@ pub(super) const MAX: usize = 12 + 4 * descriptors::MAX_PASSED;
 const START: i32 = 1;
 const SPAWN: i32 = 2;
 const LAST_NUMBER: i32 = 3;
+const MAIN: i32 = 4;
 
 /// From the handle to init.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub(super) enum Request {
     },
     /// Set the last number given.
     LastNumber(i32),
+    /// Take the process with this number for the program.
+    Main(i32),
 }
 
 fn words(list: &[i32]) -> Vec<u8> {
@@ -48,6 +51,7 @@ impl Request {
         match self {
             Self::Start => words(&[START]),
             Self::LastNumber(last) => words(&[LAST_NUMBER, *last]),
+            Self::Main(number) => words(&[MAIN, *number]),
             Self::Spawn {
                 number,
                 main,
@@ -63,6 +67,7 @@ impl Request {
         match parse(bytes)?.as_slice() {
             [START] => Some(Self::Start),
             [LAST_NUMBER, last] => Some(Self::LastNumber(*last)),
+            [MAIN, number] => Some(Self::Main(*number)),
             [SPAWN, number, main @ (0 | 1), targets @ ..] => Some(Self::Spawn {
                 number: (*number != 0).then_some(*number),
                 main: *main == 1,
@@ -139,7 +144,13 @@ mod tests {
             main: false,
             targets: vec![],
         };
-        for request in [Request::Start, spawn, any, Request::LastNumber(9)] {
+        for request in [
+            Request::Start,
+            spawn,
+            any,
+            Request::LastNumber(9),
+            Request::Main(2),
+        ] {
             assert_eq!(Request::decode(&request.encode()), Some(request));
         }
         for step in Step::ALL {

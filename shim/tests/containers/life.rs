@@ -254,6 +254,25 @@ fn a_standby_makes_processes_with_given_numbers() {
 }
 
 #[test]
+fn a_process_can_become_the_program_later() {
+    let spec = spec(&unique("later"), Isolation::FULL, None);
+    let mut container = Container::stand_by(&spec).unwrap();
+    let first = container.spawn(Some(2), false, &[]).unwrap();
+    nix::sys::signal::kill(Pid::from_raw(first.pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    // Its end is nobody's, and its number is free again once init has seen it.
+    let second = loop {
+        match container.spawn(Some(2), false, &[]) {
+            Ok(second) => break second,
+            Err(error) => assert!(error.to_string().contains("File exists"), "{error}"),
+        }
+    };
+    container.set_program(second).unwrap();
+    let signaller = container.signaller().unwrap().unwrap();
+    signaller.send(libc::SIGTERM).unwrap();
+    assert_eq!(container.wait().unwrap(), Ended::Signaled(15));
+}
+
+#[test]
 fn many_come_and_go_and_leave_nothing() {
     let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
     drop(run(Isolation::FULL, shell("exit 0")));

@@ -1,4 +1,4 @@
-//! The arena of a restored container, as it was at the cut, in replay mode.
+//! The arena of a restored container, in replay mode: made empty, then brought to what it was at the cut.
 
 use std::sync::atomic::Ordering::{AcqRel, Release};
 
@@ -10,9 +10,13 @@ use super::checkpoint::Checkpoint;
 use super::error::{Result, TakeoverError, io};
 
 /// Makes it.
-pub(super) fn filled(checkpoint: &Checkpoint) -> Result<Arena> {
+pub(super) fn empty() -> Result<Arena> {
     let flags = flag::OWN_OUTPUT | flag::HOLD_AT_END;
-    let arena = Arena::new(mode::REPLAY, flags).map_err(io("making the shared memory"))?;
+    Arena::new(mode::REPLAY, flags).map_err(io("making the shared memory"))
+}
+
+/// Fills an empty one.
+pub(super) fn fill(arena: &Arena, checkpoint: &Checkpoint) -> Result<()> {
     let state: GuestState = checkpoint.guest()?;
     let control = arena.control();
     control.next_stream.store(state.next_stream, Release);
@@ -20,11 +24,11 @@ pub(super) fn filled(checkpoint: &Checkpoint) -> Result<Arena> {
     control.stdio.version.store(state.stdio, Release);
     for thread in &state.threads {
         let index = bounded(thread.slot, MAX_SLOTS, "rings that exist")?;
-        fill_ring(&arena, index, thread);
+        fill_ring(arena, index, thread);
     }
     for connection in &state.connections {
         let index = bounded(connection.index, MAX_CONNS, "connections that exist")?;
-        fill_connection(&arena, index, connection);
+        fill_connection(arena, index, connection);
     }
     for (index, bytes) in checkpoint.output()? {
         if index >= MAX_CONNS || bytes.len() as u64 > OUTPUT_LEN {
@@ -38,7 +42,7 @@ pub(super) fn filled(checkpoint: &Checkpoint) -> Result<Arena> {
             .load(std::sync::atomic::Ordering::Acquire);
         arena.write_output(index, at, bytes);
     }
-    Ok(arena)
+    Ok(())
 }
 
 fn bounded(index: u32, limit: usize, what: &'static str) -> Result<usize> {

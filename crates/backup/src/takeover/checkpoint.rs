@@ -27,6 +27,11 @@ impl Checkpoint {
         &self.store
     }
 
+    /// The same, for a process that follows it.
+    pub(super) const fn store_mut(&mut self) -> &mut ImageStore {
+        &mut self.store
+    }
+
     /// The arena at the cut.
     pub(super) fn guest(&self) -> Result<GuestState> {
         codec::decode(self.section(section::GUEST, "state of the guest")?)

@@ -1,4 +1,4 @@
-//! A container in waiting, and how it takes over.
+//! How a container in waiting takes over.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,13 +15,13 @@ use gate::rebuild::{Prober, forged_end};
 use gate::{Config, Gate, Tap};
 use guest::abi::{ARENA_FD, mode};
 use nix::sched::{CloneFlags, setns};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use replayer::{Incomplete, to_log_end};
 use shim::container::{Container, Isolation, Link, Spec};
 use stream::Nanos;
 use sys::arena::{Arena, futex_wake};
 use sys::packet::PacketSocket;
 
+use super::ahead::Ahead;
 use super::checkpoint::Checkpoint;
 use super::connections::{self, Connection, Ready};
 use super::error::{Result, TakeoverError, io};
@@ -31,11 +31,11 @@ use super::live::{Live, Output, has_ended};
 use super::log::Log;
 use super::objects::Objects;
 use super::peers::{self, Peer};
-use super::process::{self, Process};
+use super::process::{self, Process, Shared};
 use super::session::Session;
 use super::{arena, backlog, options, place, privileges};
 use crate::detector::Suspicion;
-use crate::guard::Attempt;
+use crate::guard::{Attempt, Guard};
 
 /// Frames are looked at from this long before the primary's last sign of life: what a client sent then may
 /// not be in the log.
@@ -43,10 +43,13 @@ const BEFORE: u64 = 300_000_000;
 /// Where forged frames seem to come from.
 const NEIGHBOUR: [u8; 6] = [2, 0x75, 0xff, 0xff, 0xff, 0xfe];
 
-/// A container without a program: namespaces, a link on the bridge, and a closed gate that keeps what is sent
-/// to it.
+/// A container without a program: namespaces, a link on the bridge, a closed gate that keeps what is sent to
+/// it, and a process that follows the checkpoints. Belongs to one thread, which traces.
 #[derive(Debug)]
-pub struct Standby {
+pub(super) struct Vacant {
+    // Before the container, which ends with all its processes.
+    ahead: Ahead,
+    shared: Shared,
     details: Details,
     container: Container,
     gate: Gate,
@@ -108,12 +111,9 @@ impl Clock {
     }
 }
 
-impl Standby {
+impl Vacant {
     /// Makes it, with its link on `bridge`.
-    ///
-    /// # Errors
-    /// When the container or its gate cannot be made.
-    pub fn prepare(details: Details, bridge: &str) -> Result<Self> {
+    pub(super) fn prepare(details: Details, bridge: &str) -> Result<Self> {
         let spec = Spec {
             name: details.name.clone(),
             isolation: Isolation::FULL,
@@ -140,6 +140,8 @@ impl Standby {
         // The gate is closed: nothing leaves, the announcement neither.
         container.attach()?;
         Ok(Self {
+            ahead: Ahead::default(),
+            shared: Shared::new()?,
             details,
             container,
             gate,
@@ -147,25 +149,13 @@ impl Standby {
         })
     }
 
-    /// Takes over. The caller goes on with [`Live::host`].
-    ///
-    /// # Errors
-    /// [`TakeoverError`]; what was made is gone then, and the attempt is called off.
-    pub fn take_over(
-        self,
-        attempt: Attempt<Checkpoint>,
-        suspicion: Suspicion,
-    ) -> Result<(Live, Report)> {
-        // A thread of its own: it enters the container's network for good, and traces.
-        thread::scope(|scope| {
-            let tracer = scope.spawn(|| self.take_over_here(attempt, suspicion));
-            tracer
-                .join()
-                .map_err(|_| TakeoverError::Panicked { what: "takes over" })?
-        })
+    /// Does a part of what its process lacks of the committed checkpoint; true if there was something.
+    pub(super) fn follow(&mut self, guard: &Guard<Checkpoint>) -> bool {
+        self.ahead.step(&mut self.container, &self.shared, guard)
     }
 
-    fn take_over_here(
+    /// Takes over. The calling thread enters the container's network for good.
+    pub(super) fn take_over(
         mut self,
         attempt: Attempt<Checkpoint>,
         suspicion: Suspicion,
@@ -175,27 +165,25 @@ impl Standby {
         setns(&network, CloneFlags::CLONE_NEWNET)
             .map_err(io("entering the container's network"))?;
         let guard = Arc::clone(attempt.guard());
-        let committed = guard.image();
-        let checkpoint = &committed.image;
+        let mut committed = guard.image();
+        let checkpoint = &mut committed.image;
         let log = Log::new(Arc::clone(&guard));
         let merge = Merge::restore(checkpoint.fold()?)?;
         let files = process::files(merge.fold(), checkpoint.store().process().pid);
-        let arena = Arc::new(arena::filled(checkpoint)?);
-        let room = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
-            .map_err(io("making an eventfd"))?;
-        let room = Arc::new(OwnedFd::from(room));
+        let Shared { arena, room } = self.shared.clone();
+        arena::fill(&arena, checkpoint)?;
         clock.step("prepare");
         let (process, folded) = thread::scope(|scope| {
             let folding = scope.spawn(|| folding::fold(merge, &log));
-            let process = self.replay(checkpoint, &arena, &room, files, &log, &mut clock);
+            let process = self.replay(checkpoint, &files, &log, &mut clock);
             let folded = folding.join();
             let folded = folded.map_err(|_| TakeoverError::Panicked {
                 what: "folds the log",
             })?;
             Ok::<_, TakeoverError>((process?, folded?))
         })?;
-        let handshakes = Handshakes::read(checkpoint, &log)?;
-        let restored_bytes = checkpoint.store().page_count() as u64 * 4096;
+        let handshakes = Handshakes::read(&committed.image, &log)?;
+        let restored_bytes = committed.image.store().page_count() as u64 * 4096;
         drop(committed);
         clock.step("fold");
         let fold = folded.merge.fold();
@@ -217,21 +205,19 @@ impl Standby {
         Ok((live, report))
     }
 
-    /// Restores the process and lets it replay to the end of the log.
+    /// Finishes the process and lets it replay to the end of the log.
     fn replay(
         &mut self,
-        checkpoint: &Checkpoint,
-        arena: &Arena,
-        room: &OwnedFd,
-        files: Vec<process::OpenFile>,
+        checkpoint: &mut Checkpoint,
+        files: &[process::OpenFile],
         log: &Log,
         clock: &mut Clock,
     ) -> Result<Process> {
-        let store = checkpoint.store();
-        let process = process::restore(&mut self.container, store, arena, room, files)?;
+        let (container, shared) = (&mut self.container, &self.shared);
+        let process = self.ahead.finish(container, shared, checkpoint, files)?;
         clock.step("restore");
         let sleeps = |number| process::sleeps(process.pid, number);
-        let seen = match to_log_end(arena, log, sleeps, || has_ended(&self.container)) {
+        let seen = match to_log_end(&shared.arena, log, sleeps, || has_ended(&self.container)) {
             Err(Incomplete::Ended) => {
                 let ended = self.container.wait()?;
                 return Err(TakeoverError::Ended { ended });

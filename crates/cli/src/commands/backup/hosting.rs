@@ -102,7 +102,7 @@ impl Hosting {
         }
     }
 
-    fn prepare(&mut self, guard: &Guard<Checkpoint>) {
+    fn prepare(&mut self, guard: &Arc<Guard<Checkpoint>>) {
         let name = guard.hello().name.clone();
         // One of an earlier run, whose link has the same name.
         self.standbys.remove(&name);
@@ -160,10 +160,10 @@ impl Hosting {
     }
 }
 
-fn standby(guard: &Guard<Checkpoint>, bridge: Option<&str>) -> Result<Standby, String> {
+fn standby(guard: &Arc<Guard<Checkpoint>>, bridge: Option<&str>) -> Result<Standby, String> {
     let details: Details = codec::decode(&guard.hello().details).map_err(|e| e.to_string())?;
     let bridge = bridge.map_or_else(|| details.bridge.clone(), str::to_owned);
-    Standby::prepare(details, &bridge).map_err(|e| e.to_string())
+    Standby::prepare(details, &bridge, guard).map_err(|e| e.to_string())
 }
 
 /// Tries to take over, and prints how it went.
