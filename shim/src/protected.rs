@@ -78,6 +78,8 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
         init,
     });
     let follower = Follower::attach(Arc::clone(&arena), init, program)?;
+    // Dropped before the follower, which waits for the program's first execve or its end.
+    let prepared = prepared;
     let mut threads = Threads::default();
     // Last, since from now on silence would be suspicious.
     let session = Session::open(options, protection)?;
