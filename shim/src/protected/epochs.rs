@@ -18,13 +18,15 @@ use guest::abi::{ARENA_BASE, ARENA_LEN, MAX_CONNS, MAX_SLOTS, conn, slot};
 use stream::checkpoint::{Begin, CheckpointSender, Commit, CommitReceiver, Cut};
 use sys::arena::Arena;
 use sys::memory::Range;
-use sys::process::lock_memory;
+use sys::process::{PidFd, lock_memory};
 
 use super::egress::Shared;
 use crate::Error;
 
 /// How long a checkpoint may wait for its commit before the connection counts as lost.
 const COMMIT: Duration = Duration::from_secs(30);
+/// How long a program that lets go of its memory may take to end, in milliseconds.
+const ENDING: u16 = 1000;
 /// After a pause that could not be clean.
 const AGAIN: Duration = Duration::from_millis(3);
 
@@ -71,8 +73,11 @@ impl Epochs {
 
     /// The epoch thread.
     pub(super) fn run(mut self) {
+        let program = PidFd::open(self.program);
         if let Err(e) = self.try_run()
             && !self.shared.stop.load(Acquire)
+            // A program that is ending cannot be checkpointed, and need not.
+            && !program.map_or(true, |program| program.ends_within(ENDING))
         {
             eprintln!("understudy: checkpoints ended: {e}");
         }
