@@ -37,6 +37,8 @@ pub enum Event<I> {
     FalseAlarm(Arc<Guard<I>>),
     /// The container has ended in order with this status; nothing is kept of it any more.
     Ended(Arc<Guard<I>>, i32),
+    /// Its primary has left before it was protected: there is nothing to take over, and its name is free.
+    Forgotten(Arc<Guard<I>>),
     /// One of its connections failed; the container goes on as far as the others allow.
     Failed(Arc<Guard<I>>, Channel, ServeError),
 }

@@ -242,6 +242,10 @@ impl<I: Image> Shared<I> {
                 .is_some_and(|g| Arc::ptr_eq(g, guard))
         {
             known.guards.remove(name);
+            if guard.phase() == Phase::Unprotected {
+                // Under the lock: before another run of that name is told.
+                guard.tell(Event::Forgotten(Arc::clone(guard)));
+            }
         }
     }
 

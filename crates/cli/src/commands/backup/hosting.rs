@@ -96,6 +96,7 @@ impl Hosting {
                 self.standbys.remove(name);
                 self.handle.forget(name);
             }
+            Event::Forgotten(guard) => drop(self.standbys.remove(&guard.hello().name)),
             Event::Failed(guard, channel, error) => {
                 tracing::warn!(name = guard.hello().name, ?channel, %error, "a connection failed");
             }
@@ -123,6 +124,8 @@ impl Hosting {
         tracing::warn!(name, ?suspicion, "the primary is lost");
         if guard.phase() == Phase::Unprotected {
             eprintln!("understudy: {name} was lost before it was protected");
+            self.standbys.remove(&name);
+            self.lost.insert(name);
             return;
         }
         let prepared = self.standbys.remove(&name);
