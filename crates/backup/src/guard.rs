@@ -151,6 +151,12 @@ impl<I: Image> Guard<I> {
         locked(&self.watch).arbiter.phase()
     }
 
+    /// The number of the primary's last heartbeat: another one later says that it is alive.
+    #[must_use]
+    pub fn last_beat(&self) -> u64 {
+        locked(&self.watch).arbiter.last_beat()
+    }
+
     /// True while any connection of the primary is open.
     #[must_use]
     pub fn is_connected(&self) -> bool {
