@@ -19,6 +19,8 @@ use crate::rng::Rng;
 const BACKUP_PORT: u16 = 7400;
 /// Last byte of the container's address.
 const CONTAINER: u8 = 10;
+/// Names the directory of control sockets.
+const RUN_DIRECTORY: &str = "UNDERSTUDY_RUN_DIR";
 /// Time for a program to come up.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -211,7 +213,20 @@ impl Service {
         } else {
             log.try_clone()?.into()
         };
-        host.spawn(host.command(program, words).stdout(output).stderr(log))
+        let mut command = self.command(host, Path::new(program), words);
+        host.spawn(command.stdout(output).stderr(log))
+    }
+
+    /// Where the control sockets of a host are: hosts share the machine's file system.
+    fn run_directory(&self, host: &Host) -> PathBuf {
+        self.directory.join(format!("run-{}", host.name()))
+    }
+
+    /// A command on a host that finds this service's control sockets.
+    pub fn command(&self, host: &Host, program: &Path, words: &[&str]) -> Command {
+        let mut command = host.command(&program.display().to_string(), words);
+        command.env(RUN_DIRECTORY, self.run_directory(host));
+        command
     }
 
     /// Keeps a process, once it listens.
@@ -223,7 +238,7 @@ impl Service {
         mut process: Process,
     ) -> Result<()> {
         if let Err(e) = seen_from.wait_for_listener(at, &mut process, PATIENCE) {
-            let said = fs::read_to_string(self.log(name)).unwrap_or_default();
+            let said = self.said(name);
             let last = said.lines().rev().take(3).collect::<Vec<_>>();
             bail!(
                 "{e:#}; its last words: {}",
@@ -271,6 +286,23 @@ impl Service {
         let last = self.processes.first_mut().context("nothing was started")?;
         kill(Pid::from_raw(last.pid()), Signal::SIGTERM)?;
         last.wait(limit)
+    }
+
+    /// Waits for the end of what was started last, the server or `understudy run`.
+    ///
+    /// # Errors
+    /// If it still runs after `limit`.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        self.processes
+            .first_mut()
+            .context("nothing was started")?
+            .wait(limit)
+    }
+
+    /// What a program has said so far: `backup`, `run` or `server`.
+    #[must_use]
+    pub fn said(&self, name: &str) -> String {
+        fs::read_to_string(self.log(name)).unwrap_or_default()
     }
 
     /// Strikes; returns when the first blow fell.
