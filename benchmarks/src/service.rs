@@ -122,6 +122,11 @@ impl Service {
             said.trim()
         );
 
+        // As operators do: the directory is copied to the other host.
+        let copy = directory.join("keys-copy").display().to_string();
+        let copied = Command::new("cp").args(["-a", &keys, &copy]).status()?;
+        ensure!(copied.success(), "{keys} could not be copied");
+
         let (primary, backup) = (bed.host("primary")?, bed.host("backup")?);
         let listen = SocketAddr::from((backup.address(), BACKUP_PORT));
         let (at, state) = (
@@ -137,7 +142,7 @@ impl Service {
 
         let ip = format!("{}/{PREFIX}", service.address.ip());
         let mut words = vec![
-            "run", "--backup", &at, "--ip", &ip, "--bridge", BRIDGE, "--tls", &keys,
+            "run", "--backup", &at, "--ip", &ip, "--bridge", BRIDGE, "--tls", &copy,
         ];
         words.extend(protection.options.iter().map(String::as_str));
         words.push("--");
