@@ -283,6 +283,21 @@ impl Service {
             .clone()
     }
 
+    /// Waits for the backup's line about its takeover, which comes after the first answers.
+    ///
+    /// # Errors
+    /// If there is none after `limit`; with what the backup has said.
+    pub fn await_takeover(&self, limit: Duration) -> Result<String> {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(line) = self.takeover() {
+                return Ok(line);
+            }
+            ensure!(Instant::now() < end, "no takeover: {}", self.said("backup"));
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+    }
+
     /// Asks what was started last, the server or `understudy run`, to end (SIGTERM), and waits for it.
     ///
     /// # Errors

@@ -48,7 +48,7 @@ fn a_value_is_kept_and_not_shown() {
     for (n, connection) in connections.iter_mut().enumerate() {
         ask(connection, &format!("GET {n}\r\n"), &kept);
     }
-    assert!(service.takeover().is_some(), "{}", service.said("backup"));
+    service.await_takeover(LIMIT).unwrap();
     let frames = end(capture, &frames);
     assert!(
         frames.len() > 1_000_000,
