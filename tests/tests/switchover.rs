@@ -55,15 +55,16 @@ fn under_load<T>(
 fn a_switchover_costs_no_connection() {
     let (bed, scratch) = (Bed::new().unwrap(), TempDir::new().unwrap());
     let mut service = start(&bed, &scratch);
-    let primary = bed.host("primary").unwrap();
+    let (primary, backup) = (bed.host("primary").unwrap(), bed.host("backup").unwrap());
     let words = ["switchover", "redis-server"];
     let mut command = service.command(primary, &understudy().unwrap(), &words);
-    let (report, asked) = under_load(&bed, &service, 3, || {
+    let (report, (asked, there)) = under_load(&bed, &service, 3, || {
         let asked = Instant::now();
         let done = run(&mut command).unwrap();
         assert!(done.status.success() && done.stderr.is_empty(), "{done:?}");
-        asked
+        (asked, backup.processes_named("redis-server").len())
     });
+    assert_eq!(there, 1, "it returned before the backup had gone on");
     let gap = report.gap_around(asked).unwrap();
     println!("{gap:?}");
     assert!(report.flawless() && report.resets == 0, "{report:#?}");
