@@ -19,6 +19,8 @@ use crate::rng::Rng;
 const BACKUP_PORT: u16 = 7400;
 /// Last byte of the container's address.
 const CONTAINER: u8 = 10;
+/// Names the directory of control sockets.
+const RUN_DIRECTORY: &str = "UNDERSTUDY_RUN_DIR";
 /// Time for a program to come up.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -120,6 +122,11 @@ impl Service {
             said.trim()
         );
 
+        // As operators do: the directory is copied to the other host.
+        let copy = directory.join("keys-copy").display().to_string();
+        let copied = Command::new("cp").args(["-a", &keys, &copy]).status()?;
+        ensure!(copied.success(), "{keys} could not be copied");
+
         let (primary, backup) = (bed.host("primary")?, bed.host("backup")?);
         let listen = SocketAddr::from((backup.address(), BACKUP_PORT));
         let (at, state) = (
@@ -135,7 +142,7 @@ impl Service {
 
         let ip = format!("{}/{PREFIX}", service.address.ip());
         let mut words = vec![
-            "run", "--backup", &at, "--ip", &ip, "--bridge", BRIDGE, "--tls", &keys,
+            "run", "--backup", &at, "--ip", &ip, "--bridge", BRIDGE, "--tls", &copy,
         ];
         words.extend(protection.options.iter().map(String::as_str));
         words.push("--");
@@ -211,10 +218,20 @@ impl Service {
         } else {
             log.try_clone()?.into()
         };
-        // Another host would have a /run of its own.
-        let mut command = host.command(program, words);
-        command.env("UNDERSTUDY_RUN_DIR", self.run_directory(host.name()));
+        let mut command = self.command(host, Path::new(program), words);
         host.spawn(command.stdout(output).stderr(log))
+    }
+
+    /// Where the control sockets of a host are: hosts share the machine's file system.
+    fn run_directory(&self, host: &Host) -> PathBuf {
+        self.directory.join(format!("run-{}", host.name()))
+    }
+
+    /// A command on a host that finds this service's control sockets.
+    pub fn command(&self, host: &Host, program: &Path, words: &[&str]) -> Command {
+        let mut command = host.command(&program.display().to_string(), words);
+        command.env(RUN_DIRECTORY, self.run_directory(host));
+        command
     }
 
     /// Keeps a process, once it listens.
@@ -226,7 +243,7 @@ impl Service {
         mut process: Process,
     ) -> Result<()> {
         if let Err(e) = seen_from.wait_for_listener(at, &mut process, PATIENCE) {
-            let said = fs::read_to_string(self.log(name)).unwrap_or_default();
+            let said = self.said(name);
             let last = said.lines().rev().take(3).collect::<Vec<_>>();
             bail!(
                 "{e:#}; its last words: {}",
@@ -235,12 +252,6 @@ impl Service {
         }
         self.processes.insert(0, process);
         Ok(())
-    }
-
-    /// What `UNDERSTUDY_RUN_DIR` names on a host.
-    #[must_use]
-    pub fn run_directory(&self, host: &str) -> PathBuf {
-        self.directory.join(format!("run-{host}"))
     }
 
     /// Where a program's words go.
@@ -272,6 +283,21 @@ impl Service {
             .clone()
     }
 
+    /// Waits for the backup's line about its takeover, which comes after the first answers.
+    ///
+    /// # Errors
+    /// If there is none after `limit`; with what the backup has said.
+    pub fn await_takeover(&self, limit: Duration) -> Result<String> {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(line) = self.takeover() {
+                return Ok(line);
+            }
+            ensure!(Instant::now() < end, "no takeover: {}", self.said("backup"));
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+    }
+
     /// Asks what was started last, the server or `understudy run`, to end (SIGTERM), and waits for it.
     ///
     /// # Errors
@@ -280,6 +306,23 @@ impl Service {
         let last = self.processes.first_mut().context("nothing was started")?;
         kill(Pid::from_raw(last.pid()), Signal::SIGTERM)?;
         last.wait(limit)
+    }
+
+    /// Waits for the end of what was started last, the server or `understudy run`.
+    ///
+    /// # Errors
+    /// If it still runs after `limit`.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus> {
+        self.processes
+            .first_mut()
+            .context("nothing was started")?
+            .wait(limit)
+    }
+
+    /// What a program has said so far: `backup`, `run` or `server`.
+    #[must_use]
+    pub fn said(&self, name: &str) -> String {
+        fs::read_to_string(self.log(name)).unwrap_or_default()
     }
 
     /// Strikes; returns when the first blow fell.

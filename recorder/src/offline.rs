@@ -94,6 +94,14 @@ impl Recording {
         log.end(status)?;
         failed.map_or(Ok(()), |e| Err(e.into()))
     }
+
+    /// The program could not be started, and its container is gone: nothing of the recording stays.
+    pub fn abandon(self) {
+        self.stop.store(true, Release);
+        if let Ok(Ok(log)) = self.drain.join() {
+            log.remove();
+        }
+    }
 }
 
 /// The log file.
@@ -103,6 +111,8 @@ struct LogFile {
     file: File,
     writer: Writer,
     pending: Vec<u8>,
+    /// The directory was not there before.
+    made_directory: bool,
 }
 
 /// Bytes gathered before they are written.
@@ -114,6 +124,7 @@ impl LogFile {
             let path = path.to_owned();
             move |source| Error::Write { path, source }
         };
+        let made_directory = !dir.exists();
         fs::create_dir_all(dir).map_err(failed(dir))?;
         let path = dir.join(LOG_NAME);
         let file = File::create(&path).map_err(failed(&path))?;
@@ -124,7 +135,16 @@ impl LogFile {
             file,
             writer,
             pending,
+            made_directory,
         })
+    }
+
+    /// Removes what [`Self::create`] has made; what is left after an error here is empty.
+    fn remove(self) {
+        let _ = fs::remove_file(&self.path);
+        if let Some(dir) = self.path.parent().filter(|_| self.made_directory) {
+            let _ = fs::remove_dir(dir);
+        }
     }
 
     fn flush(&mut self) -> Result<(), Error> {

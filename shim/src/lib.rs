@@ -55,6 +55,14 @@ pub enum Error {
         /// Its number inside.
         pid: u32,
     },
+    /// The container went live on the backup.
+    #[error(
+        "the container went live on the backup as generation {generation}: this copy of it has been ended"
+    )]
+    Fenced {
+        /// The generation there.
+        generation: u64,
+    },
     /// The backup did not say what became of a checkpoint.
     #[error("the backup did not commit checkpoint {id} in time")]
     NoCommit {

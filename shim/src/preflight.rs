@@ -13,6 +13,15 @@ use crate::options::Options;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// What a bare container needs; a protected one needs every feature.
 const BARE: [&str; 4] = ["root", "namespaces", "cgroup", "veth-bridge"];
+/// What a recording on one machine needs, and its replay.
+pub const RECORDING: [&str; 6] = [
+    "fsgsbase",
+    "syscall-user-dispatch",
+    "memfd",
+    "ptrace-seize",
+    "fixed-addresses",
+    "cgroup",
+];
 
 /// Why a container cannot run here and now.
 #[derive(Debug, thiserror::Error)]

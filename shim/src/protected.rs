@@ -35,7 +35,7 @@ use stream::heartbeat::{Heartbeats, Pulse};
 use stream::lease::{Lease, Outcome};
 use sys::arena::Arena;
 use sys::follow::Follower;
-use sys::namespaces::in_network;
+use sys::namespaces::{in_network, pidfd_open, pidfd_signal};
 use sys::process::RealTime;
 
 use crate::Error;
@@ -84,6 +84,8 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
         init,
     });
     let follower = Follower::attach(Arc::clone(&arena), init, program)?;
+    // Dropped before the follower, which waits for the program's first execve or its end.
+    let prepared = prepared;
     let mut threads = Threads::default();
     // Last, since from now on silence would be suspicious.
     let session = Session::open(options, protection)?;
@@ -100,7 +102,8 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
     let pulse = heartbeats.pulse();
     threads.start("heartbeat", {
         let shared = Arc::clone(&shared);
-        move || beat(heartbeats, &shared)
+        let init = pidfd_open(init).map_err(Error::Arena)?;
+        move || beat(heartbeats, &shared, &init)
     })?;
     let (log_sender, acks) = stream::log::primary(log);
     let (sink, tracker) = LogSink::new(log_sender, Arc::clone(&shared));
@@ -146,6 +149,19 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
     )?;
     let ended = wait_passing(&mut container, &signals)?;
     shared.stop.store(true, Release);
+    let (fenced, gave_up) = {
+        let lease = pulse.lease();
+        (lease.fenced(), lease.gave_up())
+    };
+    if let Some(generation) = fenced {
+        drop(container);
+        threads.detach();
+        return if gave_up {
+            Ok(0)
+        } else {
+            Err(Error::Fenced { generation })
+        };
+    }
     if is_loss(ended) {
         hand_over(&shared, &pulse);
     } else {
@@ -229,16 +245,19 @@ fn mask_of(options: &Options) -> [u8; 6] {
     [0x06, 0x75, a, b, c, d]
 }
 
-/// Keeps the lease: each answered heartbeat opens the gate a little longer.
-fn beat(heartbeats: Heartbeats, shared: &Shared) {
+/// Keeps the lease: each answered heartbeat opens the gate a little longer. A container that is live elsewhere
+/// is ended here.
+fn beat(heartbeats: Heartbeats, shared: &Shared, init: &OwnedFd) {
     // Without the privilege a busy host may look dead; detection then wants a longer time.
     let _real_time = RealTime::enter(3);
     let ended = heartbeats.run(|outcome| match outcome {
         Outcome::Extended { until } => shared.egress().gate().set_lease(until.0),
         Outcome::Unchanged => {}
-        Outcome::Fenced { generation } => {
+        Outcome::Fenced { .. } => {
             shared.egress().gate().set_lease(0);
-            eprintln!("understudy: the container went live elsewhere as generation {generation}: this copy stays mute");
+            shared.stop.store(true, Release);
+            // It may have ended by itself.
+            let _ = pidfd_signal(init.as_fd(), libc::SIGKILL);
         }
         Outcome::OtherBackup { instance } => {
             shared.egress().gate().set_lease(0);

@@ -6,7 +6,7 @@
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
@@ -135,21 +135,35 @@ impl Running {
     /// # Errors
     /// If it does not within [`LIMIT`], or ends before.
     pub fn listens(&self, at: SocketAddr) -> Result<()> {
+        self.comes_to(|| {
+            TcpStream::connect(at)
+                .map(drop)
+                .with_context(|| format!("it does not listen on {at}"))
+        })
+    }
+
+    /// Waits until it has made a file.
+    ///
+    /// # Errors
+    /// If it does not within [`LIMIT`], or ends before.
+    pub fn makes(&self, file: &Path) -> Result<()> {
+        self.comes_to(|| {
+            ensure!(file.exists(), "there is no {}", file.display());
+            Ok(())
+        })
+    }
+
+    /// Waits until `look` succeeds.
+    fn comes_to(&self, look: impl Fn() -> Result<()>) -> Result<()> {
         let end = Instant::now() + LIMIT;
-        while let Err(e) = TcpStream::connect(at) {
+        while let Err(e) = look() {
             // Returns at once when the program ends, and otherwise leaves it the processor for a moment.
             if let Ok(status) = self.ended.recv_timeout(Duration::from_millis(5)) {
-                bail!(
-                    "{} ended with {} before it listened on {at}",
-                    self.what,
-                    status?
-                );
+                return Err(e.context(format!("{} ended with {}", self.what, status?)));
             }
-            ensure!(
-                Instant::now() < end,
-                "{} does not listen on {at} after {LIMIT:?}: {e}",
-                self.what
-            );
+            if Instant::now() >= end {
+                return Err(e.context(format!("{} still runs after {LIMIT:?}", self.what)));
+            }
         }
         Ok(())
     }

@@ -15,8 +15,22 @@ use tempfile::TempDir;
 use understudy_bench::bed::below;
 use understudy_tests::{Ended, LIMIT, Running, free_address, repeats, run, understudy};
 
-/// Records `command`, with `drive` acting as its clients, and returns the log's directory and the run.
+/// Records `command`, with `drive` acting as its clients, and returns the log's directory and the run, which must
+/// have ended well.
 fn record(scratch: &Path, command: &[&str], drive: impl FnOnce(&Running)) -> (PathBuf, Ended) {
+    let (log, ended) = record_any(scratch, command, drive);
+    let said = String::from_utf8_lossy(&ended.stdout);
+    assert!(
+        ended.status.success(),
+        "recording {command:?}: {}, {}\n{said}",
+        ended.status,
+        ended.stderr
+    );
+    (log, ended)
+}
+
+/// As [`record`], however the run ended.
+fn record_any(scratch: &Path, command: &[&str], drive: impl FnOnce(&Running)) -> (PathBuf, Ended) {
     let log = scratch.join("log");
     let mut recorder = Command::new(understudy().unwrap());
     recorder
@@ -28,13 +42,6 @@ fn record(scratch: &Path, command: &[&str], drive: impl FnOnce(&Running)) -> (Pa
     let running = Running::start(&mut recorder).unwrap();
     drive(&running);
     let ended = running.end(LIMIT).unwrap();
-    let said = String::from_utf8_lossy(&ended.stdout);
-    assert!(
-        ended.status.success(),
-        "recording {command:?}: {}, {}\n{said}",
-        ended.status,
-        ended.stderr
-    );
     (log, ended)
 }
 
@@ -274,6 +281,33 @@ fn in_an_otherwise_empty_root_directory() {
         lines(&printed) > 10 && printed.ends_with("done\n"),
         "{printed}"
     );
+}
+
+#[test]
+fn signals_reach_the_program_and_its_status_comes_back() {
+    let handled = "trap 'echo asked; exit 6' TERM INT HUP; echo begun; >begun; while :; do sleep 9 & wait; done";
+    let plain = "echo begun; >begun; exec sleep 9";
+    let table = [
+        (Signal::SIGTERM, handled, 6, "begun\nasked\n"),
+        (Signal::SIGINT, handled, 6, "begun\nasked\n"),
+        (Signal::SIGHUP, handled, 6, "begun\nasked\n"),
+        (Signal::SIGTERM, plain, 128 + 15, "begun\n"),
+    ];
+    for (signal, script, status, printed) in table {
+        let scratch = TempDir::new().unwrap();
+        let (log, recorded) = record_any(scratch.path(), &["sh", "-c", script], |running| {
+            running.makes(&scratch.path().join("begun")).unwrap();
+            kill(running.pid(), signal).unwrap();
+        });
+        for ended in [recorded, replay(&log)] {
+            let said = String::from_utf8_lossy(&ended.stdout);
+            assert_eq!(
+                (ended.status.code(), &*said),
+                (Some(status), printed),
+                "{signal}: {ended:?}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -73,10 +73,10 @@ pub(crate) fn run(options: &Pause) -> Result<ExitCode> {
     let load = |config: Config| bed.host("client")?.inside(|| load::run(&config, None));
     load(config(2.0, options.fill_mib)?)?;
     let first = word(&board, 0)?;
-    let epoch = status(&service, options, "epoch")?;
+    let epoch = status(&bed, &service, options, "epoch")?;
     let (ticks, clock) = (word(&board, 8)?, Instant::now());
     load(config(options.seconds, 0)?)?;
-    let epochs = status(&service, options, "epoch")? - epoch;
+    let epochs = status(&bed, &service, options, "epoch")? - epoch;
     let rate = (word(&board, 8)? - ticks) as f64 / clock.elapsed().as_secs_f64() / 1e6;
     let mut seen = gaps(&board, first, rate)?;
     seen.sort_by(f64::total_cmp);
@@ -92,8 +92,8 @@ pub(crate) fn run(options: &Pause) -> Result<ExitCode> {
     );
     println!(
         "understudy status: p50 {} µs, p99 {} µs",
-        status(&service, options, "pause_us_p50")?,
-        status(&service, options, "pause_us_p99")?,
+        status(&bed, &service, options, "pause_us_p50")?,
+        status(&bed, &service, options, "pause_us_p99")?,
     );
     Ok(ExitCode::SUCCESS)
 }
@@ -161,11 +161,15 @@ fn gaps(board: &File, first: u64, ticks_per_us: f64) -> Result<Vec<f64>> {
 }
 
 /// A number of `understudy status --json`.
-fn status(service: &Service, options: &Pause, field: &str) -> Result<u64> {
+fn status(bed: &Bed, service: &Service, options: &Pause, field: &str) -> Result<u64> {
     let name = "env";
-    let out = Command::new(options.server.understudy()?)
-        .args(["status", name, "--json"])
-        .env("UNDERSTUDY_RUN_DIR", service.run_directory("primary"))
+    let understudy = options.server.understudy()?;
+    let out = service
+        .command(
+            bed.host("primary")?,
+            &understudy,
+            &["status", name, "--json"],
+        )
         .output()?;
     let said = String::from_utf8_lossy(&out.stdout);
     let value: serde_json::Value = serde_json::from_str(said.trim())

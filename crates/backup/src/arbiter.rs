@@ -121,6 +121,12 @@ impl Arbiter {
         self.yielded = false;
     }
 
+    /// The number of the last heartbeat on the primary's connection.
+    #[must_use]
+    pub fn last_beat(&self) -> u64 {
+        self.last_beat
+    }
+
     /// The verdict on a heartbeat that is answered at `now`. A heartbeat that was overtaken by a later one
     /// gets no promise.
     pub fn heartbeat(&mut self, beat: &Beat, now: Nanos) -> Verdict {

@@ -39,6 +39,8 @@ pub enum Event<I> {
     FalseAlarm(Arc<Guard<I>>),
     /// The container has ended in order with this status; nothing is kept of it any more.
     Ended(Arc<Guard<I>>, i32),
+    /// Its primary has left before it was protected: there is nothing to take over, and its name is free.
+    Forgotten(Arc<Guard<I>>),
     /// One of its connections failed; the container goes on as far as the others allow.
     Failed(Arc<Guard<I>>, Channel, ServeError),
 }
@@ -154,6 +156,12 @@ impl<I: Image> Guard<I> {
     #[must_use]
     pub fn phase(&self) -> Phase {
         locked(&self.watch).arbiter.phase()
+    }
+
+    /// The number of the primary's last heartbeat: another one later says that it is alive.
+    #[must_use]
+    pub fn last_beat(&self) -> u64 {
+        locked(&self.watch).arbiter.last_beat()
     }
 
     /// True while any connection of the primary is open.

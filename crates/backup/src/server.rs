@@ -202,6 +202,8 @@ impl<I: Image> Shared<I> {
         self.strangers.fetch_sub(1, Ordering::AcqRel);
         let pending = match met {
             Ok(pending) => pending,
+            // Every primary looks whether somebody listens before it makes anything.
+            Err(e @ StreamError::Silent { .. }) => return tracing::debug!("{e}"),
             Err(e) => return tracing::warn!("{e}"),
         };
         let refused = match self.admit(&pending) {
@@ -240,6 +242,10 @@ impl<I: Image> Shared<I> {
                 .is_some_and(|g| Arc::ptr_eq(g, guard))
         {
             known.guards.remove(name);
+            if guard.phase() == Phase::Unprotected {
+                // Under the lock: before another run of that name is told.
+                guard.tell(Event::Forgotten(Arc::clone(guard)));
+            }
         }
     }
 

@@ -434,6 +434,18 @@ impl Primary {
 }
 
 #[test]
+fn a_primary_that_leaves_unprotected_is_forgotten() {
+    let backup = Backup::start(Security::Insecure, None);
+    let connection = backup.connect(&hello(Channel::Log)).unwrap();
+    let Event::Connected(connected) = backup.event() else {
+        panic!()
+    };
+    connection.sender.shutdown();
+    assert!(matches!(backup.event(), Event::Forgotten(gone) if Arc::ptr_eq(&gone, &connected)));
+    assert!(backup.handle.guards().is_empty());
+}
+
+#[test]
 fn a_full_log_holds_the_primary_until_a_checkpoint_commits() {
     let backup = Backup::start(Security::Insecure, None);
     let (mut p, guard) = protected(&backup);

@@ -91,6 +91,7 @@ pub fn listen(addr: SocketAddr) -> Result<TcpListener, StreamError> {
 ///
 /// # Errors
 /// As [`connect`]; a primary of another version or with a bad hello gets an answer before the error.
+/// [`StreamError::Silent`] for a peer that has only looked whether somebody listens.
 pub fn accept(
     socket: TcpStream,
     peer: SocketAddr,
@@ -98,6 +99,7 @@ pub fn accept(
     within: Duration,
 ) -> Result<Pending, StreamError> {
     let deadline = Instant::now() + within;
+    said_something(&socket, peer, within)?;
     let tls = match security {
         Security::Insecure => None,
         Security::Tls(tls) => {
@@ -134,6 +136,34 @@ pub fn accept(
         sender,
         receiver,
     })
+}
+
+/// Waits for a peer's first byte, and leaves it where it is.
+fn said_something(
+    socket: &TcpStream,
+    peer: SocketAddr,
+    within: Duration,
+) -> Result<(), StreamError> {
+    let doing = "waiting for hello";
+    let waited = socket
+        .set_read_timeout(Some(within))
+        .and_then(|()| socket.peek(&mut [0]))
+        .and_then(|n| socket.set_read_timeout(None).map(|()| n));
+    match waited {
+        Ok(0) => Err(StreamError::Silent { peer }),
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Err(StreamError::Silent { peer }),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(StreamError::Timeout {
+            doing,
+            peer,
+            after: within,
+        }),
+        Err(source) => Err(StreamError::Io {
+            doing: "receiving from",
+            peer,
+            source,
+        }),
+    }
 }
 
 impl Pending {

@@ -45,6 +45,12 @@ pub enum StreamError {
         /// The peer.
         peer: SocketAddr,
     },
+    /// The peer closed the connection before it said anything.
+    #[error("{peer} connected and left without a word")]
+    Silent {
+        /// The peer.
+        peer: SocketAddr,
+    },
     /// The peer said nothing for so long.
     #[error("{peer} did not answer within {after:?} while {doing}")]
     Timeout {
@@ -96,6 +102,17 @@ pub enum StreamError {
         theirs: u16,
         /// Ours.
         ours: u16,
+    },
+    /// The peer is something else.
+    #[error(
+        "{peer} does not speak Understudy's protocol, it begins with \"{}\": is this the right address?",
+        found.to_le_bytes().escape_ascii()
+    )]
+    Foreign {
+        /// The peer.
+        peer: SocketAddr,
+        /// Its first four bytes.
+        found: u32,
     },
     /// The peer sent bytes that are no frame.
     #[error("{peer} sent a bad frame: {source}")]

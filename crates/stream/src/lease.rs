@@ -186,6 +186,12 @@ impl Lease {
         self.open.clear();
     }
 
+    /// True if this primary has given the lease up by itself.
+    #[must_use]
+    pub fn gave_up(&self) -> bool {
+        self.condition == Condition::Yielded
+    }
+
     /// The generation that fenced this primary, if one did.
     #[must_use]
     pub fn fenced(&self) -> Option<u64> {

@@ -253,6 +253,7 @@ impl Receiver {
             {
                 StreamError::PeerIsEncrypted { peer }
             }
+            FrameError::BadMagic { found, .. } if at_start => StreamError::Foreign { peer, found },
             _ => StreamError::Frame { peer, source },
         }
     }

@@ -17,7 +17,7 @@ use crate::netlink::{End, Netlink};
 pub struct Feature {
     /// A short name, as users see it.
     pub name: &'static str,
-    /// What it is for and what to do where it is missing: the end of a sentence.
+    /// What it does and what it needs where it is missing: the end of a sentence that names it.
     pub purpose: &'static str,
     probe: fn() -> io::Result<()>,
 }
@@ -33,12 +33,12 @@ impl Feature {
 pub const FEATURES: [Feature; 16] = [
     Feature {
         name: "root",
-        purpose: "namespaces, eBPF and TCP_REPAIR need it: run as root",
+        purpose: "allows namespaces, eBPF and TCP_REPAIR: run as root",
         probe: root,
     },
     Feature {
         name: "fsgsbase",
-        purpose: "the guest keeps its thread block in gs: needs a CPU and kernel with FSGSBASE",
+        purpose: "lets the guest keep its thread block in gs: needs a CPU and kernel with FSGSBASE",
         probe: fsgsbase,
     },
     Feature {
@@ -78,7 +78,7 @@ pub const FEATURES: [Feature; 16] = [
     },
     Feature {
         name: "namespaces",
-        purpose: "the container's own network, mounts, IPC and names: needs CONFIG_NAMESPACES",
+        purpose: "gives the container its own network, mounts, IPC and names: needs CONFIG_NAMESPACES",
         probe: namespaces,
     },
     Feature {
@@ -103,12 +103,12 @@ pub const FEATURES: [Feature; 16] = [
     },
     Feature {
         name: "clsact",
-        purpose: "the hook for the output gate: needs CONFIG_NET_CLS_ACT and CONFIG_NET_SCH_INGRESS",
+        purpose: "hooks the output gate in: needs CONFIG_NET_CLS_ACT and CONFIG_NET_SCH_INGRESS",
         probe: clsact,
     },
     Feature {
         name: "bpf-classifier",
-        purpose: "the output gate itself: needs CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF",
+        purpose: "is the output gate itself: needs CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_BPF",
         probe: bpf_classifier,
     },
 ];

@@ -16,6 +16,7 @@ use libc::pid_t;
 
 use crate::arena::{Arena, futex_wait, futex_wake};
 use crate::inject::{self, InjectError};
+use crate::process::PidFd;
 use crate::ptrace::{self, Options, Stop, TraceError};
 
 /// Why a process could not be followed.
@@ -27,14 +28,6 @@ pub enum FollowError {
     /// A tracing request failed.
     #[error(transparent)]
     Trace(#[from] TraceError),
-    /// The process behind a number inside the container was not found.
-    #[error("no thread {number} inside the container of process {init}")]
-    NoThread {
-        /// Number inside the container.
-        number: u32,
-        /// The container's first process.
-        init: pid_t,
-    },
     /// The thread that follows could not be started.
     #[error("starting a thread failed: {0}")]
     Thread(#[from] io::Error),
@@ -79,6 +72,10 @@ pub struct Follower {
 
 /// How often a request for attention is looked at while an execve is under way.
 const STEP: Duration = Duration::from_micros(50);
+/// How often a thread that asked is looked for.
+const LOOKS: usize = 3;
+/// How long a process that was killed while it was followed may take to end, in milliseconds.
+const ENDING: u16 = 100;
 
 impl Follower {
     /// Attaches to a program that waits before its first execve. It may be let go when this returns; it
@@ -212,17 +209,41 @@ fn serve(arena: &Arena, blob: &Blob, init: pid_t, images: &Images) -> Result<(),
             continue;
         }
         let number = ring.tid.load(Acquire);
-        let (process, thread) =
-            find_thread(init, number).ok_or(FollowError::NoThread { number, init })?;
+        // One that moves to another parent may be overlooked once; others have been killed meanwhile.
+        let found = (0..LOOKS).find_map(|_| find_thread(init, number));
+        let Some((process, thread)) = found else {
+            continue;
+        };
+        let Ok(ending) = PidFd::open(process) else {
+            continue;
+        };
         let images = images.of(process);
         let mut count = images.lock().unwrap_or_else(PoisonError::into_inner);
-        ptrace::seize(thread, OPTIONS)?;
-        ring.request.store(request::GRANTED, Release);
-        futex_wake(&ring.request);
-        await_exec(arena, blob, index, process, thread)?;
         *count += 1;
+        match follow_exec(arena, blob, index, process, thread) {
+            // Killed meanwhile, with its container or by another process of it. Its tracer has to reap it.
+            Err(_) if ending.ends_within(ENDING) => {
+                let _ = (ptrace::try_wait(thread), ptrace::try_wait(process));
+            }
+            followed => followed?,
+        }
     }
     Ok(())
+}
+
+/// Lets a thread go on to its execve, traced, and injects its new image.
+fn follow_exec(
+    arena: &Arena,
+    blob: &Blob,
+    index: usize,
+    process: pid_t,
+    thread: pid_t,
+) -> Result<(), FollowError> {
+    ptrace::seize(thread, OPTIONS)?;
+    let ring = arena.slot(index);
+    ring.request.store(request::GRANTED, Release);
+    futex_wake(&ring.request);
+    await_exec(arena, blob, index, process, thread).map(drop)
 }
 
 /// Waits for the execve of an attached thread and injects its new image; false if the process ended instead

@@ -1,9 +1,10 @@
 //! Processes: descriptors that name them, creation under a chosen number, real-time scheduling.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use libc::{c_long, pid_t};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 fn check(result: c_long) -> io::Result<c_long> {
     if result < 0 {
@@ -67,6 +68,13 @@ impl PidFd {
             )
         };
         check(done).map(drop)
+    }
+
+    /// Whether the process ends, with all its threads, within so many milliseconds.
+    #[must_use]
+    pub fn ends_within(&self, milliseconds: u16) -> bool {
+        let mut wanted = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut wanted, PollTimeout::from(milliseconds)).is_ok_and(|n| n > 0)
     }
 }
 

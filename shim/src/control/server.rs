@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -115,7 +116,7 @@ fn serve(listener: &UnixListener, stopped: &OwnedFd, handler: &Arc<dyn Handler>)
             Err(error) => return tracing::warn!(%error, "the control socket has ended"),
         }
         if wanted[0].any().unwrap_or(true) {
-            return;
+            return finish(&busy);
         }
         let Ok((stream, _)) = listener.accept() else {
             continue;
@@ -138,6 +139,14 @@ fn serve(listener: &UnixListener, stopped: &OwnedFd, handler: &Arc<dyn Handler>)
             busy.fetch_sub(1, Ordering::AcqRel);
             tracing::warn!(%error, "a control request could not be answered");
         }
+    }
+}
+
+/// Waits until the answers under way are given: one may say that this very end was asked for.
+fn finish(busy: &AtomicUsize) {
+    let end = Instant::now() + PATIENCE;
+    while busy.load(Ordering::Acquire) > 0 && Instant::now() < end {
+        thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -19,7 +19,7 @@ use stream::checkpoint::{Begin, CheckpointSender, Commit, CommitReceiver, Cut};
 use sys::arena::Arena;
 use sys::follow::Images;
 use sys::memory::Range;
-use sys::process::lock_memory;
+use sys::process::{PidFd, lock_memory};
 
 use super::egress::Shared;
 use crate::Error;
@@ -28,6 +28,8 @@ use crate::Error;
 const COMMIT: Duration = Duration::from_secs(30);
 /// Checkpoints that may fail one after another, before that is taken for more than bad luck.
 const MOST_FAILURES: u32 = 50;
+/// How long a program that lets go of its memory may take to end, in milliseconds.
+const ENDING: u16 = 1000;
 /// After a pause that could not be clean.
 const AGAIN: Duration = Duration::from_millis(3);
 
@@ -95,8 +97,11 @@ impl Epochs {
 
     /// The epoch thread.
     pub(super) fn run(mut self) {
+        let program = PidFd::open(self.program);
         if let Err(e) = self.try_run()
             && !self.shared.stop.load(Acquire)
+            // A program that is ending cannot be checkpointed, and need not.
+            && !program.map_or(true, |program| program.ends_within(ENDING))
         {
             eprintln!("understudy: checkpoints ended: {e}");
         }
@@ -134,7 +139,7 @@ impl Epochs {
                     thread::sleep(AGAIN);
                 }
                 Err(Error::Checkpoint(error)) if failures < MOST_FAILURES => {
-                    tracing::warn!(%error, "a checkpoint failed; the next one is a full one");
+                    tracing::debug!(%error, "a checkpoint failed; the next one is a full one");
                     failures += 1;
                     watched = None;
                     thread::sleep(AGAIN);

@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use stream::clock::Nanos;
 use stream::heartbeat::Pulse;
@@ -15,6 +16,11 @@ use crate::options::{Options, Protection};
 const PAUSES: usize = 1000;
 /// Nanoseconds that replay takes for one byte of log, from the time a record takes and its usual length.
 const REPLAY_NS_PER_BYTE: u64 = 5;
+
+/// How long a switchover may take before it is called off: clients wait meanwhile.
+const HANDOVER: Duration = Duration::from_secs(10);
+/// Between two looks whether it is done.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Figures of a run.
 #[derive(Debug, Default)]
@@ -81,6 +87,20 @@ impl Protected {
     }
 }
 
+impl Protected {
+    /// Waits until the backup says that the container is live there.
+    fn is_fenced_within(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        while self.pulse.lease().fenced().is_none() {
+            if Instant::now() >= end {
+                return false;
+            }
+            thread::sleep(LOOK);
+        }
+        true
+    }
+}
+
 impl Handler for Protected {
     fn status(&self) -> Status {
         let live = self.pulse.lease().is_live(Nanos::now());
@@ -107,8 +127,24 @@ impl Handler for Protected {
     }
 
     fn switchover(&self) -> Result<(), String> {
+        if self.status().state != State::Protected {
+            return Err(format!(
+                "{:?} is not protected at the moment, so that nobody can go on with it: see `understudy status`",
+                self.name
+            ));
+        }
         // The gate is closed first: the backup may go live as soon as the heartbeat says so.
         self.shared.egress().gate().set_lease(0);
-        self.pulse.give_up().map_err(|e| e.to_string())
+        let given_up = self.pulse.give_up();
+        if given_up.is_ok() && self.is_fenced_within(HANDOVER) {
+            return Ok(());
+        }
+        // No lease comes of it while the backup takes over all the same.
+        self.pulse.lease().resume();
+        let reason = given_up.map_or_else(|e| e.to_string(), |()| "see what it says".into());
+        Err(format!(
+            "the backup {} has not gone on with {:?} within {HANDOVER:?}, which goes on here: {reason}",
+            self.backup, self.name
+        ))
     }
 }

@@ -7,6 +7,8 @@ use eventlog::recording::Meta;
 use guest::abi::{ARENA_FD, mode};
 use recorder::offline::Recording;
 use shim::container::{Container, Isolation, Program, Spec};
+use shim::preflight::RECORDING;
+use shim::signals::{Signals, wait_passing};
 use sys::arena::Arena;
 
 use super::command;
@@ -16,6 +18,8 @@ use crate::failure::Failure;
 pub(crate) fn run(arguments: RecordArguments) -> Result<i32, Failure> {
     let command = command(arguments.command)?;
     shim::preflight::root()?;
+    shim::preflight::features(|feature| RECORDING.contains(&feature.name))?;
+    let signals = Signals::block()?;
     let meta = Meta {
         command: command.iter().map(|a| a.as_bytes().to_vec()).collect(),
         environment: std::env::vars_os()
@@ -38,9 +42,13 @@ pub(crate) fn run(arguments: RecordArguments) -> Result<i32, Failure> {
     let (init, number) = (prepared.init_pid, prepared.program_pid);
     let recording = Recording::begin(&arguments.out, &meta, arena, init, number)?;
     let mut container = prepared.open_gate()?;
-    container.started()?;
-    recording.started()?;
-    let status = container.wait()?.code();
+    let started = container.started().map_err(Failure::from);
+    if let Err(failure) = started.and_then(|()| Ok(recording.started()?)) {
+        drop(container);
+        recording.abandon();
+        return Err(failure);
+    }
+    let status = wait_passing(&mut container, &signals)?.code();
     drop(container);
     recording.finish(status)?;
     Ok(status)

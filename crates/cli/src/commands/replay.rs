@@ -8,6 +8,7 @@ use std::sync::Arc;
 use guest::abi::{ARENA_FD, REPLAY_STDERR_FD, REPLAY_STDOUT_FD, mode};
 use replayer::{Log, Outcome, Replay};
 use shim::container::{Container, Isolation, Program, Spec};
+use shim::preflight::RECORDING;
 use sys::arena::Arena;
 
 use super::existing_directory;
@@ -23,6 +24,7 @@ pub(crate) fn run(arguments: ReplayArguments) -> Result<i32, Failure> {
         "name one that `understudy record --out` made",
     )?;
     shim::preflight::root()?;
+    shim::preflight::features(|feature| RECORDING.contains(&feature.name))?;
     let log = Log::read(&directory)?;
     log.check_kernel(&kernel_release()?)?;
     let text = |bytes: &Vec<u8>| OsString::from_vec(bytes.clone());

@@ -350,7 +350,7 @@ extern "C" fn stub(signal: u32, info: u64, context: u64) {
     }
     if t.delivering.load(Relaxed) == signal {
         t.delivering.store(0, Relaxed);
-        let _ = user::write(context + uc::MASK, &t.mask.load(Relaxed));
+        restore_to(context, t.mask.load(Relaxed));
         return handle(t, index, info, context);
     }
     let code = user::read::<i32>(info + SI_CODE_AT).unwrap_or(0);
@@ -360,6 +360,12 @@ extern "C" fn stub(signal: u32, info: u64, context: u64) {
     if log::now() != Mode::Replay {
         keep(t, signal, info, context, rip);
     }
+}
+
+/// The mask that the end of a handler brings back. An application that blocks everything must not block the
+/// guest's own signal: the next site that is not patched yet would be its death.
+fn restore_to(context: u64, mask: u64) {
+    let _ = user::write(context + uc::MASK, &(mask & !bit(SIGSYS)));
 }
 
 /// Keeps a signal for the next hook point and blocks others until then.
@@ -424,6 +430,7 @@ fn handle(t: &ThreadBlock, signal: usize, info: u64, context: u64) {
     block_all();
     if let Ok(mask) = user::read::<u64>(context + uc::MASK) {
         t.mask.store(mask, Relaxed);
+        restore_to(context, mask);
     }
     if t.pending.load(Relaxed) != 0 {
         let _ = user::write(context + uc::MASK, &ALL);

@@ -1,6 +1,6 @@
 //! The containers that a backup watches, and those it has taken over.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -27,9 +27,9 @@ pub(super) struct Hosting {
     stop: Arc<AtomicBool>,
     standbys: HashMap<String, Standby>,
     /// By the container's name: one takeover at a time. Their threads say whether they took over.
-    hosts: HashMap<String, JoinHandle<bool>>,
-    /// Containers that could not be taken over, until their primaries are heard again.
-    lost: HashSet<String>,
+    hosts: HashMap<String, (Arc<Guard<Checkpoint>>, JoinHandle<bool>)>,
+    /// Containers that could not be taken over, with the last heartbeat then: until there is another.
+    lost: HashMap<String, (Arc<Guard<Checkpoint>>, u64)>,
 }
 
 impl Hosting {
@@ -46,7 +46,7 @@ impl Hosting {
             stop,
             standbys,
             hosts,
-            lost: HashSet::new(),
+            lost: HashMap::new(),
         }
     }
 
@@ -58,19 +58,31 @@ impl Hosting {
             // The server holds the other end; it is about to be noticed.
             Err(RecvTimeoutError::Disconnected) => thread::sleep(LOOK),
         }
-        let finished = |(_, host): &(&String, &mut JoinHandle<bool>)| host.is_finished();
-        let done: Vec<String> = self
-            .hosts
-            .iter_mut()
-            .filter(finished)
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in done {
+        self.collect_hosts();
+        self.welcome_back();
+    }
+
+    /// Notes which takeovers have failed, of those that are over.
+    fn collect_hosts(&mut self) {
+        let over = self.hosts.extract_if(|_, (_, host)| host.is_finished());
+        for (name, (guard, host)) in over {
             // A thread that panicked took nothing over.
-            let took_over = self.hosts.remove(&name).map(JoinHandle::join);
-            if !matches!(took_over, Some(Ok(true))) {
-                self.lost.insert(name);
+            if !host.join().unwrap_or(false) {
+                let last_beat = guard.last_beat();
+                self.lost.insert(name, (guard, last_beat));
             }
+        }
+    }
+
+    /// A takeover that was called off has used up the standby: those who are heard again need another.
+    fn welcome_back(&mut self) {
+        let heard = |_: &String, (guard, last): &mut (Arc<Guard<Checkpoint>>, u64)| {
+            guard.last_beat() != *last
+        };
+        let back: Vec<_> = self.lost.extract_if(heard).collect();
+        for (name, (guard, _)) in back {
+            tracing::warn!(name, "the primary is back");
+            self.prepare(&guard);
         }
     }
 
@@ -80,21 +92,19 @@ impl Hosting {
             Event::Protected(guard) => tracing::info!(name = guard.hello().name, "protected"),
             Event::Suspected(guard, suspicion) => self.suspected(guard, suspicion),
             Event::FalseAlarm(guard) => {
-                tracing::warn!(
-                    name = guard.hello().name,
-                    "the primary was silent and is back"
-                );
                 let name = &guard.hello().name;
-                // A takeover that failed meanwhile has used up the standby.
-                if self.lost.remove(name) {
-                    self.prepare(&guard);
-                }
+                tracing::warn!(name, "the primary was silent and is back");
             }
             Event::Ended(guard, status) => {
                 let name = &guard.hello().name;
                 tracing::info!(name, status, "ended");
                 self.standbys.remove(name);
                 self.handle.forget(name);
+            }
+            Event::Forgotten(guard) => {
+                let name = &guard.hello().name;
+                self.standbys.remove(name);
+                self.lost.remove(name);
             }
             Event::Failed(guard, channel, error) => {
                 tracing::warn!(name = guard.hello().name, ?channel, %error, "a connection failed");
@@ -117,12 +127,16 @@ impl Hosting {
 
     fn suspected(&mut self, guard: Arc<Guard<Checkpoint>>, suspicion: Suspicion) {
         let name = guard.hello().name.clone();
-        if self.hosts.contains_key(&name) || self.lost.contains(&name) {
+        self.welcome_back();
+        if self.hosts.contains_key(&name) || self.lost.contains_key(&name) {
             return;
         }
         tracing::warn!(name, ?suspicion, "the primary is lost");
         if guard.phase() == Phase::Unprotected {
             eprintln!("understudy: {name} was lost before it was protected");
+            self.standbys.remove(&name);
+            let last_beat = guard.last_beat();
+            self.lost.insert(name, (guard, last_beat));
             return;
         }
         let prepared = self.standbys.remove(&name);
@@ -131,7 +145,7 @@ impl Hosting {
             Arc::clone(&self.stop),
             Arc::clone(&self.handle),
         );
-        let key = name.clone();
+        let (key, kept) = (name.clone(), Arc::clone(&guard));
         let host = thread::Builder::new().name("host".into()).spawn(move || {
             let Some(live) = take_over(&guard, prepared, bridge.as_deref(), suspicion) else {
                 return false;
@@ -144,7 +158,7 @@ impl Hosting {
             true
         });
         match host {
-            Ok(host) => drop(self.hosts.insert(key, host)),
+            Ok(host) => drop(self.hosts.insert(key, (kept, host))),
             Err(error) => eprintln!("understudy: no thread for a takeover: {error}"),
         }
     }
@@ -153,7 +167,7 @@ impl Hosting {
     pub(super) fn end(mut self) {
         self.stop.store(true, Ordering::Release);
         self.standbys.clear();
-        for (_, host) in self.hosts.drain() {
+        for (_, (_, host)) in self.hosts.drain() {
             // A panic was told when it happened.
             let _ = host.join();
         }
