@@ -22,6 +22,8 @@ pub mod fold;
 #[cfg(feature = "std")]
 pub mod frame;
 #[cfg(feature = "std")]
+pub mod fuzz;
+#[cfg(feature = "std")]
 pub mod handover;
 #[cfg(feature = "std")]
 pub mod image;
