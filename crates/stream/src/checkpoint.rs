@@ -224,10 +224,7 @@ impl CheckpointSender {
     }
 
     fn message<T: Serialize>(&self, part: u32, message: &T) -> Result<(), StreamError> {
-        let peer = self.sender.peer();
-        let body =
-            codec::encode(message).map_err(|source| StreamError::Message { peer, source })?;
-        self.sender.send(&self.header(part, self.id), &body)
+        self.sender.message(&self.header(part, self.id), message)
     }
 }
 
@@ -260,18 +257,10 @@ impl CommitReceiver {
 /// # Errors
 /// As sending.
 pub fn answer(sender: &Sender, generation: u64, commit: &Commit) -> Result<(), StreamError> {
-    let body = codec::encode(commit).map_err(|source| StreamError::Message {
-        peer: sender.peer(),
-        source,
-    })?;
     let (Commit::Done { id } | Commit::Refused { id, .. }) = commit;
-    sender.send(
-        &Header {
-            kind: Kind::Checkpoint,
-            generation,
-            stream: part::ANSWER,
-            position: *id,
-        },
-        &body,
-    )
+    let header = Header {
+        stream: part::ANSWER,
+        ..Header::of(Kind::Checkpoint, generation, *id)
+    };
+    sender.message(&header, commit)
 }

@@ -56,25 +56,13 @@ pub struct Held {
 /// Sends one message.
 ///
 /// # Errors
-/// As sending.
+/// As [`Sender::message`].
 pub fn send<T: Serialize>(
     sender: &Sender,
     generation: u64,
     message: &T,
 ) -> Result<(), StreamError> {
-    let body = codec::encode(message).map_err(|source| StreamError::Message {
-        peer: sender.peer(),
-        source,
-    })?;
-    sender.send(
-        &Header {
-            kind: Kind::Control,
-            generation,
-            stream: 0,
-            position: 0,
-        },
-        &body,
-    )
+    sender.message(&Header::of(Kind::Control, generation, 0), message)
 }
 
 /// Receives one message, waiting as [`Receiver::recv`] does.
