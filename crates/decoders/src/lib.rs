@@ -27,8 +27,10 @@ pub struct Target {
 /// What [`eventlog::codec`] may set aside: a MiB for each collection that is open, of which no message
 /// nests more than three.
 const MESSAGE: usize = 3 << 20;
-/// What a [`eventlog::frame::Decoder`] starts with, twice, and something to work in.
-const SMALL: usize = 256 << 10;
+/// Something to work in.
+const SMALL: usize = 64 << 10;
+/// What two [`eventlog::frame::Decoder`]s start with, and something to work in.
+const FRAMES: usize = 192 << 10;
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
@@ -74,7 +76,7 @@ pub const TARGETS: &[Target] = &[
                 stream::fuzz::fuzz_file(bytes);
             }
         },
-        bound: (16, MESSAGE + SMALL),
+        bound: (16, MESSAGE + FRAMES),
     },
     Target {
         name: "message",
@@ -100,7 +102,7 @@ pub const TARGETS: &[Target] = &[
             backup::fuzz::fuzz_store(data);
             backup::fuzz::fuzz_store(&stream::fuzz::sealed(data));
         },
-        bound: (16, MESSAGE + SMALL),
+        bound: (16, MESSAGE + FRAMES),
     },
     Target {
         name: "packet",
@@ -110,7 +112,7 @@ pub const TARGETS: &[Target] = &[
             gate::fuzz::fuzz_frame(data);
             shim::fuzz::fuzz_neighbour(data);
         },
-        bound: (16, SMALL),
+        bound: (4, SMALL),
     },
     Target {
         name: "control",

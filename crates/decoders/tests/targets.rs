@@ -9,7 +9,7 @@ use sys::counting::{Counting, peak_of};
 static ALLOCATOR: Counting = Counting;
 
 /// Inputs for each target; the fuzzer gives it more.
-const CASES: u32 = 300;
+const CASES: u32 = 2000;
 
 /// A change to an input.
 #[derive(Clone, Debug)]
