@@ -211,7 +211,11 @@ impl Service {
         } else {
             log.try_clone()?.into()
         };
-        host.spawn(host.command(program, words).stdout(output).stderr(log))
+        // Another host would have a /run of its own.
+        let run = self.directory.join(format!("run-{}", host.name()));
+        let mut command = host.command(program, words);
+        command.env("UNDERSTUDY_RUN_DIR", run);
+        host.spawn(command.stdout(output).stderr(log))
     }
 
     /// Keeps a process, once it listens.

@@ -2,7 +2,7 @@
 //!
 //! A cut may not fall between the effect of a recorded call and its record. So a thread is clean when it
 //! is outside the guest, or blocked in a system call that had no effect yet (the image makes it again);
-//! any other is let run to the hook's exit, where the guest holds it.
+//! any other is let run to the hook's exit, where the guest waits for as long as it is asked to.
 
 use std::mem::offset_of;
 use std::thread::sleep;
@@ -130,45 +130,11 @@ pub(crate) fn settle(
             memory::write_u64(pid, block + STOP, 0)?;
         }
     }
-    let Some(late) = outcome? else { return Ok(()) };
-    for (tid, block) in all {
-        run_past_trap(stopped, tid, block, guest)?;
-    }
     drop(hurried);
-    Err(CheckpointError::Unsettled {
-        tid: late,
-        waited_us,
-    })
-}
-
-/// A thread that is let go after it has read the stop word, but before the trap that it leads to, would
-/// trap without a tracer and die. So it runs a little, now that the word is cleared, while it is traced.
-fn run_past_trap(
-    stopped: &mut Stopped,
-    tid: pid_t,
-    block: u64,
-    guest: Guest,
-) -> Result<(), CheckpointError> {
-    const TRIES: usize = 100;
-    for _ in 0..TRIES {
-        if !stopped.threads().contains(&tid) {
-            return Ok(());
-        }
-        let regs = ptrace::regs(tid)?;
-        if is_clean(stopped.pid(), &regs, guest)? {
-            return Ok(());
-        }
-        gone_is_fine(ptrace::cont(tid, 0))?;
-        sleep(Duration::from_micros(20));
-        gone_is_fine(ptrace::interrupt(tid))?;
-        while report(stopped, tid, block, true, &mut None)? == Report::Running {}
-        if stopped.threads().contains(&tid)
-            && ptrace::to_words(&ptrace::regs(tid)?) != ptrace::to_words(&regs)
-        {
-            return Ok(());
-        }
+    match outcome? {
+        None => Ok(()),
+        Some(tid) => Err(CheckpointError::Unsettled { tid, waited_us }),
     }
-    Ok(())
 }
 
 const STOP: u64 = offset_of!(ThreadBlock, stop) as u64;
@@ -189,9 +155,9 @@ fn run_until_clean(
     let mut late = None;
     while !running.is_empty() {
         if Instant::now() >= deadline {
-            for (tid, block) in running {
+            for (tid, _) in running {
                 gone_is_fine(ptrace::interrupt(tid))?;
-                while report(stopped, tid, block, true, &mut late)? == Report::Running {}
+                while report(stopped, tid, true, &mut late)? == Report::Running {}
                 if stopped.threads().contains(&tid) && !is_clean(pid, &ptrace::regs(tid)?, guest)? {
                     late = Some(tid);
                 }
@@ -200,7 +166,14 @@ fn run_until_clean(
         }
         let mut left = Vec::new();
         for (tid, block) in running {
-            if report(stopped, tid, block, false, &mut late)? == Report::Running {
+            let mut now = report(stopped, tid, false, &mut late)?;
+            if now == Report::Running && memory::read_u64(pid, block + WHY)? == trap::SETTLED {
+                gone_is_fine(ptrace::interrupt(tid))?;
+                while now == Report::Running {
+                    now = report(stopped, tid, true, &mut late)?;
+                }
+            }
+            if now == Report::Running {
                 left.push((tid, block));
             }
         }
@@ -225,7 +198,6 @@ enum Report {
 fn report(
     stopped: &mut Stopped,
     tid: pid_t,
-    block: u64,
     wait: bool,
     late: &mut Option<pid_t>,
 ) -> Result<Report, CheckpointError> {
@@ -240,16 +212,11 @@ fn report(
         Err(error) => return Err(error.into()),
     };
     let signal = match stop {
-        Stop::Signal(libc::SIGTRAP)
-            if memory::read_u64(stopped.pid(), block + WHY)? == trap::SETTLED =>
-        {
-            return Ok(Report::Held);
-        }
         Stop::Exited(_) | Stop::Killed(_) => {
             stopped.forget(tid);
             return Ok(Report::Held);
         }
-        // The trap, or another signal of the thread's own, comes next.
+        // The signal, which is the thread's own, comes next.
         Stop::Interrupt if has_forced_signal(tid)? => 0,
         Stop::Interrupt | Stop::Group(_) => return Ok(Report::Held),
         Stop::Clone(child) => {
@@ -278,13 +245,5 @@ fn is_clean(pid: pid_t, regs: &Regs, guest: Guest) -> Result<bool, CheckpointErr
     Ok(!block.in_hook() && block.inside == 0
         || block.in_hook() && waits_for(guest.blocking_done)
         || block.inside != 0 && waits_for(guest.waiting_done)
-        || is_at_trap(pid, &block, regs))
-}
-
-/// Whether the thread stands behind the `int3` at the hook's exit.
-fn is_at_trap(pid: pid_t, block: &Block, regs: &Regs) -> bool {
-    let mut byte = [0];
-    block.why == trap::SETTLED
-        && memory::read(pid, regs.rip.wrapping_sub(1), &mut byte).is_ok()
-        && byte == [0xcc]
+        || block.in_hook() && block.why == trap::SETTLED)
 }

@@ -44,7 +44,7 @@ static void *runner(void *argument) {
     atomic_store(&board->records[self], round);
     if (WORD(block, STOP)) {
       WORD(block, WHY) = 1;
-      __asm__ volatile("int3" ::: "memory");
+      while (WORD(block, STOP)) __builtin_ia32_pause();
       WORD(block, WHY) = 0;
       atomic_fetch_add(&board->held[self], 1);
     }

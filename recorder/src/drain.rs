@@ -7,8 +7,8 @@ use std::sync::atomic::{
 };
 use std::time::Duration;
 
-use guest::abi::{MAX_SLOTS, Slot, request, slot};
-use sys::arena::{Arena, futex_wait, futex_wake};
+use guest::abi::{MAX_SLOTS, Slot, slot};
+use sys::arena::{Arena, futex_wake};
 use sys::follow::Caller;
 
 /// Where drained bytes go.
@@ -31,11 +31,16 @@ pub trait Sink {
     /// As [`Self::records`].
     fn round(&mut self) -> Result<(), Self::Error>;
 
+    /// Whether something waits for the next round that no ring shows.
+    fn is_waiting(&self) -> bool {
+        false
+    }
+
     /// A system call was refused for the first time.
     fn refused(&mut self, number: u16);
 }
 
-/// Longest sleep: a lost wake-up costs no more than this.
+/// Longest sleep: nobody asks for records that release nothing.
 const NAP: Duration = Duration::from_millis(1);
 
 /// Drains the rings of one container.
@@ -68,13 +73,12 @@ impl<S: Sink> Drainer<S> {
         loop {
             let stopping = stop.load(Acquire);
             let moved = self.round()?;
-            if moved {
-                continue;
-            }
-            if stopping {
+            if !stopping {
+                // Also when something moved: records come many at a time to whoever waits to be asked.
+                self.sleep();
+            } else if !moved {
                 return Ok(self.sink);
             }
-            self.sleep();
         }
     }
 
@@ -82,6 +86,7 @@ impl<S: Sink> Drainer<S> {
     fn round(&mut self) -> Result<bool, S::Error> {
         let arena = Arc::clone(&self.arena);
         let mut moved = false;
+        arena.begin_look();
         self.sink.begin();
         for index in 0..MAX_SLOTS {
             let ring = arena.slot(index);
@@ -128,23 +133,7 @@ impl<S: Sink> Drainer<S> {
     }
 
     fn sleep(&self) {
-        let asleep = &self.arena.control().drainer_asleep;
-        asleep.store(1, SeqCst);
-        let waiting = (0..MAX_SLOTS).any(|i| {
-            let ring = self.arena.slot(i);
-            ring.request.load(SeqCst) == request::EXEC
-                || matches!(ring.state.load(Acquire), slot::LIVE | slot::DONE)
-                    && ring.head.load(SeqCst) != ring.tail.load(Acquire)
-        });
-        let touched = self
-            .arena
-            .control()
-            .touched
-            .iter()
-            .any(|word| word.load(SeqCst) != 0);
-        if !waiting && !touched {
-            futex_wait(asleep, 1, NAP);
-        }
-        asleep.store(0, SeqCst);
+        let arena = &self.arena;
+        arena.sleep_until_asked(NAP, || self.sink.is_waiting());
     }
 }

@@ -4,12 +4,16 @@
 //! * [`session`]: the four connections to the backup.
 //! * [`drain`]: from the rings to the log connection; new connections are adopted on the way.
 //! * [`egress`]: gate and output of all connections; what an acknowledgement releases.
+//! * [`openings`]: connections in the making, on their way from the gate to the log.
+//! * [`handshakes`]: what a takeover would need to know of all connections.
 //! * [`epochs`]: checkpoints, and the fold that goes into their images.
 //! * [`tail`]: the log since the last cut, for the fold.
 
 mod drain;
 mod egress;
 mod epochs;
+mod handshakes;
+mod openings;
 mod session;
 mod status;
 mod tail;
@@ -41,7 +45,7 @@ use crate::options::{Mode, OnBackupLoss, Options, Protection};
 use crate::signals::{Signals, wait_passing};
 pub use session::host_traits;
 
-use drain::LogSink;
+use drain::{LogSink, Released};
 use egress::{Egress, Shared};
 use session::Session;
 use tail::Tail;
@@ -60,7 +64,8 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
         .map_err(Error::descriptor)?;
     let room: Arc<OwnedFd> = Arc::new(room.as_fd().try_clone_to_owned().map_err(Error::Arena)?);
     let mut prepared = prepare(options, &arena, &room)?;
-    let gate = attach_gate(prepared.container(), options)?;
+    let mut gate = attach_gate(prepared.container(), options)?;
+    let openings = gate.openings();
     // Not before: one frame under the container's own address, and bridges remember it for minutes.
     prepared.attach()?;
     let network = prepared.container().namespace("net")?;
@@ -74,6 +79,7 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
         tail: Mutex::new(Tail::default()),
         stop: AtomicBool::new(false),
         stats: Mutex::new(status::Stats::default()),
+        openings: Mutex::default(),
         arena: Arc::clone(&arena),
         init,
     });
@@ -103,6 +109,10 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
         let shared = Arc::clone(&shared);
         move || drain::run(drainer, &shared)
     })?;
+    if let Some(openings) = openings {
+        let shared = Arc::clone(&shared);
+        threads.start("openings", move || openings::run(openings, &shared))?;
+    }
     threads.start("release", {
         let shared = Arc::clone(&shared);
         move || release(acks, &tracker, &shared)
@@ -206,6 +216,7 @@ fn attach_gate(container: &Container, options: &Options) -> Result<Gate, Error> 
             gate: true,
             mask: Some(mask_of(options)),
             hold: false,
+            answers: true,
         },
     )?)
 }
@@ -268,7 +279,7 @@ fn release(mut acks: stream::log::AckReceiver, tracker: &drain::Tracker, shared:
                 );
                 return;
             }
-            None => Vec::new(),
+            None => Released::default(),
         };
         if let Err(e) = shared.egress().turn(&released) {
             eprintln!("understudy: sending failed: {e}");

@@ -26,9 +26,7 @@ fn clients(service: &Service, seed: u64) -> Config {
         closed: 50,
         pipelined: 10,
         slow: 3,
-        // A connection that is being made at the moment of the loss is not carried over yet, and these are
-        // always being made.
-        half_closing: 0,
+        half_closing: 5,
         idle: 200,
         value_len: 1024,
         fill_mib: 100,

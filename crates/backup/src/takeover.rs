@@ -11,6 +11,7 @@
 //!     replay         every thread runs to its log's end
 //!     (fence)        the last promise to the primary has ended
 //!     connections    peers are asked where they stand, sockets are rebuilt
+//!     backlog        those that nobody has accepted yet, too
 //!     objects        everything else that has a descriptor
 //!     place          all of it under its numbers
 //!     go live        one word turns; held frames are delivered
@@ -18,16 +19,19 @@
 //! ```
 
 mod arena;
+mod backlog;
 mod checkpoint;
 mod connections;
 mod dead;
 mod error;
 mod folding;
+mod handshakes;
 mod live;
 mod log;
 mod objects;
 mod options;
 mod pairs;
+mod peers;
 mod place;
 mod privileges;
 mod process;

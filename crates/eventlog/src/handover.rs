@@ -5,8 +5,11 @@
 //! * Section [`section::GUEST`]: [`GuestState`], what of the arena an image has to bring.
 //! * Section [`section::OUTPUT`]: unacknowledged output at the cut; for each connection with some, entry and
 //!   length (32 bits each), then the bytes, the first of which is at the connection's `trimmed`.
-//! * Stream [`crate::recording::OWN_STREAM`]: one record of kind [`crate::record::kind::HANDSHAKE`] for each
-//!   connection, before any of its output leaves.
+//! * Section [`section::HANDSHAKES`]: the records of the primary's own stream before the cut, as far as their
+//!   connections are still needed. A HANDSHAKE record whose `arg0` is 1 is of a connection that has ended.
+//! * Stream [`crate::recording::OWN_STREAM`]: one record of kind [`crate::record::kind::OPENING`] for each
+//!   connection, before its peer knows that there is one; then one of kind
+//!   [`crate::record::kind::HANDSHAKE`] when the application has it, before any of its output leaves.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +21,8 @@ pub mod section {
     pub const GUEST: u32 = 0x1002;
     /// Output that the clients have not acknowledged.
     pub const OUTPUT: u32 = 0x1003;
+    /// Records of the primary's own stream that are still needed.
+    pub const HANDSHAKES: u32 = 0x1004;
 }
 
 /// The arena at the cut.
@@ -77,6 +82,8 @@ pub struct ConnectionCut {
     pub written: u64,
     /// Bytes the client had acknowledged, as far as was known.
     pub trimmed: u64,
+    /// Between whom it is, as in the arena.
+    pub ends: u64,
 }
 
 /// Payload of a handshake record: `result` is the connection's entry, `version` its generation.
@@ -88,6 +95,15 @@ pub struct HandshakeRecord {
     pub timestamp: u32,
     /// When that was, in nanoseconds since the epoch.
     pub at: u64,
+}
+
+/// Payload of an opening's record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpeningRecord {
+    /// The handshake, and the timestamp of the answer.
+    pub known: HandshakeRecord,
+    /// The answer (SYN-ACK): an IPv4 packet.
+    pub answer: Vec<u8>,
 }
 
 /// What a primary says of its container when it connects (`details` of its hello).

@@ -94,6 +94,9 @@ pub mod kind {
     /// In the primary's own stream: a connection's handshake. `result`: entry; `version`: its generation.
     /// Payload: [`crate::handover`]'s `HandshakeRecord`.
     pub const HANDSHAKE: u16 = 1036;
+    /// In the primary's own stream: the container's kernel answers a connection request; before the answer
+    /// leaves. Payload: [`crate::handover`]'s `OpeningRecord`.
+    pub const OPENING: u16 = 1037;
 }
 
 /// A record's header, decoded.

@@ -19,6 +19,8 @@
 #define MAX_CONNECTIONS 16384
 #define MAX_HALF_OPEN 16384
 #define MAX_CLOSED 16384
+#define OPENINGS_LEN (256 << 10)
+#define ANSWER_LEN 176 // the longest frame of an answer: all headers with all their options
 
 #define HELD_SLOTS 8192
 #define HELD_DATA 2016
@@ -28,6 +30,7 @@
 #define FLAG_GATE 1 // connections are clamped and released; without it only the lease counts
 #define FLAG_MASK 2 // the source MAC of what leaves is config.mask
 #define FLAG_HOLD 4 // IPv4 for the container is kept in `held` and not delivered
+#define FLAG_ANSWERS 8 // answers to connection requests go to `openings` and leave when user space sends them
 
 // Bits of connection.permit.
 #define PERMIT_OWNED 1 // user space holds this entry
@@ -58,6 +61,7 @@ enum {
     COUNT_PURE_ACK,
     COUNT_FULL,
     COUNT_HELD,
+    COUNT_ANSWER,
     COUNTERS,
 };
 
@@ -146,6 +150,14 @@ struct held {
     __u8 data[HELD_DATA];
 };
 
+// The container's kernel answers a connection request.
+struct opening {
+    struct key key;
+    __u32 len; // of the frame
+    struct handshake handshake;
+    __u8 frame[ANSWER_LEN];
+};
+
 #define AT(type, field, offset) _Static_assert(__builtin_offsetof(struct type, field) == offset, #field)
 _Static_assert(sizeof(struct key) == 36, "key");
 _Static_assert(sizeof(struct connection) == 256, "connection");
@@ -163,6 +175,13 @@ AT(connection, ts_ns, 160);
 AT(connection, rel_rcv, 192);
 AT(config, held, 24);
 AT(held, data, 32);
+_Static_assert(sizeof(struct opening) == 256, "opening");
+AT(opening, len, 36);
+AT(opening, handshake, 40);
+AT(opening, frame, 80);
+AT(handshake, local_mss, 8);
+AT(handshake, local_wscale, 12);
+AT(handshake, tsval, 24);
 
 struct {
     __uint(type, BPF_MAP_TYPE_ARRAY);
@@ -223,6 +242,19 @@ struct {
     __type(key, struct key);
     __type(value, __u32);
 } closed SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_RINGBUF);
+    __uint(max_entries, OPENINGS_LEN);
+} openings SEC(".maps");
+
+// Initial sequence numbers of the answers that may leave.
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, MAX_HALF_OPEN);
+    __type(key, struct key);
+    __type(value, __u32);
+} answered SEC(".maps");
 
 // A TCP segment, whichever way it goes.
 struct segment {
@@ -553,7 +585,32 @@ static __always_inline void clamp(struct __sk_buff *skb, const struct segment *s
     bpf_skb_store_bytes(skb, s->tcp_at + 14, &new_window, 2, 0);
 }
 
-static __always_inline int gate_segment(struct __sk_buff *skb, struct key *key, const struct segment *s)
+// Whether an answer may leave. One that may not is handed to user space, every time that the kernel tries.
+static __always_inline int may_answer(struct __sk_buff *skb, struct key *key, const struct segment *s)
+{
+    __u32 *iss = bpf_map_lookup_elem(&answered, key);
+    struct handshake *h = bpf_map_lookup_elem(&half_open, key);
+    struct opening *o;
+    __u32 len = skb->len;
+
+    if (iss && *iss == s->seq)
+        return 1;
+    if (!h || len < 1 || len > ANSWER_LEN)
+        return 0;
+    o = bpf_ringbuf_reserve(&openings, sizeof(*o), 0);
+    if (!o)
+        return 0; // the kernel will answer again
+    o->key = *key;
+    o->len = len;
+    o->handshake = *h;
+    if (bpf_skb_load_bytes(skb, 0, o->frame, len))
+        bpf_ringbuf_discard(o, 0);
+    else
+        bpf_ringbuf_submit(o, 0);
+    return 0;
+}
+
+static __always_inline int gate_segment(struct __sk_buff *skb, struct key *key, const struct segment *s, __u32 flags)
 {
     struct connection *c;
     struct options o;
@@ -563,10 +620,15 @@ static __always_inline int gate_segment(struct __sk_buff *skb, struct key *key, 
             handshake_begins(skb, key, s, 1);
             return TC_ACT_OK;
         }
-        if (handshake_answers(skb, key, s, 0))
-            return TC_ACT_OK;
-        count(COUNT_UNKNOWN);
-        return TC_ACT_SHOT;
+        if (!handshake_answers(skb, key, s, 0)) {
+            count(COUNT_UNKNOWN);
+            return TC_ACT_SHOT;
+        }
+        if (flags & FLAG_ANSWERS && !may_answer(skb, key, s)) {
+            count(COUNT_ANSWER);
+            return TC_ACT_SHOT;
+        }
+        return TC_ACT_OK;
     }
     c = lookup(key);
     if (!c) {
@@ -646,7 +708,7 @@ int from_container(struct __sk_buff *skb)
             count(COUNT_MALFORMED);
             return TC_ACT_SHOT;
         case TCP:
-            verdict = gate_segment(skb, &key, &s);
+            verdict = gate_segment(skb, &key, &s, cfg->flags);
             break;
         case NOT_TCP:
             break;

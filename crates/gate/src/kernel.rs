@@ -13,6 +13,7 @@ use sys::bpf::MappedArray;
 
 use crate::error::GateError;
 use crate::layout::{COUNTERS, MAX_CONNECTIONS, config, connection, flag, held};
+use crate::openings::Openings;
 use crate::tuple::Key;
 
 /// The eBPF program, built from `bpf/gate.bpf.c` as `bpf/README.md` says.
@@ -29,6 +30,9 @@ pub struct Config {
     pub mask: Option<[u8; 6]>,
     /// IPv4 for the container is kept (see [`crate::Tap`]) and not delivered.
     pub hold: bool,
+    /// The container's answers to connection requests wait for [`Gate::answer`]; [`Gate::openings`] tells
+    /// of them.
+    pub answers: bool,
 }
 
 /// A registered connection: the number of its entry.
@@ -60,6 +64,8 @@ pub struct Counters {
     pub full: u64,
     /// Frames for the container that were kept instead of delivered.
     pub held: u64,
+    /// Answers to connection requests that were handed to user space.
+    pub answers: u64,
 }
 
 /// The gate, attached to the host's end of a container's veth.
@@ -73,6 +79,8 @@ pub struct Gate {
     pub(crate) connections: MappedArray,
     pub(crate) counters: MappedArray,
     held: Option<MappedArray>,
+    openings: Option<Openings>,
+    pub(crate) answered: HashMap<MapData, Key, u32>,
     pub(crate) tuples: HashMap<MapData, Key, u32>,
     pub(crate) closed: HashMap<MapData, Key, u32>,
     pub(crate) vacant: Stack<MapData, u32>,
@@ -155,6 +163,10 @@ impl Gate {
                 .hold
                 .then(|| mapped(&mut ebpf, "held", held_len))
                 .transpose()?,
+            openings: None,
+            answered: map(&mut ebpf, "answered")?
+                .try_into()
+                .map_err(wrong("answered"))?,
             tuples: map(&mut ebpf, "tuples")?
                 .try_into()
                 .map_err(wrong("tuples"))?,
@@ -165,6 +177,11 @@ impl Gate {
                 .try_into()
                 .map_err(wrong("vacant"))?,
         };
+        let ring = map(&mut ebpf, "openings")?;
+        if options.answers {
+            let ring = ring.try_into().map_err(wrong("openings"))?;
+            gate.openings = Some(Openings::new(ring));
+        }
         for index in (0..MAX_CONNECTIONS).rev() {
             gate.vacant.push(index, 0).map_err(wrong("vacant"))?;
         }
@@ -175,6 +192,7 @@ impl Gate {
             (options.gate, flag::GATE),
             (options.mask.is_some(), flag::MASK),
             (options.hold, flag::HOLD),
+            (options.answers, flag::ANSWERS),
         ];
         let flags = bits
             .iter()
@@ -252,6 +270,11 @@ impl Gate {
         self.set_flag(flag::GATE, on);
     }
 
+    /// The reader of answers that wait; `None` without [`Config::answers`], and from the second call on.
+    pub fn openings(&mut self) -> Option<Openings> {
+        self.openings.take()
+    }
+
     /// The memory of kept frames, if this gate keeps any.
     pub(crate) const fn held(&self) -> Option<&MappedArray> {
         self.held.as_ref()
@@ -273,6 +296,7 @@ impl Gate {
             pure_ack: n(8),
             full: n(9),
             held: n(10),
+            answers: n(11),
         }
     }
 

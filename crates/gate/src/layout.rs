@@ -72,6 +72,7 @@ pub(crate) mod flag {
     pub(crate) const GATE: u32 = 1;
     pub(crate) const MASK: u32 = 2;
     pub(crate) const HOLD: u32 = 4;
+    pub(crate) const ANSWERS: u32 = 8;
 }
 
 /// `struct held`, by field.
@@ -86,5 +87,20 @@ pub(crate) mod held {
     pub(crate) const DATA_LEN: usize = 2016;
 }
 
+/// `struct opening`, by field. The key is its first.
+pub(crate) mod opening {
+    pub(crate) const LEN: usize = 256;
+    pub(crate) const FRAME_LEN: usize = 36;
+    pub(crate) const ISS: usize = 40;
+    pub(crate) const IRS: usize = 44;
+    /// Two 16-bit values: the container's, then the peer's.
+    pub(crate) const MSS: usize = 48;
+    /// Two bytes: the container's shift count, then the peer's.
+    pub(crate) const SCALES: usize = 52;
+    pub(crate) const OPTIONS: usize = 54;
+    pub(crate) const TSVAL: usize = 64;
+    pub(crate) const FRAME: usize = 80;
+}
+
 /// How many counters there are.
-pub(crate) const COUNTERS: usize = 11;
+pub(crate) const COUNTERS: usize = 12;

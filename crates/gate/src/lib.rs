@@ -4,6 +4,7 @@
 //!   lease, cuts acknowledgements back to what the log holds, lets payload, FIN and RST leave only when
 //!   released, and notes what takeover needs to know.
 //! * [`Sender`] owns output from the application's write to the peer's acknowledgement.
+//! * [`Openings`] are connections in the making: their answers leave when the log holds them.
 //! * [`Injector`] and [`SlowReaders`] keep the way in moving.
 //! * [`rebuild`] and [`Tap`] continue connections on another host.
 //!
@@ -18,6 +19,7 @@ mod facts;
 pub mod fuzz;
 mod kernel;
 mod layout;
+mod openings;
 mod output;
 #[cfg(test)]
 mod program_tests;
@@ -34,6 +36,7 @@ pub use buffer::OutputBuffer;
 pub use error::GateError;
 pub use facts::{Handshake, Progress, Scale, distance, position_of};
 pub use kernel::{Config, Counters, Entry, Gate};
+pub use openings::{Opening, Openings};
 pub use output::{Action, End, OutputError, OutputState};
 pub use receive::{Injector, SlowReaders, late_acknowledgement};
 pub use sender::{Adopted, Outcome, Sender};

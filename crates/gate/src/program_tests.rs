@@ -50,6 +50,7 @@ impl Bench {
             gate: true,
             mask: Some(MASK),
             hold: false,
+            answers: false,
         };
         let (gate, ebpf) = Gate::load("none", &config).expect("the program loads");
         gate.set_lease(u64::MAX);

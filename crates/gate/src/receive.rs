@@ -11,6 +11,7 @@ use crate::error::GateError;
 use crate::facts::{Handshake, Progress, distance};
 use crate::kernel::{Entry, Gate};
 use crate::segment::{Segment, flag};
+use crate::tuple::Tuple;
 use sys::tcp::RawIp;
 
 /// The acknowledgement the peer waits for, if the kernel has wanted to send one that the log now covers.
@@ -79,7 +80,23 @@ impl Injector {
         let Some(segment) = late_acknowledgement(handshake, &gate.progress(entry)) else {
             return Ok(false);
         };
-        match self.0.send(&segment.packet(), *handshake.tuple.peer.ip()) {
+        let step = "sending a late acknowledgement";
+        self.try_send(&segment.packet(), &handshake.tuple, step)
+    }
+
+    /// Sends a packet of the container's to a peer; while the way is full it is lost, as packets are.
+    pub(crate) fn send(&self, packet: &[u8], tuple: &Tuple) -> Result<(), GateError> {
+        self.try_send(packet, tuple, "sending an answer").map(drop)
+    }
+
+    /// False while the way is full.
+    fn try_send(
+        &self,
+        packet: &[u8],
+        tuple: &Tuple,
+        step: &'static str,
+    ) -> Result<bool, GateError> {
+        match self.0.send(packet, *tuple.peer.ip()) {
             Ok(()) => Ok(true),
             Err(e)
                 if e.kind() == ErrorKind::WouldBlock
@@ -88,8 +105,8 @@ impl Injector {
                 Ok(false)
             }
             Err(source) => Err(GateError::Socket {
-                tuple: handshake.tuple,
-                step: "sending a late acknowledgement",
+                tuple: *tuple,
+                step,
                 source,
             }),
         }
@@ -140,7 +157,6 @@ impl SlowReaders {
 mod tests {
     use super::*;
     use crate::facts::Scale;
-    use crate::tuple::Tuple;
     use std::net::{Ipv4Addr, SocketAddrV4};
 
     fn handshake() -> Handshake {

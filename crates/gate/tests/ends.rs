@@ -39,11 +39,13 @@ impl Scene {
             gate: true,
             mask: Some(MASK),
             hold: false,
+            answers: false,
         };
         let mut gate = bed.inside('b', || Gate::attach("vp", &config).unwrap());
         gate.set_lease(u64::MAX);
         let config = Config {
             hold: true,
+            answers: false,
             ..config
         };
         let standby = bed.inside('b', || Gate::attach("vx", &config).unwrap());

@@ -33,6 +33,7 @@ fn pair() -> Pair {
         gate: true,
         mask: None,
         hold: false,
+        answers: false,
     };
     let mut gate = bed.inside('b', || Gate::attach("vp", &config).unwrap());
     gate.set_lease(u64::MAX);

@@ -18,6 +18,7 @@ const GATED: Config = Config {
     gate: true,
     mask: Some(MASK),
     hold: false,
+    answers: false,
 };
 
 fn attach(bed: &Bed, port: &'static str, config: Config) -> Gate {

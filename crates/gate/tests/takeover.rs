@@ -55,6 +55,7 @@ fn takeover(tap: bool, asks: bool, connections: usize, largest: u64) {
             gate: true,
             mask,
             hold: false,
+            answers: false,
         },
     );
     primary_gate.set_lease(u64::MAX);
@@ -65,6 +66,7 @@ fn takeover(tap: bool, asks: bool, connections: usize, largest: u64) {
             gate: true,
             mask: tap.then_some([2, 0x66, 0xff, 0, 0, 3]),
             hold: true,
+            answers: false,
         },
     );
     if tap {

@@ -55,6 +55,8 @@ pub const MAX_SLOTS: usize = 256;
 pub const RING_LEN: u64 = 1 << 20;
 /// Connections whose output is owned at once.
 pub const MAX_CONNS: usize = 16_384;
+/// Connections that can wait, after a takeover, for the application to accept them.
+pub const MAX_BACKLOG: usize = 384;
 /// Bytes of one connection's output buffer (a power of two).
 pub const OUTPUT_LEN: u64 = 256 << 10;
 
@@ -96,7 +98,8 @@ pub struct Control {
     pub mode: AtomicU32,
     /// The number of the next stream; every thread's log is one stream for its whole life.
     pub next_stream: AtomicU32,
-    /// Futex: 1 while the host's drainer sleeps. Whoever turns it to 0 wakes it.
+    /// Futex: 1 while the host's drainer sleeps. Whoever turns it to 0 wakes it, after setting
+    /// `drain_wanted`.
     pub drainer_asleep: AtomicU32,
     /// Switches of [`flag`].
     pub flags: AtomicU32,
@@ -112,6 +115,34 @@ pub struct Control {
     pub touched: [AtomicU64; MAX_CONNS / 64],
     /// One bit for each connection's entry that is taken: set by the guest, cleared by whoever frees it.
     pub taken: [AtomicU64; MAX_CONNS / 64],
+    /// How many entries of `backlog` are not 0.
+    pub backlog_len: AtomicU32,
+    /// 1 once somebody wants the host to look at rings and connections; the host clears it before it looks.
+    pub drain_wanted: AtomicU32,
+    /// Connections of the lost host that nobody has accepted: see [`backlog`]. The host fills entries before
+    /// it turns `mode`, the guest clears them.
+    pub backlog: [AtomicU64; MAX_BACKLOG],
+}
+
+/// Entries of [`Control::backlog`].
+pub mod backlog {
+    /// The entry of a connection that waits as descriptor `fd` behind a stand-in with this port.
+    #[must_use]
+    pub const fn entry(port: u16, fd: u32) -> u64 {
+        (port as u64) << 32 | (fd as u64 + 1)
+    }
+
+    /// The stand-in's port.
+    #[must_use]
+    pub const fn port(entry: u64) -> u16 {
+        (entry >> 32) as u16
+    }
+
+    /// The descriptor.
+    #[must_use]
+    pub const fn fd(entry: u64) -> u64 {
+        (entry & 0xffff_ffff).saturating_sub(1)
+    }
 }
 
 /// Bits of [`Control::flags`].
@@ -267,7 +298,16 @@ pub struct Conn {
     pub watched_in: AtomicU32,
     /// Guest: 1 while a thread appends.
     pub lock: AtomicU32,
-    pad: [u64; 3],
+    /// Guest: between whom it is, when over IPv4: see [`ends`].
+    pub ends: AtomicU64,
+    pad: [u64; 2],
+}
+
+/// [`Conn::ends`]: the peer's address and port and the own port, in network order from the highest byte on.
+#[must_use]
+pub const fn ends(peer: [u8; 4], peer_port: [u8; 2], own_port: [u8; 2]) -> u64 {
+    let ([a, b, c, d], [e, f], [g, h]) = (peer, peer_port, own_port);
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// Values of [`Conn::state`].
@@ -303,7 +343,7 @@ pub struct ThreadBlock {
     pub inside: AtomicU64,
     /// Host: hold this thread at the hook's exit.
     pub stop: AtomicU64,
-    /// Why the thread trapped: one of [`trap`].
+    /// Why the thread trapped or waits: one of [`trap`].
     pub why: AtomicU64,
     /// Bytes of its stream that it has committed (recording) or consumed (replay).
     pub position: AtomicU64,
@@ -333,6 +373,11 @@ pub struct ThreadBlock {
     pub child_stream: AtomicU32,
     /// Where the free blocks lie that this thread keeps.
     pub heap: AtomicU64,
+    /// Not 0 in a thread that waits for events in one place: its output goes when it comes there again.
+    pub loops: AtomicU32,
+    /// What the thread has written and read and not yet asked the host to look at, in shares of what it may
+    /// leave for later.
+    pub owed: AtomicU32,
     /// `siginfo_t` of the waiting signal.
     pub signal: [AtomicU64; 16],
     /// The application's registers at the clone that made this thread; the child starts with them.
@@ -345,7 +390,7 @@ pub const TABLES: usize = 4;
 
 /// Values of [`ThreadBlock::why`].
 pub mod trap {
-    /// Held at the hook's exit because `stop` was set.
+    /// No trap: waits at the hook's exit for as long as `stop` is set.
     pub const SETTLED: u64 = 1;
     /// Replay: at the log's end.
     pub const LOG_END: u64 = 2;

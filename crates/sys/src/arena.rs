@@ -3,7 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 use guest::abi::{
@@ -82,6 +83,32 @@ impl Arena {
     #[must_use]
     pub fn control(&self) -> &Control {
         self.at(0)
+    }
+
+    /// Whoever looks at rings and connections calls this before it looks: what is asked for from now on is not
+    /// covered by that look.
+    pub fn begin_look(&self) {
+        self.control().drain_wanted.store(0, SeqCst);
+    }
+
+    /// Asks for a look at rings and connections, as the guest does.
+    pub fn ask_for_look(&self) {
+        let control = self.control();
+        control.drain_wanted.store(1, SeqCst);
+        if control.drainer_asleep.swap(0, SeqCst) != 0 {
+            futex_wake(&control.drainer_asleep);
+        }
+    }
+
+    /// Sleeps until a look is asked for, `at_most` so long. Returns at once if `waiting` says that there is
+    /// something already.
+    pub fn sleep_until_asked(&self, at_most: Duration, waiting: impl FnOnce() -> bool) {
+        let control = self.control();
+        control.drainer_asleep.store(1, SeqCst);
+        if control.drain_wanted.load(SeqCst) == 0 && !waiting() {
+            futex_wait(&control.drainer_asleep, 1, at_most);
+        }
+        control.drainer_asleep.store(0, SeqCst);
     }
 
     /// A ring's header.

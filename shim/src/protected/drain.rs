@@ -3,9 +3,8 @@
 use std::sync::atomic::Ordering::Acquire;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use eventlog::record::{Header, LONG_LEN, kind};
 use eventlog::recording::OWN_STREAM;
-use gate::Touched;
+use gate::{Opening, Touched};
 use guest::abi::conn;
 use recorder::{Drainer, Sink};
 use stream::StreamError;
@@ -15,23 +14,43 @@ use stream::log::LogSender;
 
 use super::egress::{Shared, Touch};
 
+/// What the acknowledgement of a drain releases.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Released {
+    /// Connections as they were when the drain began.
+    pub(super) touches: Vec<Touch>,
+    /// Answers to connection requests.
+    pub(super) openings: Vec<Opening>,
+}
+
+impl Released {
+    fn is_empty(&self) -> bool {
+        self.touches.is_empty() && self.openings.is_empty()
+    }
+
+    fn append(&mut self, mut later: Self) {
+        self.touches.append(&mut later.touches);
+        self.openings.append(&mut later.openings);
+    }
+}
+
 /// The drains under way, with what each releases.
 #[derive(Clone, Debug)]
-pub(super) struct Tracker(Arc<Mutex<AckTracker<Vec<Touch>>>>);
+pub(super) struct Tracker(Arc<Mutex<AckTracker<Released>>>);
 
 impl Tracker {
-    fn lock(&self) -> MutexGuard<'_, AckTracker<Vec<Touch>>> {
+    fn lock(&self) -> MutexGuard<'_, AckTracker<Released>> {
         // Every change of the tracker is complete in itself.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the acknowledgement of a drain releases, oldest first.
-    pub(super) fn acknowledged(&self, drain: u64) -> Result<Vec<Touch>, AckError> {
-        Ok(self
-            .lock()
-            .acknowledged(drain)?
-            .flat_map(|released| released.note)
-            .collect())
+    pub(super) fn acknowledged(&self, drain: u64) -> Result<Released, AckError> {
+        let mut all = Released::default();
+        for drain in self.lock().acknowledged(drain)? {
+            all.append(drain.note);
+        }
+        Ok(all)
     }
 
     /// Nothing is under way.
@@ -51,9 +70,8 @@ pub(super) struct LogSink {
     sender: LogSender,
     tracker: Tracker,
     shared: Arc<Shared>,
-    note: Vec<Touch>,
+    note: Released,
     bytes: u64,
-    own_position: u64,
 }
 
 impl LogSink {
@@ -63,9 +81,8 @@ impl LogSink {
             sender,
             tracker: tracker.clone(),
             shared,
-            note: Vec::new(),
+            note: Released::default(),
             bytes: 0,
-            own_position: 0,
         };
         (sink, tracker)
     }
@@ -73,28 +90,29 @@ impl LogSink {
     /// The host takes a duplicate of a new connection's socket and tells the backup of the handshake.
     fn adopt(&mut self, index: usize) -> Result<(), StreamError> {
         let adopted = self.shared.egress().adopt(index, self.shared.init);
-        let payload = match adopted {
-            Ok(payload) => payload,
+        match adopted {
+            Ok(placed) => self.records(OWN_STREAM, placed.position, &placed.record),
             Err(e) => {
                 tracing::warn!(index, error = %e, "a connection could not be adopted");
-                return Ok(());
+                Ok(())
             }
-        };
-        let entry = self.shared.arena.conn(index);
-        let header = Header {
-            kind: kind::HANDSHAKE,
-            result: index as i64,
-            version: u64::from(entry.generation.load(Acquire)),
-            payload_len: payload.len() as u32,
-            ..Header::default()
-        };
-        let (head, _) = header.encode();
-        let mut record = head[..LONG_LEN].to_vec();
-        record.extend_from_slice(&payload);
-        record.resize(LONG_LEN + payload.len().next_multiple_of(8), 0);
-        let at = self.own_position;
-        self.own_position += record.len() as u64;
-        self.records(OWN_STREAM, at, &record)
+        }
+    }
+
+    /// The backup learns of connections in the making; their answers wait for that.
+    fn open(&mut self) -> Result<(), StreamError> {
+        let new = std::mem::take(&mut *self.shared.openings());
+        for opening in new {
+            let placed = self.shared.egress().opens(&opening);
+            match placed {
+                Ok(placed) => {
+                    self.records(OWN_STREAM, placed.position, &placed.record)?;
+                    self.note.openings.push(opening);
+                }
+                Err(e) => tracing::warn!(error = %e, "a connection request is not answered"),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -104,7 +122,7 @@ impl Sink for LogSink {
     fn begin(&mut self) {
         let arena = &self.shared.arena;
         let touched = Touched::new(arena).map(|index| Touch::of(arena, index));
-        self.note.extend(touched);
+        self.note.touches.extend(touched);
     }
 
     fn records(&mut self, stream: u32, position: u64, bytes: &[u8]) -> Result<(), StreamError> {
@@ -117,10 +135,12 @@ impl Sink for LogSink {
     fn round(&mut self) -> Result<(), StreamError> {
         let new: Vec<usize> = self
             .note
+            .touches
             .iter()
             .filter(|t| t.state == conn::OPEN && !t.adopted)
             .map(|t| t.index)
             .collect();
+        self.open()?;
         for index in new {
             self.adopt(index)?;
         }
@@ -140,6 +160,10 @@ impl Sink for LogSink {
         self.sender.drain(number)?;
         self.shared.stats().lag = self.tracker.lag();
         Ok(())
+    }
+
+    fn is_waiting(&self) -> bool {
+        !self.shared.openings().is_empty()
     }
 
     fn refused(&mut self, number: u16) {

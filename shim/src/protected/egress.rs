@@ -6,13 +6,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use eventlog::codec;
-use eventlog::handover::HandshakeRecord;
 use gate::{
-    Adopted, ArenaOutput, End, Entry, Gate, GateError, Handshake, Injector, OutputState, Sender,
-    Tuple,
+    Adopted, ArenaOutput, End, Entry, Gate, GateError, Handshake, Injector, Opening, OutputState,
+    Sender, Tuple,
 };
 use guest::abi::conn;
 use nix::sys::socket::{SockaddrIn, getpeername, getsockname};
@@ -20,6 +18,8 @@ use sys::arena::{Arena, futex_wake};
 use sys::follow::find_thread;
 use sys::process::PidFd;
 
+use super::drain::Released;
+use super::handshakes::{Handshakes, Placed};
 use super::status::Stats;
 use super::tail::Tail;
 use crate::Error;
@@ -30,6 +30,8 @@ pub(super) struct Shared {
     pub(super) egress: Mutex<Egress>,
     pub(super) tail: Mutex<Tail>,
     pub(super) stats: Mutex<Stats>,
+    /// Answers to connection requests that are not in the log yet.
+    pub(super) openings: Mutex<Vec<Opening>>,
     pub(super) stop: AtomicBool,
     pub(super) arena: Arc<Arena>,
     /// The container's init, in our numbering.
@@ -43,6 +45,10 @@ impl Shared {
 
     pub(super) fn tail(&self) -> MutexGuard<'_, Tail> {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn openings(&self) -> MutexGuard<'_, Vec<Opening>> {
+        self.openings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn stats(&self) -> MutexGuard<'_, Stats> {
@@ -86,6 +92,7 @@ pub(super) struct Egress {
     injector: Injector,
     sender: Sender<ArenaOutput>,
     known: BTreeMap<usize, Known>,
+    handshakes: Handshakes,
     processes: BTreeMap<u32, PidFd>,
     arena: Arc<Arena>,
     room: Arc<OwnedFd>,
@@ -120,6 +127,7 @@ impl Egress {
             injector,
             sender: Sender::new()?,
             known,
+            handshakes: Handshakes::default(),
             processes,
             arena,
             room,
@@ -135,8 +143,19 @@ impl Egress {
         self.sender.is_busy()
     }
 
-    /// Takes a duplicate of a new connection's socket; the payload of its handshake record.
-    pub(super) fn adopt(&mut self, index: usize, init: i32) -> Result<Vec<u8>, Error> {
+    /// The record of an answer that waits.
+    pub(super) fn opens(&mut self, opening: &Opening) -> Result<Placed, Error> {
+        self.handshakes.opens(opening)
+    }
+
+    /// What a checkpoint needs of the primary's own stream, and the position up to which that is.
+    pub(super) fn handshakes(&mut self) -> (Vec<u8>, u64) {
+        let gate = &self.gate;
+        self.handshakes.snapshot(|tuple| gate.established(tuple))
+    }
+
+    /// Takes a duplicate of a new connection's socket; the record of its handshake.
+    pub(super) fn adopt(&mut self, index: usize, init: i32) -> Result<Placed, Error> {
         let arena = Arc::clone(&self.arena);
         let c = arena.conn(index);
         let socket = self.socket_of(c.pid.load(Acquire), c.fd.load(Acquire).cast_signed(), init)?;
@@ -164,14 +183,9 @@ impl Egress {
         )?;
         c.adopted.store(1, Release);
         futex_wake(&c.adopted);
-        let record = HandshakeRecord {
-            handshake: codec::encode(&handshake)?,
-            timestamp: self.gate.progress(entry).tsval,
-            at: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |d| d.as_nanos() as u64),
-        };
-        Ok(codec::encode(&record)?)
+        let timestamp = self.gate.progress(entry).tsval;
+        self.handshakes
+            .opened(index, generation, &handshake, timestamp)
     }
 
     fn socket_of(&mut self, pid: u32, fd: i32, init: i32) -> Result<OwnedFd, Error> {
@@ -188,8 +202,11 @@ impl Egress {
     }
 
     /// Releases what acknowledged drains cover, and moves output along.
-    pub(super) fn turn(&mut self, released: &[Touch]) -> Result<(), GateError> {
-        for touch in released {
+    pub(super) fn turn(&mut self, released: &Released) -> Result<(), GateError> {
+        for opening in &released.openings {
+            self.gate.answer(opening, &self.injector)?;
+        }
+        for touch in &released.touches {
             if let Err(e) = self.release(touch) {
                 // The container's memory contradicts itself: nothing more of this connection leaves.
                 tracing::warn!(index = touch.index, error = %e, "a connection's output is not released");
@@ -198,10 +215,15 @@ impl Egress {
         for outcome in self.sender.turn(Duration::ZERO, Some(&mut self.gate))? {
             tracing::debug!(?outcome, "connection");
             if let gate::Outcome::Freed { slot } = outcome {
-                self.known.remove(&slot);
+                self.forget(slot);
             }
         }
         Ok(())
+    }
+
+    fn forget(&mut self, index: usize) {
+        self.known.remove(&index);
+        self.handshakes.ended(index);
     }
 
     fn release(&mut self, touch: &Touch) -> Result<(), Error> {
@@ -224,7 +246,7 @@ impl Egress {
             .sender
             .release(touch.index, touch.written, end, Some(&mut self.gate))?;
         if let Some(gate::Outcome::Freed { slot }) = outcome {
-            self.known.remove(&slot);
+            self.forget(slot);
             return Ok(());
         }
         self.injector

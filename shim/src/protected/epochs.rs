@@ -112,7 +112,9 @@ impl Epochs {
         let (capture, timing) = checkpointer.checkpoint(&mut |_| at_cut = AtCut::read(&arena))?;
         self.shared.stats().paused(timing.pause);
         tracing::debug!(?timing, "checkpoint");
-        let cut = self.fold_up_to(&at_cut.state)?;
+        let (handshakes, own_position) = self.shared.egress().handshakes();
+        let mut cut = self.fold_up_to(&at_cut.state)?;
+        cut.streams.push((OWN_STREAM, own_position));
         let snapshot = self.merge.snapshot()?;
         let state = codec::encode(&at_cut.state)?;
         let mut image = capture.image();
@@ -121,6 +123,9 @@ impl Epochs {
         image
             .opaque
             .push((section::OUTPUT, Cow::Owned(at_cut.output)));
+        image
+            .opaque
+            .push((section::HANDSHAKES, Cow::Owned(handshakes)));
         let id = image.sequence;
         let base = (image.base != 0).then_some(image.base);
         let bytes = eventlog::image::encode(&image);
@@ -162,6 +167,7 @@ impl Epochs {
             if self.shared.stop.load(Acquire) {
                 break;
             }
+            self.shared.arena.ask_for_look();
             thread::sleep(Duration::from_micros(50));
         }
         let taken = self.shared.tail().take(&positions, state.next_stream);
@@ -178,11 +184,8 @@ impl Epochs {
                 self.merge.feed(stream, &record?)?;
             }
         }
-        let mut streams: Vec<(u32, u64)> = positions.into_iter().collect();
-        // Handshakes are needed for as long as their connections last.
-        streams.push((OWN_STREAM, 0));
         Ok(Cut {
-            streams,
+            streams: positions.into_iter().collect(),
             next_stream: state.next_stream,
         })
     }
@@ -238,6 +241,7 @@ impl AtCut {
             read: c.read.load(Acquire),
             written,
             trimmed,
+            ends: c.ends.load(Acquire),
         });
         if written > trimmed {
             self.output.extend_from_slice(&(index as u32).to_le_bytes());

@@ -78,6 +78,7 @@ fn fill_connection(arena: &Arena, index: usize, cut: &ConnectionCut) {
     c.read.store(cut.read, Release);
     c.written.store(cut.written, Release);
     c.trimmed.store(cut.trimmed, Release);
+    c.ends.store(cut.ends, Release);
     c.state.store(cut.state, Release);
     arena.control().taken[index / 64].fetch_or(1 << (index % 64), AcqRel);
 }

@@ -55,6 +55,11 @@ impl Checkpoint {
         Ok(all)
     }
 
+    /// Records of the primary's own stream from before the cut.
+    pub(super) fn handshakes(&self) -> Result<&[u8]> {
+        self.section(section::HANDSHAKES, "handshakes")
+    }
+
     fn section(&self, kind: u32, what: &'static str) -> Result<&[u8]> {
         self.store
             .opaque(kind)

@@ -11,7 +11,7 @@ use gate::{Adopted, ArenaOutput, End, Gate, Outcome, OutputBuffer, OutputState, 
 use guest::abi::{MAX_SLOTS, conn, request, slot};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use shim::container::{Container, Ended};
-use sys::arena::{Arena, futex_wait, futex_wake};
+use sys::arena::{Arena, futex_wake};
 use sys::follow::find_thread;
 use sys::packet::PacketSocket;
 use sys::process::PidFd;
@@ -95,6 +95,7 @@ impl Output {
     pub(super) fn turn(&mut self) -> Result<bool> {
         let arena = Arc::clone(&self.arena);
         let mut moved = false;
+        arena.begin_look();
         for index in Touched::new(&arena) {
             moved = true;
             self.touched(index);
@@ -193,13 +194,8 @@ impl Output {
 
     /// Sleeps until a guest has something, or for a while.
     fn sleep(&self) {
-        let control = self.arena.control();
-        control.drainer_asleep.store(1, SeqCst);
-        if control.touched.iter().all(|word| word.load(SeqCst) == 0) {
-            let wait = if self.sender.is_busy() { BUSY } else { IDLE };
-            futex_wait(&control.drainer_asleep, 1, wait);
-        }
-        control.drainer_asleep.store(0, SeqCst);
+        let wait = if self.sender.is_busy() { BUSY } else { IDLE };
+        self.arena.sleep_until_asked(wait, || false);
     }
 }
 

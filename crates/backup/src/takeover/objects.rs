@@ -79,6 +79,12 @@ impl Objects {
         self.made.push(fd);
     }
 
+    /// Adds an object without a description; its index.
+    pub(super) fn add_unnamed(&mut self, fd: OwnedFd) -> usize {
+        self.made.push(fd);
+        self.made.len() - 1
+    }
+
     /// The objects, in the order of [`Target::object`].
     pub(super) fn all(&self) -> Vec<&OwnedFd> {
         self.made.iter().collect()
@@ -287,14 +293,14 @@ fn address(fd: &OwnedFd, s: &Socket) -> nix::Result<()> {
     Ok(())
 }
 
-enum Name {
+pub(super) enum Name {
     V4(Ipv4Addr, u16),
     V6(Ipv6Addr, u16),
     Path(Vec<u8>),
 }
 
-/// A socket address as the kernel lays it out.
-fn name(bytes: &[u8]) -> Option<Name> {
+/// Reads a socket address as the kernel lays it out.
+pub(super) fn name(bytes: &[u8]) -> Option<Name> {
     let family = u32::from(u16::from_ne_bytes(*bytes.first_chunk::<2>()?));
     let port = || Some(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?));
     match family {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Release;
 
-use eventlog::fold::{DescriptionId, Fold, Interest, Kind, Pid};
+use eventlog::fold::{DescriptionId, Fold, Interest, Kind, Pid, Socket};
 use nix::libc;
 use sys::arena::Arena;
 
@@ -48,13 +48,7 @@ pub(super) fn apply(session: &mut Session, fold: &Fold, pid: Pid) -> Result<()> 
                 }
             }
             Kind::Socket(socket) => {
-                for ((level, option), value) in &socket.options {
-                    if !DONE.contains(&(*level, *option)) {
-                        let len = value.len() as u64;
-                        let args = [*number as u64, *level as u64, *option as u64, 0, len, 0];
-                        session.call("setsockopt", libc::SYS_setsockopt, args, Some((3, value)))?;
-                    }
-                }
+                of_socket(session, *number, socket)?;
             }
             Kind::Timer {
                 armed: Some(armed), ..
@@ -85,6 +79,18 @@ pub(super) fn apply(session: &mut Session, fold: &Fold, pid: Pid) -> Result<()> 
         )?;
     }
     session.flush("restoring interests and options")?;
+    Ok(())
+}
+
+/// Gives descriptor `number` the options of a socket.
+pub(super) fn of_socket(session: &mut Session, number: i32, socket: &Socket) -> Result<()> {
+    for ((level, option), value) in &socket.options {
+        if !DONE.contains(&(*level, *option)) {
+            let len = value.len() as u64;
+            let args = [number as u64, *level as u64, *option as u64, 0, len, 0];
+            session.call("setsockopt", libc::SYS_setsockopt, args, Some((3, value)))?;
+        }
+    }
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use eventlog::fold::{DescriptionId, Fold, Merge};
 use eventlog::handover::Details;
 use gate::rebuild::{Prober, forged_end};
 use gate::{Config, Gate, Tap};
-use guest::abi::mode;
+use guest::abi::{ARENA_FD, mode};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use replayer::{Incomplete, to_log_end};
@@ -26,12 +26,14 @@ use super::checkpoint::Checkpoint;
 use super::connections::{self, Connection, Ready};
 use super::error::{Result, TakeoverError, io};
 use super::folding::{self, Folded};
+use super::handshakes::Handshakes;
 use super::live::{Live, Output, has_ended};
 use super::log::Log;
 use super::objects::Objects;
+use super::peers::{self, Peer};
 use super::process::{self, Process};
 use super::session::Session;
-use super::{arena, options, place, privileges};
+use super::{arena, backlog, options, place, privileges};
 use crate::detector::Suspicion;
 use crate::guard::Attempt;
 
@@ -131,6 +133,7 @@ impl Standby {
             gate: false,
             mask: None,
             hold: true,
+            answers: false,
         };
         let gate = Gate::attach(&name.to_string_lossy(), &config)?;
         let link = PacketSocket::open(index, 0).map_err(io("opening a packet socket"))?;
@@ -191,6 +194,7 @@ impl Standby {
             })?;
             Ok::<_, TakeoverError>((process?, folded?))
         })?;
+        let handshakes = Handshakes::read(checkpoint, &log)?;
         let restored_bytes = checkpoint.store().page_count() as u64 * 4096;
         drop(committed);
         clock.step("fold");
@@ -198,7 +202,7 @@ impl Standby {
         single_process(fold, process.number)?;
         attempt.wait_until_clear();
         clock.step("fence");
-        let ready = self.reconnect(&arena, &log, &folded, &process, suspicion, &mut clock)?;
+        let ready = self.reconnect(&arena, handshakes, &folded, &process, suspicion, &mut clock)?;
         let Reconnected { prober, ready } = ready;
         let generation = attempt.go_live().map_err(|(_, error)| error)?;
         let mut report = Report {
@@ -243,7 +247,7 @@ impl Standby {
     fn reconnect(
         &mut self,
         arena: &Arena,
-        log: &Log,
+        mut handshakes: Handshakes,
         folded: &Folded,
         process: &Process,
         suspicion: Suspicion,
@@ -252,10 +256,14 @@ impl Standby {
         let (fold, pid) = (folded.merge.fold(), process.number);
         let tap = Tap::since(&self.gate, suspicion.last.0.saturating_sub(BEFORE));
         let mut prober = Prober::open(tap)?;
-        let mut all = connections::collect(arena, log, &mut self.gate)?;
+        let mut all = connections::collect(arena, &mut handshakes, &mut self.gate)?;
+        let mut waiting = backlog::adopt(handshakes.not_accepted(arena), &mut self.gate)?;
         self.gate.set_lease(u64::MAX);
         self.container.announce()?;
-        connections::probe(&mut all, &self.gate, &mut prober)?;
+        let known = all.iter_mut().filter_map(|c| c.peer.as_mut());
+        let mut peers: Vec<&mut Peer> = known.collect();
+        peers.extend(waiting.iter_mut().map(|w| &mut w.peer));
+        peers::probe(&mut peers, &self.gate, &mut prober);
         clock.step("probe");
         let described = |c: &Connection| described(fold, pid, c);
         let except: BTreeSet<DescriptionId> = all.iter().filter_map(described).collect();
@@ -272,6 +280,15 @@ impl Standby {
                 objects.add(fold, id, copy);
             }
         }
+        let waiting = backlog::build(waiting, &self.gate, &mut prober);
+        let mut targets = objects.targets(fold, pid);
+        let free = targets.iter().map(|t| t.number).max().unwrap_or(0);
+        let (next, free) = (objects.all().len(), free.max(ARENA_FD) + 1);
+        let queued = backlog::queue(&waiting, fold, pid, next, free);
+        targets.extend(queued.iter().map(|q| q.target));
+        for one in waiting {
+            objects.add_unnamed(one.socket);
+        }
         clock.step("build");
         let limit = fold
             .processes()
@@ -279,9 +296,12 @@ impl Standby {
             .and_then(|p| p.limits.get(&NOFILE))
             .copied();
         let mut session = Session::open(process.pid)?;
-        let targets = objects.targets(fold, pid);
         place::place(&mut session, &process.pass, &objects.all(), &targets, limit)?;
         options::apply(&mut session, fold, pid)?;
+        for one in &queued {
+            options::of_socket(&mut session, one.target.number, one.listener)?;
+        }
+        backlog::announce(arena, &queued);
         options::note_watchers(arena, fold, pid, &ready);
         privileges::apply(&mut session, fold, pid)?;
         session.close()?;

@@ -138,6 +138,20 @@ impl Prober {
         self.frames.extend(new);
     }
 
+    /// Sends a connection's answer (SYN-ACK) again, whose peer may not have it. Peers that have it do not mind.
+    ///
+    /// # Errors
+    /// [`GateError::Socket`] if the packet cannot be sent.
+    pub fn answer_again(&self, tuple: &Tuple, packet: &[u8]) -> Result<(), GateError> {
+        self.raw
+            .send(packet, *tuple.peer.ip())
+            .map_err(|source| GateError::Socket {
+                tuple: *tuple,
+                step: "answering a connection request again",
+                source,
+            })
+    }
+
     /// Whether this peer answered that it knows no such connection.
     #[must_use]
     pub fn is_refused(&self, tuple: &Tuple) -> bool {

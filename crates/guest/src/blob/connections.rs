@@ -9,7 +9,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use eventlog::record::{Header, MAX_PAYLOAD, kind};
 use guest::abi::{
-    ARENA_BASE, CONNS_AT, Conn, MAX_CONNS, OUTPUT_LEN, OUTPUTS_AT, ThreadBlock, conn, failure, flag,
+    ARENA_BASE, CONNS_AT, Conn, MAX_CONNS, OUTPUT_LEN, OUTPUTS_AT, ThreadBlock, conn, ends,
+    failure, flag,
 };
 use sysabi::Syscall;
 
@@ -20,7 +21,7 @@ use crate::raw::{self, nr};
 use crate::shapes::{Part, Run, Shape};
 use crate::tables::{self, Kind, Tables};
 use crate::thread::control;
-use crate::{epoll, order, ring, user};
+use crate::{debts, epoll, order, ring, user};
 
 /// Bit 0 of an OUTPUT record's flags: more of the same call follows.
 const MORE: u32 = 1;
@@ -30,6 +31,8 @@ const WITH_BYTES: u32 = 2;
 const OUTPUT_HEAD: u64 = 16;
 /// Bytes of a socket address in a CONNECTION record.
 const ADDRESS_LEN: u64 = 28;
+/// Bytes of both.
+const ADDRESSES_LEN: usize = 2 * ADDRESS_LEN as usize;
 /// Most bytes that one sendfile moves.
 const FILE_CHUNK: u64 = 64 << 10;
 /// How long the guest waits for the host before it looks again.
@@ -62,8 +65,12 @@ pub(crate) fn index_of(kind: Kind) -> Option<u32> {
 
 /// Tells the host that an entry's counters moved.
 pub(crate) fn touch(index: u32) {
-    control().touched[index as usize / 64].fetch_or(1 << (index % 64), SeqCst);
+    mark(index);
     ring::wake_drainer();
+}
+
+fn mark(index: u32) {
+    control().touched[index as usize / 64].fetch_or(1 << (index % 64), SeqCst);
 }
 
 /// Room in a buffer. A client may have acknowledged, before a takeover, more than was written again yet.
@@ -96,12 +103,14 @@ fn replay_announcement(t: &ThreadBlock) -> Option<(u64, u32)> {
     }
     let (fd, index) = (u64::from(next.header.arg0), next.header.result as u32);
     let generation = next.header.version as u32;
+    let mut addresses = [0_u8; ADDRESSES_LEN];
+    let _ = next.get(0, addresses.as_mut_ptr() as u64, ADDRESSES_LEN as u64);
     next.finish();
-    open(t, index, fd, generation);
+    open(t, index, fd, generation, &addresses);
     Some((fd, index))
 }
 
-fn open(t: &ThreadBlock, index: u32, fd: u64, generation: u32) {
+fn open(t: &ThreadBlock, index: u32, fd: u64, generation: u32, addresses: &[u8; ADDRESSES_LEN]) {
     let c = entry(index);
     for word in [
         &c.adopted,
@@ -119,11 +128,24 @@ fn open(t: &ThreadBlock, index: u32, fd: u64, generation: u32) {
         word.store(0, Relaxed);
     }
     c.refs.store(1, Relaxed);
+    c.ends.store(ends_of(addresses), Relaxed);
     c.fd.store(fd as u32, Relaxed);
     c.pid.store(t.pid.load(Relaxed), Relaxed);
     c.generation.store(generation, Relaxed);
     c.state.store(conn::OPEN, Release);
     control().taken[index as usize / 64].fetch_or(1 << (index % 64), SeqCst);
+}
+
+/// What [`Conn::ends`] says of an own and a peer's address; 0 when they are not IPv4.
+fn ends_of(addresses: &[u8; ADDRESSES_LEN]) -> u64 {
+    const INET: u8 = 2;
+    let (own, peer) = addresses.split_at(ADDRESS_LEN as usize);
+    if peer[0] == INET {
+        let address = [peer[4], peer[5], peer[6], peer[7]];
+        ends(address, [peer[2], peer[3]], [own[2], own[3]])
+    } else {
+        0
+    }
 }
 
 /// After a live accept or connect, before its record: gives the connection an entry and announces it.
@@ -142,9 +164,9 @@ pub(crate) fn adopt(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64
     if !owned() || !(connecting || accepted) || set.kind(args[0]) != Kind::Tcp {
         return;
     }
-    let mut addresses = [0_u8; 2 * ADDRESS_LEN as usize];
-    name(51, fd, &mut addresses[..ADDRESS_LEN as usize]);
-    name(52, fd, &mut addresses[ADDRESS_LEN as usize..]);
+    let mut addresses = [0_u8; ADDRESSES_LEN];
+    name(nr::GETSOCKNAME, fd, &mut addresses[..ADDRESS_LEN as usize]);
+    name(nr::GETPEERNAME, fd, &mut addresses[ADDRESS_LEN as usize..]);
     if is_loopback(&addresses[ADDRESS_LEN as usize..]) {
         set.set_kind(fd, Kind::Internal);
         return;
@@ -154,7 +176,7 @@ pub(crate) fn adopt(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64
     };
     let c = entry(index);
     let generation = c.generation.load(Relaxed).wrapping_add(1);
-    open(t, index, fd, generation);
+    open(t, index, fd, generation, &addresses);
     set.set_kind(fd, Kind::Connection(index + 1));
     if log::now() == Mode::Record {
         let header = Header {
@@ -162,11 +184,11 @@ pub(crate) fn adopt(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64
             arg0: fd as u32,
             result: i64::from(index),
             version: u64::from(generation),
-            payload_len: 2 * ADDRESS_LEN as u32,
+            payload_len: ADDRESSES_LEN as u32,
             ..Header::default()
         };
         let mut w = log::begin(t, header);
-        w.bytes(addresses.as_ptr() as u64, 2 * ADDRESS_LEN);
+        w.bytes(addresses.as_ptr() as u64, ADDRESSES_LEN as u64);
         w.defer();
     }
     touch(index);
@@ -188,7 +210,7 @@ fn claim() -> Option<u32> {
         })
 }
 
-/// getsockname (51) or getpeername (52).
+/// getsockname or getpeername.
 fn name(call: u64, fd: u64, address: &mut [u8]) {
     let mut len = ADDRESS_LEN as u32;
     raw::call(
@@ -214,7 +236,7 @@ fn is_loopback(address: &[u8]) -> bool {
 }
 
 /// Counts what a call read from a connection; behind its record.
-pub(crate) fn read(index: u32, asked: bool, result: i64) {
+pub(crate) fn read(t: &ThreadBlock, index: u32, asked: bool, result: i64) {
     let c = entry(index);
     if result > 0 {
         c.read.fetch_add(result.cast_unsigned(), Release);
@@ -223,7 +245,8 @@ pub(crate) fn read(index: u32, asked: bool, result: i64) {
     } else {
         return;
     }
-    touch(index);
+    mark(index);
+    debts::owe(t, debts::READ);
 }
 
 /// A write to an owned connection.
@@ -407,7 +430,8 @@ fn commit(t: &ThreadBlock, shape: &Shape, index: u32, bytes: Part, n: u64, flags
         w.commit(false);
     }
     c.written.store(end, Release);
-    touch(index);
+    mark(index);
+    debts::owe(t, debts::WRITE);
 }
 
 /// What of a write the log has. `None` when the rest has to be done live; `done` says how much was replayed.

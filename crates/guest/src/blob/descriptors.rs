@@ -24,7 +24,7 @@ pub(crate) fn note(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64)
         // socket
         41 => set.set_kind(made, socket_kind(args[0], args[1])),
         // read, readv, recvfrom, recvmsg
-        0 | 19 | 45 | 47 => count_read(set.kind(args[0]), row.nr, args, result),
+        0 | 19 | 45 | 47 => count_read(t, set.kind(args[0]), row.nr, args, result),
         // connect
         42 => {
             if set.kind(args[0]) == Kind::Tcp {
@@ -53,7 +53,7 @@ pub(crate) fn note(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64)
     }
 }
 
-fn count_read(kind: Kind, call: u16, args: &[u64; 6], result: i64) {
+fn count_read(t: &ThreadBlock, kind: Kind, call: u16, args: &[u64; 6], result: i64) {
     const MSG_PEEK: u64 = 2;
     let Some(index) = connections::index_of(kind) else {
         return;
@@ -64,7 +64,7 @@ fn count_read(kind: Kind, call: u16, args: &[u64; 6], result: i64) {
         _ => 0,
     };
     if flags & MSG_PEEK == 0 {
-        connections::read(index, matches!(call, 0 | 45) && args[2] > 0, result);
+        connections::read(t, index, matches!(call, 0 | 45) && args[2] > 0, result);
     }
 }
 

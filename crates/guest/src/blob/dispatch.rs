@@ -1,6 +1,6 @@
 //! From the hook to the code of a call, as its row in the table says.
 
-use core::sync::atomic::Ordering::{AcqRel, Relaxed};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use eventlog::record::Header;
 use guest::abi::{ThreadBlock, failure, trap};
@@ -14,13 +14,14 @@ use crate::raw::{self, nr};
 use crate::shapes::Shape;
 use crate::signals::{self, Interrupted};
 use crate::thread::{self, control};
-use crate::{connections, descriptors};
+use crate::{backlog, connections, debts, descriptors};
 
 /// The entry code calls this with the saved registers; what it returns goes to rax.
 pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
     let t = thread::current();
     const SIGPROCMASK: u64 = 14;
     let call = regs.rax;
+    debts::before(t, call);
     let result = match sysabi::lookup(call) {
         Some(row) => {
             let unlogged = leaves_no_record(row);
@@ -52,15 +53,26 @@ fn leaves_no_record(row: &Syscall) -> bool {
 #[inline(always)]
 pub(crate) fn hold_if_asked(t: &ThreadBlock) {
     if t.stop.load(Relaxed) != 0 {
-        hold(t, trap::SETTLED);
+        settle(t);
     }
+}
+
+/// Waits, in the image, too, until the host no longer asks. Not by a trap: the host may give up and let go
+/// at any moment, and a trap without a tracer kills.
+#[cold]
+fn settle(t: &ThreadBlock) {
+    t.why.store(trap::SETTLED, Release);
+    while t.stop.load(Acquire) != 0 {
+        core::hint::spin_loop();
+    }
+    t.why.store(0, Release);
 }
 
 /// Traps to the host, which lets the thread go on when it is done.
 #[cold]
 pub(crate) fn hold(t: &ThreadBlock, why: u64) {
     t.why.store(why, Relaxed);
-    // SAFETY: a breakpoint; the host that set `stop` traces this thread and continues it.
+    // SAFETY: a breakpoint; the host that injected the guest traces this thread and continues it.
     unsafe { core::arch::asm!("int3") };
     t.why.store(0, Relaxed);
 }
@@ -171,7 +183,11 @@ pub(crate) fn changing_descriptors(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]
         let version = if result < 0 { 0 } else { held.stamp() };
         return (result, version);
     }
-    let result = perform(t, regs, args);
+    let result = if backlog::waits_for(regs.rax) {
+        backlog::accept(t, regs, args)
+    } else {
+        perform(t, regs, args)
+    };
     let version = if result < 0 {
         0
     } else {

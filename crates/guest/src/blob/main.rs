@@ -9,8 +9,10 @@
 #![no_std]
 #![no_main]
 
+mod backlog;
 mod calls;
 mod connections;
+mod debts;
 mod descriptors;
 mod dispatch;
 mod entry;

@@ -15,6 +15,8 @@ pub(crate) mod nr {
     pub(crate) const SCHED_YIELD: u64 = 24;
     pub(crate) const MADVISE: u64 = 28;
     pub(crate) const GETPID: u64 = 39;
+    pub(crate) const GETSOCKNAME: u64 = 51;
+    pub(crate) const GETPEERNAME: u64 = 52;
     pub(crate) const CLONE: u64 = 56;
     pub(crate) const FORK: u64 = 57;
     pub(crate) const VFORK: u64 = 58;

@@ -134,10 +134,11 @@ impl Ring {
     }
 }
 
-/// Wakes the host's drainer if it sleeps.
+/// Asks the host's drainer to look, and wakes it if it sleeps.
 #[inline(always)]
 pub(crate) fn wake_drainer() {
     let asleep = &control().drainer_asleep;
+    control().drain_wanted.store(1, SeqCst);
     if asleep.load(SeqCst) != 0 && asleep.swap(0, SeqCst) != 0 {
         raw::futex_wake(asleep, 1);
     }

@@ -1,0 +1,65 @@
+//! Connections in the making: no peer has an answer before the log has it. Needs root.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use common::primary::{listen, tuple_of};
+use common::{Bed, SERVICE, service, until};
+use gate::{Config, Gate, Injector};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+#[test]
+fn an_answer_waits_for_the_log() {
+    let bed = Bed::new();
+    let config = Config {
+        gate: true,
+        answers: true,
+        ..Config::default()
+    };
+    let mut gate = bed.inside('b', || Gate::attach("vp", &config).unwrap());
+    gate.set_lease(u64::MAX);
+    let injector = bed.inside('p', || Injector::open().unwrap());
+    let mut openings = gate.openings().unwrap();
+    assert!(gate.openings().is_none());
+    let listener = listen(&bed, 'p');
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| bed.inside('c', || TcpStream::connect(service()).unwrap()));
+        poll(
+            &mut [PollFd::new(openings.as_fd(), PollFlags::POLLIN)],
+            PollTimeout::from(5000_u16),
+        )
+        .unwrap();
+        let mut new = Vec::new();
+        openings.read(&mut new);
+        let opening = new.pop().unwrap();
+        let handshake = opening.handshake;
+        assert_eq!(handshake.tuple.local, service());
+        assert!(!handshake.active && handshake.timestamps && handshake.sack);
+        assert_eq!(opening.packet[12..16], SERVICE.octets());
+        // The kernel has answered, and the peer has not heard it.
+        assert_eq!(gate.counters().answers, 1);
+        assert_eq!(gate.established(&handshake.tuple), None);
+        assert!(listener.accept().is_err());
+
+        let began = Instant::now();
+        gate.answer(&opening, &injector).unwrap();
+        let client = client.join().unwrap();
+        assert!(
+            began.elapsed() < Duration::from_millis(500),
+            "the peer got the kernel's second answer, not this one"
+        );
+        until("the connection is there", || {
+            gate.established(&handshake.tuple) == Some(handshake.iss)
+        });
+        let (server, _) = listener.accept().unwrap();
+        assert_eq!(tuple_of(&server), handshake.tuple);
+        let (_, registered) = gate.register(&handshake.tuple).unwrap();
+        assert_eq!(registered, handshake);
+        drop(client);
+    });
+}
