@@ -7,7 +7,7 @@ use stream::checkpoint::{self, Begin, Cut, Part};
 
 use crate::generation;
 use crate::store::{Chain, Image as _, LogStore, Staging, Whole};
-use crate::takeover::Checkpoint;
+use crate::takeover::{Checkpoint, Handshakes};
 
 /// Bytes of log and of images that the entries may keep.
 const CAP: u64 = 1 << 16;
@@ -73,9 +73,20 @@ pub fn fuzz_checkpoint(data: &[u8]) {
     if let Ok(fold) = checkpoint.fold() {
         fuzz_snapshot(fold);
     }
+    if let Ok(records) = checkpoint.handshakes() {
+        fuzz_handshakes(records);
+    }
     if let Ok(output) = checkpoint.output() {
         let bytes: usize = output.iter().map(|(_, bytes)| bytes.len()).sum();
         assert!(bytes <= data.len());
+    }
+}
+
+/// Records of the primary's own stream.
+pub fn fuzz_handshakes(data: &[u8]) {
+    let mut handshakes = Handshakes::default();
+    if handshakes.take(data).is_ok() {
+        handshakes.leave_out_bound();
     }
 }
 
@@ -178,6 +189,7 @@ mod tests {
         fn any_bytes_are_answered(data in proptest::collection::vec(any::<u8>(), 0..500)) {
             fuzz_store(&data);
             fuzz_checkpoint(&data);
+            fuzz_handshakes(&data);
             fuzz_generation(&data);
         }
     }

@@ -40,6 +40,7 @@ mod standby;
 
 pub use checkpoint::Checkpoint;
 pub use error::TakeoverError;
+pub(crate) use handshakes::Handshakes;
 pub use live::Live;
 pub use standby::{Report, Standby};
 

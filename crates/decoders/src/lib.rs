@@ -89,6 +89,7 @@ pub const TARGETS: &[Target] = &[
             stream::fuzz::fuzz_control(data);
             fuzz_message::<eventlog::handover::GuestState>(data);
             fuzz_message::<eventlog::handover::HandshakeRecord>(data);
+            fuzz_message::<eventlog::handover::OpeningRecord>(data);
             fuzz_message::<eventlog::recording::Meta>(data);
             fuzz_message::<gate::Handshake>(data);
         },
@@ -110,6 +111,7 @@ pub const TARGETS: &[Target] = &[
         seeds: seeds::packets,
         run: |data| {
             gate::fuzz::fuzz_frame(data);
+            gate::fuzz::fuzz_opening(data);
             shim::fuzz::fuzz_neighbour(data);
         },
         bound: (4, SMALL),

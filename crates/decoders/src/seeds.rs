@@ -52,6 +52,14 @@ pub(crate) fn packets() -> Vec<Vec<u8>> {
     let mut arp = vec![0xff; 6];
     arp.extend_from_slice(&[2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
     arp.extend_from_slice(&[2, 0, 0, 0, 0, 1, 10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 10, 0, 0, 1]);
+    // An answer to a connection request, as the gate hands it over: addresses, numbers, frame.
+    let answer = segment(flag::SYN | flag::ACK, Some((1, 2)), &[]);
+    let mut opening = vec![0; 256];
+    for at in [10, 26] {
+        opening[at..at + 6].copy_from_slice(&[0xff, 0xff, 10, 0, 0, 1]);
+    }
+    opening[36] = answer.len() as u8;
+    opening[80..80 + answer.len()].copy_from_slice(&answer);
     let mut blocks = segment(flag::ACK, Some((1, 2)), &[]);
     blocks[46] = 0xb0;
     blocks.extend_from_slice(&[1, 1, 5, 10, 0, 0, 1, 0, 0, 0, 2, 0]);
@@ -61,6 +69,7 @@ pub(crate) fn packets() -> Vec<Vec<u8>> {
         segment(flag::ACK | flag::PSH, Some((1, 2)), b"PING\r\n"),
         segment(flag::ACK | flag::FIN, Some((1, 2)), &[7; 1448]),
         blocks,
+        opening,
         arp,
     ]
 }

@@ -152,6 +152,7 @@ mod tests {
             read: 9,
             written: 10,
             trimmed: 11,
+            ends: 12,
         };
         let state = GuestState {
             next_stream: 7,
@@ -173,12 +174,17 @@ mod tests {
             words(1..=4),
             longs(&[5, 6, 1]),
             words(1..=8),
-            longs(&[9, 10, 11]),
+            longs(&[9, 10, 11, 12]),
         ];
         assert_eq!(encode(&state).unwrap(), bytes.concat());
         assert_eq!(
-            [section::FOLD, section::GUEST, section::OUTPUT],
-            [4097, 4098, 4099]
+            [
+                section::FOLD,
+                section::GUEST,
+                section::OUTPUT,
+                section::HANDSHAKES
+            ],
+            [4097, 4098, 4099, 4100]
         );
     }
 }

@@ -1,5 +1,6 @@
-//! Entry for a fuzzer: it takes any bytes and must neither panic nor allocate beyond its bounds.
+//! Entries for a fuzzer: each takes any bytes and must neither panic nor allocate beyond its bounds.
 
+use crate::openings;
 use crate::segment::{flag, parse, resendable};
 
 /// Payload of the pieces that frames are cut into here.
@@ -27,6 +28,12 @@ pub fn fuzz_frame(data: &[u8]) {
     assert!(kept <= whole.payload && kept <= data.len());
 }
 
+/// An entry of the ring of answers to connection requests.
+pub fn fuzz_opening(data: &[u8]) {
+    let found = openings::decode(data);
+    assert!(found.is_none_or(|found| found.packet.len() <= data.len()));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,6 +45,7 @@ mod tests {
         #[test]
         fn any_bytes_are_answered(data in proptest::collection::vec(any::<u8>(), 0..300)) {
             fuzz_frame(&data);
+            fuzz_opening(&data);
         }
 
         #[test]

@@ -56,7 +56,7 @@ impl Checkpoint {
     }
 
     /// Records of the primary's own stream from before the cut.
-    pub(super) fn handshakes(&self) -> Result<&[u8]> {
+    pub(crate) fn handshakes(&self) -> Result<&[u8]> {
         self.section(section::HANDSHAKES, "handshakes")
     }
 

@@ -7,6 +7,7 @@ use eventlog::handover::{ConnectionCut, GuestState, ThreadState, section};
 use eventlog::image::{Backing, Image, Mapping, PAGE, Process, Run, Span, Thread, encode};
 use eventlog::{codec, record};
 
+use super::wire;
 use crate::calls;
 
 /// The state after each record of the life, and of the empty container.
@@ -88,6 +89,7 @@ fn opaque() -> Vec<(u32, Cow<'static, [u8]>)> {
             Cow::Owned(codec::encode(&guest).unwrap_or_default()),
         ),
         (section::OUTPUT, Cow::Owned(output)),
+        (section::HANDSHAKES, Cow::Owned(wire::own_stream())),
     ]
 }
 

@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use eventlog::codec::{self, CodecError};
 use eventlog::frame::file::Writer;
-use eventlog::frame::{Header, Kind};
-use eventlog::handover::{ConnectionCut, Details, GuestState, HandshakeRecord, ThreadState};
+use eventlog::frame::{self, Kind};
+use eventlog::handover::{
+    ConnectionCut, Details, GuestState, HandshakeRecord, OpeningRecord, ThreadState,
+};
+use eventlog::record::{Header, kind};
 use eventlog::recording::Meta;
 use gate::{Handshake, Scale, Tuple};
 use stream::checkpoint::{Begin, Commit, Cut, Finish, part};
@@ -43,11 +46,8 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
     let handover = [
         codec::encode(&guest()),
         codec::encode(&handshake()),
-        codec::encode(&HandshakeRecord {
-            handshake: vec![1; 40],
-            timestamp: 5,
-            at: 6,
-        }),
+        codec::encode(&said()),
+        codec::encode(&opening()),
         codec::encode(&details()),
     ];
     bodies()
@@ -62,7 +62,7 @@ pub(crate) fn messages() -> Vec<Vec<u8>> {
 fn connection(frames: &[(Kind, u32, u64, &[u8])]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for &(kind, stream, position, body) in frames {
-        let header = Header {
+        let header = frame::Header {
             kind,
             generation: 1,
             stream,
@@ -225,6 +225,38 @@ fn guest() -> GuestState {
         threads: vec![ThreadState::default(); 2],
         connections: vec![ConnectionCut::default(); 2],
         ..GuestState::default()
+    }
+}
+
+/// The primary's own stream: a connection request, and its connection.
+pub(crate) fn own_stream() -> Vec<u8> {
+    let opening = codec::encode(&opening()).unwrap_or_default();
+    let said = codec::encode(&said()).unwrap_or_default();
+    let header = Header {
+        kind: kind::HANDSHAKE,
+        result: 7,
+        version: 3,
+        ..Header::default()
+    };
+    [
+        calls::event(kind::OPENING, 0, 0, &opening),
+        calls::record(header, &said),
+    ]
+    .concat()
+}
+
+fn said() -> HandshakeRecord {
+    HandshakeRecord {
+        handshake: codec::encode(&handshake()).unwrap_or_default(),
+        timestamp: 5,
+        at: 6,
+    }
+}
+
+fn opening() -> OpeningRecord {
+    OpeningRecord {
+        known: said(),
+        answer: vec![0x45; 60],
     }
 }
 
