@@ -15,13 +15,13 @@
 //! All of it goes when the [`Container`] is dropped or its process dies: the processes with init, the
 //! link with its namespace, the control group by [`sys::cgroup`].
 
-mod arp;
+pub(crate) mod arp;
 mod command;
 mod error;
 mod init;
 mod link;
 mod parts;
-mod protocol;
+pub(crate) mod protocol;
 mod teardown;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};

@@ -5,6 +5,7 @@
 //! connection.
 
 mod client;
+pub(crate) mod line;
 mod server;
 
 use std::env;

@@ -5,6 +5,7 @@
 
 pub mod container;
 pub mod control;
+pub mod fuzz;
 pub mod options;
 pub mod preflight;
 mod protected;

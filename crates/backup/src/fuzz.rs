@@ -1,10 +1,13 @@
-//! Entries for a fuzzer: what a primary may send, given to the store without a connection between.
-//! They must neither panic nor keep more than their bounds.
+//! Entries for a fuzzer: what a primary may send, given to the store without a connection between, and what
+//! lies on disk. They must neither panic nor keep more than their bounds.
 
 use eventlog::frame::{Decoder, Kind};
-use stream::checkpoint::{self, Begin, Part};
+use eventlog::fuzz::{fuzz_snapshot, sealed};
+use stream::checkpoint::{self, Begin, Cut, Part};
 
+use crate::generation;
 use crate::store::{Chain, Image as _, LogStore, Staging, Whole};
+use crate::takeover::{Checkpoint, Handshakes};
 
 /// Bytes of log and of images that the entries may keep.
 const CAP: u64 = 1 << 16;
@@ -52,6 +55,47 @@ pub fn fuzz_store(data: &[u8]) {
     }
 }
 
+/// An image whose lengths and checksums fit, as a commit takes it and a takeover reads it.
+pub fn fuzz_checkpoint(data: &[u8]) {
+    let image = sealed(data);
+    let begin = Begin {
+        id: 1,
+        base: None,
+        cut: Cut::default(),
+        image_len: image.len() as u64,
+    };
+    let mut checkpoint = Checkpoint::new();
+    if checkpoint.apply(&begin, image).is_err() {
+        return;
+    }
+    // Refused or not: the sections are opaque to the image.
+    drop(checkpoint.guest());
+    if let Ok(fold) = checkpoint.fold() {
+        fuzz_snapshot(fold);
+    }
+    if let Ok(records) = checkpoint.handshakes() {
+        fuzz_handshakes(records);
+    }
+    if let Ok(output) = checkpoint.output() {
+        let bytes: usize = output.iter().map(|(_, bytes)| bytes.len()).sum();
+        assert!(bytes <= data.len());
+    }
+}
+
+/// Records of the primary's own stream.
+pub fn fuzz_handshakes(data: &[u8]) {
+    let mut handshakes = Handshakes::default();
+    if handshakes.take(data).is_ok() {
+        handshakes.leave_out_bound();
+    }
+}
+
+/// The file of a container's generation.
+pub fn fuzz_generation(data: &[u8]) {
+    let found = generation::newest(data);
+    assert!(found.is_none() || data.len() >= generation::SLOT);
+}
+
 fn stage(staging: &mut Staging, part: Part<'_>) -> Option<Whole> {
     match part {
         Part::Begin(begin) => staging.begin(begin).map(|()| None).unwrap_or(None),
@@ -75,7 +119,7 @@ mod tests {
     use eventlog::codec;
     use eventlog::frame::Header;
     use proptest::prelude::*;
-    use stream::checkpoint::{Cut, Finish, part};
+    use stream::checkpoint::{Finish, part};
 
     /// One frame of a primary that may lie about everything.
     fn frame() -> impl Strategy<Value = Vec<u8>> {
@@ -144,6 +188,9 @@ mod tests {
         #[test]
         fn any_bytes_are_answered(data in proptest::collection::vec(any::<u8>(), 0..500)) {
             fuzz_store(&data);
+            fuzz_checkpoint(&data);
+            fuzz_handshakes(&data);
+            fuzz_generation(&data);
         }
     }
 }

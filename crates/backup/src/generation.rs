@@ -4,11 +4,12 @@
 //! and a torn one leaves the slot before: generation (8 bytes), CRC32C of it (4), zeroes (4).
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-const SLOT: usize = 16;
+/// Bytes of an entry.
+pub(crate) const SLOT: usize = 16;
 
 /// The file of one container.
 #[derive(Debug)]
@@ -45,13 +46,11 @@ impl GenerationFile {
             .open(&path)
             .map_err(failed)?;
         let mut bytes = Vec::with_capacity(2 * SLOT);
-        for at in [0, SLOT] {
-            let mut slot = [0; SLOT];
-            if file.read_exact_at(&mut slot, at as u64).is_ok() {
-                bytes.push(slot);
-            }
-        }
-        if bytes.is_empty() {
+        (&file)
+            .take(2 * SLOT as u64)
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
+        if bytes.len() < SLOT {
             file.write_all_at(&[slot(0), slot(0)].concat(), 0)
                 .map_err(failed)?;
             file.sync_all().map_err(failed)?;
@@ -61,7 +60,6 @@ impl GenerationFile {
                 generation: 0,
             });
         }
-        let generation = bytes.iter().filter_map(read_slot).max();
         let damaged = || {
             io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -69,7 +67,7 @@ impl GenerationFile {
             )
         };
         Ok(Self {
-            generation: generation.ok_or_else(|| failed(damaged()))?,
+            generation: newest(&bytes).ok_or_else(|| failed(damaged()))?,
             file,
             path,
         })
@@ -108,6 +106,12 @@ fn slot(generation: u64) -> [u8; SLOT] {
     b[..8].copy_from_slice(&value);
     b[8..12].copy_from_slice(&crc32c::crc32c(&value).to_le_bytes());
     b
+}
+
+/// The highest generation that an undamaged entry holds.
+pub(crate) fn newest(bytes: &[u8]) -> Option<u64> {
+    let (slots, _) = bytes.as_chunks();
+    slots.iter().filter_map(read_slot).max()
 }
 
 fn read_slot(b: &[u8; SLOT]) -> Option<u64> {

@@ -94,7 +94,7 @@ fn heartbeat<I: Image>(
     }
     let beat: Beat = codec::decode(frame.body)?;
     let (answer, false_alarm) = guard.heartbeat(&beat, Nanos::now());
-    heartbeat::send(sender, answer.generation, answer.seq, &answer)?;
+    sender.message(&heartbeat::header(answer.generation, answer.seq), &answer)?;
     if false_alarm {
         guard.tell(Event::FalseAlarm(Arc::clone(guard)));
     }

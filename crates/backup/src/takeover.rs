@@ -43,6 +43,7 @@ mod waiting;
 
 pub use checkpoint::Checkpoint;
 pub use error::TakeoverError;
+pub(crate) use handshakes::Handshakes;
 pub use live::Live;
 pub use standby::Report;
 pub use waiting::Standby;

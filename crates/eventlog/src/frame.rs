@@ -195,6 +195,17 @@ pub enum FrameError {
 }
 
 impl Header {
+    /// The header of a frame that belongs to no stream.
+    #[must_use]
+    pub const fn of(kind: Kind, generation: u64, position: u64) -> Self {
+        Self {
+            kind,
+            generation,
+            stream: 0,
+            position,
+        }
+    }
+
     /// The stored header of a frame whose body is `parts` one after another.
     ///
     /// A caller with room for the body elsewhere (a vectored write, a ring that wraps) needs no copy.

@@ -124,3 +124,67 @@ pub struct Details {
     /// The bridge it is on at the primary: the backup's has the same name unless its operator says another.
     pub bridge: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::encode;
+
+    #[test]
+    fn the_layout_of_the_arenas_state_is_the_documented_one() {
+        let thread = ThreadState {
+            slot: 1,
+            stream: 2,
+            tid: 3,
+            pid: 4,
+            block: 5,
+            position: 6,
+        };
+        let connection = ConnectionCut {
+            index: 1,
+            generation: 2,
+            state: 3,
+            refs: 4,
+            fd: 5,
+            pid: 6,
+            shut: 7,
+            read_end: 8,
+            read: 9,
+            written: 10,
+            trimmed: 11,
+            ends: 12,
+        };
+        let state = GuestState {
+            next_stream: 7,
+            pids: 8,
+            stdio: 9,
+            threads: vec![thread],
+            connections: vec![connection],
+        };
+        let words = |range: core::ops::RangeInclusive<u32>| {
+            range.flat_map(u32::to_le_bytes).collect::<Vec<_>>()
+        };
+        let longs = |values: &[u64]| {
+            let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+            bytes.collect::<Vec<_>>()
+        };
+        let bytes = [
+            words(7..=7),
+            longs(&[8, 9, 1]),
+            words(1..=4),
+            longs(&[5, 6, 1]),
+            words(1..=8),
+            longs(&[9, 10, 11, 12]),
+        ];
+        assert_eq!(encode(&state).unwrap(), bytes.concat());
+        assert_eq!(
+            [
+                section::FOLD,
+                section::GUEST,
+                section::OUTPUT,
+                section::HANDSHAKES
+            ],
+            [4097, 4098, 4099, 4100]
+        );
+    }
+}

@@ -16,6 +16,7 @@ mod buffer;
 mod connections;
 mod error;
 mod facts;
+pub mod fuzz;
 mod kernel;
 mod layout;
 mod openings;

@@ -61,7 +61,7 @@ impl std::fmt::Debug for Openings {
 }
 
 /// An entry of the ring; `None` if it is not one, or not about IPv4.
-fn decode(bytes: &[u8]) -> Option<Opening> {
+pub(crate) fn decode(bytes: &[u8]) -> Option<Opening> {
     let bytes = bytes.first_chunk::<{ opening::LEN }>()?;
     let word =
         |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);

@@ -184,11 +184,9 @@ fn offsets(frame: &[u8]) -> Option<Offsets> {
     } else {
         ETHERNET_LEN + total
     };
-    (header >= IP_LEN && head[12] >> 4 >= 5 && payload <= end).then_some(Offsets {
-        tcp,
-        payload,
-        end,
-    })
+    // The lengths are the sender's word: its options must be there, and before its end.
+    let fits = payload <= end.min(frame.len());
+    (header >= IP_LEN && head[12] >> 4 >= 5 && fits).then_some(Offsets { tcp, payload, end })
 }
 
 /// Reads the TCP segment of an Ethernet frame; `None` if it holds none, or only a fragment.
@@ -340,6 +338,24 @@ mod tests {
             let _ = parse(&bytes);
             let _ = resendable(&bytes, 100);
         }
+    }
+
+    #[test]
+    fn a_frame_that_ends_within_its_options_comes_back_as_it_is() {
+        let segment = Segment {
+            from: end(1, 5),
+            to: end(2, 6),
+            seq: 1,
+            ack: 2,
+            flags: flag::ACK,
+            window: 3,
+            timestamps: Some((1, 2)),
+            payload: b"payload",
+        };
+        let whole = segment.frame([1; 6], [2; 6]);
+        let cut = &whole[..ETHERNET_LEN + IP_LEN + TCP_LEN + 4];
+        assert_eq!(parse(cut), None);
+        assert_eq!(resendable(cut, 100), [cut]);
     }
 
     #[test]

@@ -77,6 +77,7 @@ impl Tap {
         if head.saturating_sub(self.next) > slots {
             self.lost += head - slots - self.next;
             self.next = head - slots;
+            self.partial.clear(); // what is missing of them may never come
         }
         let mut frames = Vec::new();
         while self.next < head {
@@ -95,6 +96,7 @@ impl Tap {
             self.next += 1;
             if !whole {
                 self.lost += 1;
+                self.partial.clear();
                 continue;
             }
             frames.extend(self.join(at, len, offset, piece));

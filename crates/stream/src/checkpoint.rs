@@ -224,10 +224,7 @@ impl CheckpointSender {
     }
 
     fn message<T: Serialize>(&self, part: u32, message: &T) -> Result<(), StreamError> {
-        let peer = self.sender.peer();
-        let body =
-            codec::encode(message).map_err(|source| StreamError::Message { peer, source })?;
-        self.sender.send(&self.header(part, self.id), &body)
+        self.sender.message(&self.header(part, self.id), message)
     }
 }
 
@@ -260,18 +257,78 @@ impl CommitReceiver {
 /// # Errors
 /// As sending.
 pub fn answer(sender: &Sender, generation: u64, commit: &Commit) -> Result<(), StreamError> {
-    let body = codec::encode(commit).map_err(|source| StreamError::Message {
-        peer: sender.peer(),
-        source,
-    })?;
     let (Commit::Done { id } | Commit::Refused { id, .. }) = commit;
-    sender.send(
-        &Header {
-            kind: Kind::Checkpoint,
-            generation,
-            stream: part::ANSWER,
-            position: *id,
-        },
-        &body,
-    )
+    let header = Header {
+        stream: part::ANSWER,
+        ..Header::of(Kind::Checkpoint, generation, *id)
+    };
+    sender.message(&header, commit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn longs(values: &[u64]) -> Vec<u8> {
+        values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect()
+    }
+
+    #[test]
+    fn the_layout_of_the_beginning_is_the_documented_one() {
+        let begin = Begin {
+            id: 5,
+            base: Some(4),
+            cut: Cut {
+                streams: vec![(1, 80), (3, 16)],
+                next_stream: 9,
+            },
+            image_len: 4096,
+        };
+        let bytes = [
+            &longs(&[5])[..],
+            &[1],
+            &longs(&[4, 2]),
+            &1u32.to_le_bytes(),
+            &longs(&[80]),
+            &3u32.to_le_bytes(),
+            &longs(&[16]),
+            &9u32.to_le_bytes(),
+            &longs(&[4096]),
+        ]
+        .concat();
+        assert_eq!(codec::encode(&begin).unwrap(), bytes);
+        let full = Begin {
+            base: None,
+            cut: Cut::default(),
+            ..begin
+        };
+        let bytes = [
+            &longs(&[5])[..],
+            &[0],
+            &longs(&[0]),
+            &[0; 4],
+            &longs(&[4096]),
+        ]
+        .concat();
+        assert_eq!(codec::encode(&full).unwrap(), bytes);
+    }
+
+    #[test]
+    fn the_layouts_of_the_end_and_the_answer_are_the_documented_ones() {
+        let finish = codec::encode(&Finish { id: 5, crc: 6 }).unwrap();
+        assert_eq!(finish, [&longs(&[5])[..], &6u32.to_le_bytes()].concat());
+        let done = codec::encode(&Commit::Done { id: 5 }).unwrap();
+        assert_eq!(done, [&[0; 4][..], &longs(&[5])].concat());
+        let reason = "no".to_owned();
+        let refused = codec::encode(&Commit::Refused { id: 5, reason }).unwrap();
+        assert_eq!(
+            refused,
+            [&[1, 0, 0, 0][..], &longs(&[5, 2]), b"no"].concat()
+        );
+        let parts = [part::BEGIN, part::CHUNK, part::FINISH, part::ANSWER];
+        assert_eq!(parts, [0, 1, 2, 3]);
+    }
 }

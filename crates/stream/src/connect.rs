@@ -54,7 +54,7 @@ pub fn connect(
         }
     };
     let (sender, mut receiver) = establish(socket, addr, tls, deadline, within)?;
-    send_hello(&sender, hello.generation, hello)?;
+    sender.message(&header(hello.generation), hello)?;
     let doing = "waiting for the answer to hello";
     let frame = next(&mut receiver, Kind::Hello, deadline, within, doing)?;
     let answer: Answer =
@@ -122,13 +122,13 @@ pub fn accept(
             if let StreamError::Version { ours, .. } = e {
                 // The peer reads no more than the version in the frame's header, and says so to its operator.
                 let reason = format!("it speaks protocol version {ours}");
-                send_hello(&sender, 0, &Answer::Err(Refusal::State { reason }))?;
+                sender.message(&header(0), &Answer::Err(Refusal::State { reason }))?;
             }
             return Err(e);
         }
     };
     if let Err(refusal) = hello.check() {
-        send_hello(&sender, 0, &Answer::Err(refusal.clone()))?;
+        sender.message(&header(0), &Answer::Err(refusal.clone()))?;
         return Err(StreamError::Refused { peer, refusal });
     }
     Ok(Pending {
@@ -184,7 +184,8 @@ impl Pending {
     /// # Errors
     /// As sending.
     pub fn welcome(self, welcome: Welcome) -> Result<(Hello, Connection), StreamError> {
-        send_hello(&self.sender, welcome.generation, &Answer::Ok(welcome))?;
+        self.sender
+            .message(&header(welcome.generation), &Answer::Ok(welcome))?;
         Ok((
             self.hello,
             Connection {
@@ -200,28 +201,13 @@ impl Pending {
     /// # Errors
     /// As sending.
     pub fn refuse(self, refusal: Refusal) -> Result<(), StreamError> {
-        send_hello(&self.sender, 0, &Answer::Err(refusal))
+        self.sender.message(&header(0), &Answer::Err(refusal))
     }
 }
 
-fn send_hello<T: serde::Serialize>(
-    sender: &Sender,
-    generation: u64,
-    message: &T,
-) -> Result<(), StreamError> {
-    let body = codec::encode(message).map_err(|source| StreamError::Message {
-        peer: sender.peer(),
-        source,
-    })?;
-    sender.send(
-        &Header {
-            kind: Kind::Hello,
-            generation,
-            stream: 0,
-            position: 0,
-        },
-        &body,
-    )
+/// The header of a hello or of its answer.
+const fn header(generation: u64) -> Header {
+    Header::of(Kind::Hello, generation, 0)
 }
 
 /// Sets the socket's options and shakes hands.

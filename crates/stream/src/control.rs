@@ -56,25 +56,13 @@ pub struct Held {
 /// Sends one message.
 ///
 /// # Errors
-/// As sending.
+/// As [`Sender::message`].
 pub fn send<T: Serialize>(
     sender: &Sender,
     generation: u64,
     message: &T,
 ) -> Result<(), StreamError> {
-    let body = codec::encode(message).map_err(|source| StreamError::Message {
-        peer: sender.peer(),
-        source,
-    })?;
-    sender.send(
-        &Header {
-            kind: Kind::Control,
-            generation,
-            stream: 0,
-            position: 0,
-        },
-        &body,
-    )
+    sender.message(&Header::of(Kind::Control, generation, 0), message)
 }
 
 /// Receives one message, waiting as [`Receiver::recv`] does.
@@ -100,4 +88,45 @@ pub fn recv<T: DeserializeOwned>(
     codec::decode(frame.body)
         .map(Some)
         .map_err(|source| StreamError::Message { peer, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layouts_are_the_documented_ones() {
+        let request = |request: &Request| codec::encode(request).unwrap();
+        assert_eq!(
+            request(&Request::Ended { status: -2 }),
+            [0, 0, 0, 0, 0xfe, 0xff, 0xff, 0xff]
+        );
+        assert_eq!(request(&Request::Switchover), [1, 0, 0, 0]);
+        assert_eq!(request(&Request::Status), [2, 0, 0, 0]);
+        let response = |response: &Response| codec::encode(response).unwrap();
+        assert_eq!(response(&Response::Done), [0; 4]);
+        let reason = "no".to_owned();
+        assert_eq!(
+            response(&Response::Failed { reason }),
+            [&[1, 0, 0, 0][..], &2u64.to_le_bytes(), b"no"].concat()
+        );
+        let held = Held {
+            generation: 1,
+            checkpoint: Some(2),
+            log_bytes: 3,
+            longest_stream: 4,
+            false_alarms: 5,
+        };
+        let long = |value: u64| value.to_le_bytes();
+        let status = [
+            &[2, 0, 0, 0][..],
+            &long(1),
+            &[1],
+            &long(2),
+            &long(3),
+            &long(4),
+            &long(5),
+        ];
+        assert_eq!(response(&Response::Status(held)), status.concat());
+    }
 }

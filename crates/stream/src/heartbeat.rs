@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use eventlog::codec;
 use eventlog::frame::{Header, Kind};
-use serde::Serialize;
 
 use crate::clock::Nanos;
 use crate::connect::Connection;
@@ -29,29 +28,10 @@ pub struct Pulse {
     stopped: Arc<AtomicBool>,
 }
 
-/// Sends one message of the heartbeat connection.
-///
-/// # Errors
-/// As sending.
-pub fn send<T: Serialize>(
-    sender: &Sender,
-    generation: u64,
-    seq: u64,
-    message: &T,
-) -> Result<(), StreamError> {
-    let body = codec::encode(message).map_err(|source| StreamError::Message {
-        peer: sender.peer(),
-        source,
-    })?;
-    sender.send(
-        &Header {
-            kind: Kind::Heartbeat,
-            generation,
-            stream: 0,
-            position: seq,
-        },
-        &body,
-    )
+/// The header of a heartbeat or of its answer.
+#[must_use]
+pub const fn header(generation: u64, seq: u64) -> Header {
+    Header::of(Kind::Heartbeat, generation, seq)
 }
 
 impl Pulse {
@@ -67,7 +47,8 @@ impl Pulse {
     /// As sending.
     pub fn beat(&self) -> Result<(), StreamError> {
         let beat = self.lease().beat(Nanos::now());
-        send(&self.sender, beat.generation, beat.seq, &beat)
+        self.sender
+            .message(&header(beat.generation, beat.seq), &beat)
     }
 
     /// Gives the lease up and tells the backup. The gate must be closed already.

@@ -4,15 +4,15 @@
 //! the private key that it is its owner. Names, validity and chains play no part.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
@@ -26,6 +26,8 @@ use crate::error::KeyError;
 pub const CERTIFICATE_FILE: &str = "understudy.crt";
 /// The private key's file.
 pub const KEY_FILE: &str = "understudy.key";
+/// Most bytes that are read of either file; what `keygen` writes has less than one thousand.
+const MAX_FILE: u64 = 64 << 10;
 
 /// How the bytes of a connection are protected.
 #[derive(Clone, Debug)]
@@ -106,28 +108,55 @@ impl Security {
                 mode,
             });
         }
-        let key = PrivateKeyDer::from_pem_file(&key_path).map_err(|e| unreadable(&key_path, e))?;
         let certificate_path = dir.join(CERTIFICATE_FILE);
-        let certificate = CertificateDer::from_pem_file(&certificate_path)
-            .map_err(|e| unreadable(&certificate_path, e))?;
-        let tls = configure(certificate, key).map_err(|source| KeyError::Rustls {
-            path: dir.to_owned(),
-            source,
+        let (certificate, key) = (read(&certificate_path)?, read(&key_path)?);
+        let tls = parse(&certificate, &key).map_err(|source| match source {
+            Unusable::Certificate(e) => content(certificate_path, &e),
+            Unusable::Key(e) => content(key_path, &e),
+            Unusable::Pair(source) => KeyError::Rustls {
+                path: dir.to_owned(),
+                source,
+            },
         })?;
         Ok(Self::Tls(Box::new(tls)))
     }
 }
 
-fn unreadable(path: &Path, e: rustls::pki_types::pem::Error) -> KeyError {
-    match e {
-        rustls::pki_types::pem::Error::Io(source) => KeyError::File {
+/// A file of a key pair.
+fn read(path: &Path) -> Result<Vec<u8>, KeyError> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE).read_to_end(&mut bytes));
+    match read {
+        Ok(_) => Ok(bytes),
+        Err(source) => Err(KeyError::File {
             path: path.to_owned(),
             source,
-        },
-        other => KeyError::Content {
-            path: path.to_owned(),
-            reason: other.to_string(),
-        },
+        }),
+    }
+}
+
+/// Which file of a pair is of no use.
+#[derive(Debug)]
+pub(crate) enum Unusable {
+    /// It holds no certificate.
+    Certificate(pem::Error),
+    /// It holds no private key.
+    Key(pem::Error),
+    /// rustls does not take them.
+    Pair(rustls::Error),
+}
+
+/// The configurations of both ends from the contents of the two files.
+pub(crate) fn parse(certificate: &[u8], key: &[u8]) -> Result<Tls, Unusable> {
+    let certificate = CertificateDer::from_pem_slice(certificate).map_err(Unusable::Certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(Unusable::Key)?;
+    configure(certificate, key).map_err(Unusable::Pair)
+}
+
+fn content(path: PathBuf, e: &pem::Error) -> KeyError {
+    KeyError::Content {
+        path,
+        reason: e.to_string(),
     }
 }
 

@@ -214,6 +214,7 @@ impl Lease {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use eventlog::codec::encode;
 
     const MS: u64 = 1_000_000;
     const WELCOME: Welcome = Welcome {
@@ -366,5 +367,31 @@ mod tests {
             l.beat(Nanos(i * MS));
         }
         assert_eq!(l.open.len(), MAX_OPEN);
+    }
+
+    #[test]
+    fn the_layouts_are_the_documented_ones() {
+        let beat = Beat {
+            seq: 0x0807_0605_0403_0201,
+            generation: 3,
+            condition: Condition::Yielded,
+        };
+        let bytes = encode(&beat).unwrap();
+        assert_eq!(bytes[..8], [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(bytes[8..], [3, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+        for (number, verdict) in [Verdict::Granted, Verdict::Withheld, Verdict::Fenced]
+            .into_iter()
+            .enumerate()
+        {
+            let answer = BeatAnswer {
+                verdict,
+                ..granted(7)
+            };
+            let bytes = encode(&answer).unwrap();
+            assert_eq!(bytes[..8], 7u64.to_le_bytes());
+            assert_eq!(bytes[8..16], 3u64.to_le_bytes());
+            assert_eq!(bytes[16..24], 9u64.to_le_bytes());
+            assert_eq!(bytes[24..], [number as u8, 0, 0, 0]);
+        }
     }
 }

@@ -11,11 +11,13 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use eventlog::codec;
 use eventlog::frame::{Decoder, Frame, FrameError, Header, Span};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::time::TimeSpec;
+use serde::Serialize;
 
 use crate::error::StreamError;
 use crate::keys::is_wrong_key;
@@ -162,6 +164,18 @@ impl Sender {
                 source,
             })?;
         self.send_bytes(&bytes)
+    }
+
+    /// Sends one frame whose body is `message`.
+    ///
+    /// # Errors
+    /// As [`Sender::send`], and [`StreamError::Message`] if the message is too long.
+    pub fn message<T: Serialize>(&self, header: &Header, message: &T) -> Result<(), StreamError> {
+        let body = codec::encode(message).map_err(|source| StreamError::Message {
+            peer: self.shared.peer,
+            source,
+        })?;
+        self.send(header, &body)
     }
 
     /// Ends the connection in both directions at once; every thread that waits on it returns

@@ -511,7 +511,9 @@ fn heartbeats_extend_the_lease_until_they_are_fenced() {
                     instance: 99,
                     verdict,
                 };
-                heartbeat::send(&sender, generation, n, &answer).unwrap();
+                sender
+                    .message(&heartbeat::header(generation, n), &answer)
+                    .unwrap();
                 if n == 5 {
                     return;
                 }

@@ -6,6 +6,7 @@
 mod bpf;
 mod checks;
 mod demo;
+mod fuzz;
 mod licences;
 mod packages;
 mod pages;
@@ -29,6 +30,8 @@ enum Command {
     Test,
     /// Protect a redis under load, kill its host, and draw what the clients see
     Demo(demo::Options),
+    /// Give every decoder of bytes from outside to libFuzzer
+    Fuzz(fuzz::Options),
     /// Build the gate's BPF object from its source
     Bpf {
         /// Change nothing; fail if the committed object is not the one that the source gives
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
     let ended = match Args::parse().command {
         Command::Test => checks::run_all(),
         Command::Demo(options) => demo::run(&options),
+        Command::Fuzz(options) => fuzz::run_all(&options),
         Command::Bpf { check } => bpf::run(check),
         Command::Syscalls { check } => pages::syscalls(check),
     };

@@ -34,7 +34,7 @@ fn probe(mac: [u8; 6], address: Ipv4Addr) -> [u8; FRAME] {
 }
 
 /// The hardware address of whoever says in `bytes` that `address` is theirs.
-fn claim(bytes: &[u8], address: Ipv4Addr) -> Option<[u8; 6]> {
+pub(crate) fn claim(bytes: &[u8], address: Ipv4Addr) -> Option<[u8; 6]> {
     let arp = bytes.get(12..FRAME)?;
     let is_arp = arp[..8] == [0x08, 0x06, 0, 1, 0x08, 0x00, 6, 4];
     (is_arp && arp[16..20] == address.octets()).then(|| arp[10..16].try_into().ok())?

@@ -16,7 +16,7 @@ const MAIN: i32 = 4;
 
 /// From the handle to init.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Request {
+pub(crate) enum Request {
     /// Fork the planned program; the answer carries its pidfd.
     Start,
     /// Fork an empty process; the descriptors beside the message go to `targets`. The answer carries
@@ -47,7 +47,7 @@ fn parse(bytes: &[u8]) -> Option<Vec<i32>> {
 }
 
 impl Request {
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         match self {
             Self::Start => words(&[START]),
             Self::LastNumber(last) => words(&[LAST_NUMBER, *last]),
@@ -63,7 +63,7 @@ impl Request {
         }
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         match parse(bytes)?.as_slice() {
             [START] => Some(Self::Start),
             [LAST_NUMBER, last] => Some(Self::LastNumber(*last)),
@@ -80,7 +80,7 @@ impl Request {
 
 /// From init to the handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reply {
+pub(crate) enum Reply {
     /// Done; the process's number inside, where one was made.
     Done { number: i32 },
     /// Not done.
@@ -88,14 +88,14 @@ pub(super) enum Reply {
 }
 
 impl Reply {
-    pub(super) fn encode(self) -> Vec<u8> {
+    pub(crate) fn encode(self) -> Vec<u8> {
         match self {
             Self::Done { number } => words(&[0, number]),
             Self::Failed { step, errno } => words(&[step as i32, errno]),
         }
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         match parse(bytes)?.as_slice() {
             [0, number] => Some(Self::Done { number: *number }),
             [code, errno] => {
@@ -111,7 +111,7 @@ impl Reply {
 }
 
 /// What init writes when the program has ended.
-pub(super) fn encode_end(ended: Ended) -> Vec<u8> {
+pub(crate) fn encode_end(ended: Ended) -> Vec<u8> {
     match ended {
         Ended::Exited(code) => words(&[0, code]),
         Ended::Signaled(signal) => words(&[1, signal]),
@@ -120,7 +120,7 @@ pub(super) fn encode_end(ended: Ended) -> Vec<u8> {
 }
 
 /// Nothing, or anything unknown, is what a killed init leaves.
-pub(super) fn decode_end(bytes: &[u8]) -> Ended {
+pub(crate) fn decode_end(bytes: &[u8]) -> Ended {
     match parse(bytes).as_deref() {
         Some([0, code]) => Ended::Exited(*code),
         Some([1, signal]) => Ended::Signaled(*signal),

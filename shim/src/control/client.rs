@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use super::{Answer, Error, LINE_MAX, PATIENCE, Request, Role};
+use super::{Answer, Error, LINE_MAX, PATIENCE, Request, Role, line};
 
 /// The socket of the container called `name`: the primary's, or else the backup's.
 pub fn find(directory: &Path, name: &str) -> Result<PathBuf, Error> {
@@ -45,13 +45,12 @@ pub fn ask(path: &Path, request: Request) -> Result<Answer, Error> {
         source,
     };
     let mut stream = UnixStream::connect(path).map_err(Error::socket("reach", path))?;
-    let mut line = serde_json::to_vec(&request).map_err(malformed)?;
-    line.push(b'\n');
+    let asked = line::encode(&request).map_err(malformed)?;
     stream
         .set_write_timeout(Some(PATIENCE))
         .map_err(Error::socket("set up", path))?;
     stream
-        .write_all(&line)
+        .write_all(&asked)
         .map_err(Error::socket("write to", path))?;
     stream
         .shutdown(Shutdown::Write)
@@ -61,5 +60,5 @@ pub fn ask(path: &Path, request: Request) -> Result<Answer, Error> {
     BufReader::new(stream.take(LINE_MAX))
         .read_until(b'\n', &mut answer)
         .map_err(Error::socket("read from", path))?;
-    serde_json::from_slice(&answer).map_err(malformed)
+    line::decode(&answer).map_err(malformed)
 }

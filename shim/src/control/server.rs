@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{Answer, Error, LINE_MAX, PATIENCE, Request, Role, Status};
+use super::{Answer, Error, LINE_MAX, PATIENCE, Request, Role, Status, line};
 
 /// Requests that are answered at once; more are turned away.
 const AT_ONCE: usize = 8;
@@ -154,22 +154,20 @@ fn answer(mut stream: UnixStream, handler: &dyn Handler) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let mut line = Vec::new();
-    BufReader::new((&stream).take(LINE_MAX)).read_until(b'\n', &mut line)?;
-    if line.is_empty() {
+    let mut asked = Vec::new();
+    BufReader::new((&stream).take(LINE_MAX)).read_until(b'\n', &mut asked)?;
+    if asked.is_empty() {
         // Somebody looked whether we are here.
         return Ok(());
     }
-    let answer = match serde_json::from_slice(&line) {
+    let answer = match line::decode(&asked) {
         Ok(Request::Status) => Answer::Status(Box::new(handler.status())),
         Ok(Request::Switchover) => handler
             .switchover()
             .map_or_else(Answer::Refused, |()| Answer::Done),
         Err(error) => Answer::Refused(format!("the request makes no sense: {error}")),
     };
-    let mut bytes = serde_json::to_vec(&answer)?;
-    bytes.push(b'\n');
-    stream.write_all(&bytes)
+    stream.write_all(&line::encode(&answer)?)
 }
 
 #[cfg(test)]

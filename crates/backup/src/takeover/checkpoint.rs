@@ -33,18 +33,18 @@ impl Checkpoint {
     }
 
     /// The arena at the cut.
-    pub(super) fn guest(&self) -> Result<GuestState> {
+    pub(crate) fn guest(&self) -> Result<GuestState> {
         codec::decode(self.section(section::GUEST, "state of the guest")?)
             .map_err(damaged("the state of the guest"))
     }
 
     /// The fold's snapshot.
-    pub(super) fn fold(&self) -> Result<&[u8]> {
+    pub(crate) fn fold(&self) -> Result<&[u8]> {
         self.section(section::FOLD, "state of the kernel")
     }
 
     /// Unacknowledged output: entry and bytes.
-    pub(super) fn output(&self) -> Result<Vec<(usize, &[u8])>> {
+    pub(crate) fn output(&self) -> Result<Vec<(usize, &[u8])>> {
         const WHAT: &str = "whole unacknowledged output";
         let missing = || TakeoverError::Missing { what: WHAT };
         let mut rest = self.section(section::OUTPUT, WHAT)?;
@@ -61,7 +61,7 @@ impl Checkpoint {
     }
 
     /// Records of the primary's own stream from before the cut.
-    pub(super) fn handshakes(&self) -> Result<&[u8]> {
+    pub(crate) fn handshakes(&self) -> Result<&[u8]> {
         self.section(section::HANDSHAKES, "handshakes")
     }
 

@@ -35,7 +35,7 @@ pub(super) struct Opening {
 
 /// All handshakes.
 #[derive(Debug, Default)]
-pub(super) struct Handshakes {
+pub(crate) struct Handshakes {
     /// By entry and generation.
     open: BTreeMap<(usize, u32), Known>,
     /// Those of `open` that have ended.
@@ -56,14 +56,15 @@ impl Handshakes {
     }
 
     /// Openings that the application had on the lost host are told by its own records.
-    fn leave_out_bound(&mut self) {
+    pub(crate) fn leave_out_bound(&mut self) {
         let numbers = |h: &Handshake| (h.tuple, h.iss, h.irs);
         let bound: BTreeSet<_> = self.open.values().map(|k| numbers(&k.handshake)).collect();
         self.openings
             .retain(|o| !bound.contains(&numbers(&o.known.handshake)));
     }
 
-    fn take(&mut self, bytes: &[u8]) -> Result<()> {
+    /// Takes in records of the primary's own stream.
+    pub(crate) fn take(&mut self, bytes: &[u8]) -> Result<()> {
         for record in Records::new(bytes) {
             // The stream may end within a record.
             let Ok(record) = record else { break };

@@ -53,8 +53,8 @@ pub enum SnapshotError {
         /// Number found.
         found: u64,
     },
-    /// A part belongs to something that was not there before it.
-    #[error("fold snapshot whose section {section} belongs to nothing")]
+    /// A part belongs to something that was not there before it, or brings what has sections of its own.
+    #[error("fold snapshot whose section {section} does not fit those before it")]
     Dangling {
         /// Number of the section, from 0.
         section: u64,
@@ -170,7 +170,7 @@ impl Merge {
         }
     }
 
-    /// `None` if the section is a part of something that is not there.
+    /// `None` if the section is a part of something that is not there, or has parts itself.
     fn read(&mut self, section: Section) -> Option<()> {
         match section {
             Section::Versions(space, versions) => {
@@ -276,6 +276,10 @@ impl Fold {
                 }
             }
             Section::Channel(id, channel) => {
+                // The count must be that of the bytes, which follow: reads subtract from it.
+                if channel.unread_bytes != 0 || !channel.unread.is_empty() {
+                    return None;
+                }
                 self.channels.insert(id, channel);
             }
             Section::Unread(id, data) => {
@@ -327,4 +331,37 @@ fn write_description(
         kind => to.put(&alone(kind.clone()))?,
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(sections: &[Section]) -> Vec<u8> {
+        let mut to = Writer {
+            bytes: MAGIC.to_vec(),
+            sections: 0,
+        };
+        for section in sections {
+            to.put(section).unwrap();
+        }
+        to.put(&Section::End(to.sections)).unwrap();
+        to.bytes
+    }
+
+    #[test]
+    fn a_channel_that_counts_other_bytes_than_follow_is_refused() {
+        let channel = Channel {
+            unread_bytes: u64::MAX,
+            ..Channel::default()
+        };
+        let bytes = snapshot(&[
+            Section::Channel(1, channel),
+            Section::Unread(1, b"data".to_vec()),
+        ]);
+        assert!(matches!(
+            Merge::restore(&bytes),
+            Err(SnapshotError::Dangling { section: 0 })
+        ));
+    }
 }
