@@ -14,8 +14,8 @@ const WORKSPACE: &str = "fuzz";
 const PROGRAM: &str = "x86_64-unknown-linux-gnu/release/understudy-fuzz";
 /// Memory of the whole process, in MiB. What one input may take is bound in the table of decoders.
 const RSS_MIB: u32 = 512;
-/// Seconds that one input may take.
-const TIMEOUT: u32 = 10;
+/// Seconds that one input may take: by the wall's clock, so that a busy machine must have its share.
+const TIMEOUT: u32 = 120;
 
 /// What is to be fuzzed, and for how long.
 #[derive(clap::Args)]
@@ -96,6 +96,7 @@ fn fuzzer(program: &Path, target: &str) -> Command {
     fuzzer.env("UNDERSTUDY_FUZZ", target).args([
         format!("-rss_limit_mb={RSS_MIB}"),
         format!("-timeout={TIMEOUT}"),
+        format!("-report_slow_units={TIMEOUT}"),
     ]);
     fuzzer
 }
