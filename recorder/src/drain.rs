@@ -31,17 +31,12 @@ pub trait Sink {
     /// As [`Self::records`].
     fn round(&mut self) -> Result<(), Self::Error>;
 
-    /// Whether something waits for the next round that no ring shows.
-    fn is_waiting(&self) -> bool {
-        false
-    }
-
     /// A system call was refused for the first time.
     fn refused(&mut self, number: u16);
 }
 
 /// Longest sleep: nobody asks for records that release nothing.
-const NAP: Duration = Duration::from_millis(1);
+pub const NAP: Duration = Duration::from_millis(1);
 
 /// Drains the rings of one container.
 #[derive(Debug)]
@@ -75,15 +70,18 @@ impl<S: Sink> Drainer<S> {
             let moved = self.round()?;
             if !stopping {
                 // Also when something moved: records come many at a time to whoever waits to be asked.
-                self.sleep();
+                self.arena.sleep_until_asked(NAP, || false);
             } else if !moved {
                 return Ok(self.sink);
             }
         }
     }
 
-    /// Looks at every ring once; true if there was something.
-    fn round(&mut self) -> Result<bool, S::Error> {
+    /// Looks at every ring once; true if there was something. For those who have a loop of their own.
+    ///
+    /// # Errors
+    /// What the sink returned.
+    pub fn round(&mut self) -> Result<bool, S::Error> {
         let arena = Arc::clone(&self.arena);
         let mut moved = false;
         arena.begin_look();
@@ -130,10 +128,5 @@ impl<S: Sink> Drainer<S> {
             }
             *named = refused;
         }
-    }
-
-    fn sleep(&self) {
-        let arena = &self.arena;
-        arena.sleep_until_asked(NAP, || self.sink.is_waiting());
     }
 }

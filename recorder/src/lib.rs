@@ -7,4 +7,4 @@
 mod drain;
 pub mod offline;
 
-pub use drain::{Drainer, Sink};
+pub use drain::{Drainer, NAP, Sink};

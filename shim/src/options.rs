@@ -67,6 +67,8 @@ pub struct Protection {
     pub detect: Duration,
     /// What to do without it.
     pub on_backup_loss: OnBackupLoss,
+    /// Bridges flood what is for the container, so that the backup hears it, too.
+    pub tap: bool,
 }
 
 /// One container to run.

@@ -45,7 +45,7 @@ use crate::options::{Mode, OnBackupLoss, Options, Protection};
 use crate::signals::{Signals, wait_passing};
 pub use session::host_traits;
 
-use drain::{LogSink, Released};
+use drain::{LogSink, Released, Shipper};
 use egress::{Egress, Shared};
 use session::Session;
 use tail::Tail;
@@ -64,7 +64,7 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
         .map_err(Error::descriptor)?;
     let room: Arc<OwnedFd> = Arc::new(room.as_fd().try_clone_to_owned().map_err(Error::Arena)?);
     let mut prepared = prepare(options, &arena, &room)?;
-    let mut gate = attach_gate(prepared.container(), options)?;
+    let mut gate = attach_gate(prepared.container(), options, protection)?;
     let openings = gate.openings();
     // Not before: one frame under the container's own address, and bridges remember it for minutes.
     prepared.attach()?;
@@ -108,9 +108,11 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
     let (log_sender, acks) = stream::log::primary(log);
     let (sink, tracker) = LogSink::new(log_sender, Arc::clone(&shared));
     let drainer = Drainer::new(Arc::clone(&arena), sink, follower.caller());
+    let shipper = Shipper::new(drainer, tracker.clone(), Arc::clone(&shared));
+    let shipper = Arc::new(shipper);
     threads.start("drain", {
-        let shared = Arc::clone(&shared);
-        move || drain::run(drainer, &shared)
+        let shipper = Arc::clone(&shipper);
+        move || shipper.run()
     })?;
     if let Some(openings) = openings {
         let shared = Arc::clone(&shared);
@@ -118,7 +120,7 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
     }
     threads.start("release", {
         let shared = Arc::clone(&shared);
-        move || release(acks, &tracker, &shared)
+        move || release(acks, &tracker, &shipper, &shared)
     })?;
     let mut container = prepared.open_gate()?;
     container.started()?;
@@ -224,14 +226,18 @@ fn prepare(options: &Options, arena: &Arena, room: &OwnedFd) -> Result<Prepared,
 }
 
 /// Attaches the gate to the host's end of the container's link. It stays closed until the lease opens it.
-fn attach_gate(container: &Container, options: &Options) -> Result<Gate, Error> {
+fn attach_gate(
+    container: &Container,
+    options: &Options,
+    protection: &Protection,
+) -> Result<Gate, Error> {
     let index = container.host_link().ok_or(Error::NoLink)?;
     let name = nix::net::if_::if_indextoname(index).map_err(Error::descriptor)?;
     Ok(Gate::attach(
         &name.to_string_lossy(),
         &Config {
             gate: true,
-            mask: Some(mask_of(options)),
+            mask: protection.tap.then(|| mask_of(options)),
             hold: false,
             answers: true,
         },
@@ -272,7 +278,15 @@ fn beat(heartbeats: Heartbeats, shared: &Shared, init: &OwnedFd) {
 }
 
 /// Releases what the backup has acknowledged, and keeps output moving.
-fn release(mut acks: stream::log::AckReceiver, tracker: &drain::Tracker, shared: &Shared) {
+fn release(
+    mut acks: stream::log::AckReceiver,
+    tracker: &drain::Tracker,
+    shipper: &Shipper,
+    shared: &Shared,
+) {
+    // Whoever is woken by an answer must not keep the others back: clients come one by one then, and the
+    // server is woken for each.
+    let _real_time = RealTime::enter(1);
     loop {
         let wait = if shared.egress().is_busy() {
             BUSY
@@ -303,6 +317,10 @@ fn release(mut acks: stream::log::AckReceiver, tracker: &drain::Tracker, shared:
         };
         if let Err(e) = shared.egress().turn(&released) {
             eprintln!("understudy: sending failed: {e}");
+        }
+        if let Err(e) = shipper.go_on() {
+            eprintln!("understudy: the log cannot be sent: {e}; output is held");
+            return;
         }
     }
 }

@@ -59,6 +59,7 @@ impl Bed {
         );
         sweep();
         let mut bed = Self::reserve()?;
+        Host::new("switch", &bed.switch(), bed.address(0)).inside(without_bridge_filters)?;
         ip::run(&format!(
             "-n {} link add switch type bridge stp_state 0",
             bed.switch()
@@ -95,7 +96,7 @@ impl Bed {
         );
         ip::run(&format!("netns add {netns}"))?;
         let host = Host::new(name, &netns, address);
-        let bare = host.inside(without_ipv6);
+        let bare = host.inside(|| without_ipv6().and_then(|()| without_bridge_filters()));
         self.hosts.push(host);
         bare?;
         ip::run(&format!("-n {netns} link set lo up"))?;
@@ -165,6 +166,18 @@ fn without_ipv6() -> Result<()> {
         // A kernel without IPv6 has no such file.
         if fs::exists(&switch)? {
             fs::write(&switch, "1").with_context(|| format!("{switch} could not be written"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Switches packet filters for bridges off in the namespace of this thread: hosts have them only where
+/// something has loaded them, and then they cost as much as the rest of the way.
+fn without_bridge_filters() -> Result<()> {
+    for family in ["iptables", "ip6tables", "arptables"] {
+        let switch = format!("/proc/sys/net/bridge/bridge-nf-call-{family}");
+        if fs::exists(&switch)? {
+            fs::write(&switch, "0").with_context(|| format!("{switch} could not be written"))?;
         }
     }
     Ok(())

@@ -91,15 +91,25 @@ fn round(options: &Compare, protected: bool) -> Result<Sample> {
         let understudy = options.server.understudy()?;
         Service::contained(&bed, directory.path(), &understudy, &redis(PORT), PORT)?
     };
-    let at = service.address;
+    measure(options, &bed, service.address).with_context(|| {
+        format!(
+            "understudy run said: {}; understudy backup said: {}; takeover: {:?}",
+            service.said("run").trim(),
+            service.said("backup").trim(),
+            service.takeover()
+        )
+    })
+}
+
+fn measure(options: &Compare, bed: &Bed, at: SocketAddr) -> Result<Sample> {
     let warm = (options.requests / 10).max(1);
-    benchmark(&bed, at, 50, warm, "set")?;
-    let [single] = benchmark(&bed, at, 1, options.single, "get")?[..] else {
+    benchmark(bed, at, 50, warm, "set")?;
+    let [single] = benchmark(bed, at, 1, options.single, "get")?[..] else {
         anyhow::bail!("redis-benchmark printed more than one line");
     };
-    let before = processor_ns(&bed)?;
-    let many = benchmark(&bed, at, 50, options.requests, "set,get")?;
-    let spent = processor_ns(&bed)? - before;
+    let before = processor_ns(bed)?;
+    let many = benchmark(bed, at, 50, options.requests, "set,get")?;
+    let spent = processor_ns(bed)? - before;
     let [set, get] = many[..] else {
         anyhow::bail!("redis-benchmark printed {} lines, not 2", many.len());
     };

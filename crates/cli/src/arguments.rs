@@ -77,6 +77,12 @@ pub(crate) enum LossArgument {
     Continue,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct RunArguments {
     /// The backup to protect with; `none` runs the same container bare.
@@ -112,6 +118,10 @@ pub(crate) struct RunArguments {
     /// Without the backup: hold all output, or go on unprotected.
     #[arg(long, value_enum, default_value = "stall")]
     pub(crate) on_backup_loss: LossArgument,
+    /// Let the bridges send what is for the container to both hosts, so that the backup has what clients send
+    /// during the outage. Without it, they send it again after their own time-out.
+    #[arg(long, value_enum, default_value = "on")]
+    pub(crate) tap: Switch,
     #[command(flatten)]
     pub(crate) security: SecurityArguments,
     /// The command and its arguments.

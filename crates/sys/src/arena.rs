@@ -91,6 +91,12 @@ impl Arena {
         self.control().drain_wanted.store(0, SeqCst);
     }
 
+    /// Whether a look was asked for since the last one began.
+    #[must_use]
+    pub fn is_look_wanted(&self) -> bool {
+        self.control().drain_wanted.load(SeqCst) != 0
+    }
+
     /// Asks for a look at rings and connections, as the guest does.
     pub fn ask_for_look(&self) {
         let control = self.control();

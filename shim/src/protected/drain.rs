@@ -1,18 +1,23 @@
 //! From the rings to the backup.
 
 use std::sync::atomic::Ordering::Acquire;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use eventlog::recording::OWN_STREAM;
 use gate::{Opening, Touched};
 use guest::abi::conn;
-use recorder::{Drainer, Sink};
+use recorder::{Drainer, NAP, Sink};
 use stream::StreamError;
 use stream::ack::{AckError, AckTracker};
 use stream::clock::Nanos;
 use stream::log::LogSender;
 
 use super::egress::{Shared, Touch};
+
+/// How long records are gathered while the last drain is under way: a distant backup must not set the pace.
+const GATHER: Duration = Duration::from_micros(300);
 
 /// What the acknowledgement of a drain releases.
 #[derive(Clone, Debug, Default)]
@@ -35,13 +40,27 @@ impl Released {
 }
 
 /// The drains under way, with what each releases.
-#[derive(Clone, Debug)]
-pub(super) struct Tracker(Arc<Mutex<AckTracker<Released>>>);
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tracker(Arc<Tracked>);
+
+#[derive(Debug, Default)]
+struct Tracked {
+    drains: Mutex<AckTracker<Released>>,
+    /// Told when nothing is under way any more.
+    settled: Condvar,
+}
 
 impl Tracker {
     fn lock(&self) -> MutexGuard<'_, AckTracker<Released>> {
         // Every change of the tracker is complete in itself.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.drains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nothing is under way, but not long.
+    fn await_settled(&self, at_most: Duration) {
+        let under_way = |drains: &mut AckTracker<Released>| drains.in_flight() > 0;
+        let settled = &self.0.settled;
+        drop(settled.wait_timeout_while(self.lock(), at_most, under_way));
     }
 
     /// What the acknowledgement of a drain releases, oldest first.
@@ -76,7 +95,7 @@ pub(super) struct LogSink {
 
 impl LogSink {
     pub(super) fn new(sender: LogSender, shared: Arc<Shared>) -> (Self, Tracker) {
-        let tracker = Tracker(Arc::default());
+        let tracker = Tracker::default();
         let sink = Self {
             sender,
             tracker: tracker.clone(),
@@ -152,7 +171,7 @@ impl Sink for LogSink {
             match self.tracker.lock().begin(Nanos::now(), note.clone()) {
                 Ok(number) => break number,
                 // Too much is under way: the rings fill meanwhile, and the application waits.
-                Err(_) => std::thread::park_timeout(std::time::Duration::from_micros(200)),
+                Err(_) => thread::park_timeout(Duration::from_micros(200)),
             }
         };
         self.tracker.lock().sent(self.bytes);
@@ -160,10 +179,6 @@ impl Sink for LogSink {
         self.sender.drain(number)?;
         self.shared.stats().lag = self.tracker.lag();
         Ok(())
-    }
-
-    fn is_waiting(&self) -> bool {
-        !self.shared.openings().is_empty()
     }
 
     fn refused(&mut self, number: u16) {
@@ -174,11 +189,65 @@ impl Sink for LogSink {
     }
 }
 
-/// The drain thread.
-pub(super) fn run(drainer: Drainer<LogSink>, shared: &Shared) {
-    if let Err(e) = drainer.run(&shared.stop)
-        && !shared.stop.load(Acquire)
-    {
-        eprintln!("understudy: the log cannot be sent: {e}; output is held");
+/// Ships what the rings hold. While a drain is under way its successor gathers records, and whoever releases
+/// the one ships the other: under load nobody has to be woken for that, and records come many at a time.
+#[derive(Debug)]
+pub(super) struct Shipper {
+    drainer: Mutex<Drainer<LogSink>>,
+    tracker: Tracker,
+    shared: Arc<Shared>,
+}
+
+impl Shipper {
+    pub(super) fn new(drainer: Drainer<LogSink>, tracker: Tracker, shared: Arc<Shared>) -> Self {
+        let drainer = Mutex::new(drainer);
+        Self {
+            drainer,
+            tracker,
+            shared,
+        }
+    }
+
+    /// True if there was something.
+    fn ship(&self) -> Result<bool, StreamError> {
+        let drainer = self.drainer.lock();
+        drainer.unwrap_or_else(PoisonError::into_inner).round()
+    }
+
+    /// After a release: ships what has been asked for meanwhile, if nothing is under way. (The next drain
+    /// can then be begun without waiting for an acknowledgement, which is the caller's to take.)
+    pub(super) fn go_on(&self) -> Result<(), StreamError> {
+        if !self.tracker.is_settled() {
+            return Ok(());
+        }
+        if self.shared.arena.is_look_wanted() {
+            self.ship()?;
+        } else {
+            self.tracker.0.settled.notify_all();
+        }
+        Ok(())
+    }
+
+    /// The drain thread: ships what is asked for while nothing is under way, and looks now and then.
+    pub(super) fn run(&self) {
+        if let Err(e) = self.try_run()
+            && !self.shared.stop.load(Acquire)
+        {
+            eprintln!("understudy: the log cannot be sent: {e}; output is held");
+        }
+    }
+
+    fn try_run(&self) -> Result<(), StreamError> {
+        loop {
+            let stopping = self.shared.stop.load(Acquire);
+            let moved = self.ship()?;
+            if !stopping {
+                self.tracker.await_settled(GATHER);
+                let waiting = || !self.shared.openings().is_empty();
+                self.shared.arena.sleep_until_asked(NAP, waiting);
+            } else if !moved {
+                return Ok(());
+            }
+        }
     }
 }

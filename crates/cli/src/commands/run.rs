@@ -4,7 +4,7 @@ use shim::container::Link;
 use shim::options::{Mode, OnBackupLoss, Options, Protection};
 
 use super::{command, existing_directory, security};
-use crate::arguments::{LossArgument, ModeArgument, RunArguments};
+use crate::arguments::{LossArgument, ModeArgument, RunArguments, Switch};
 use crate::failure::Failure;
 use crate::values::{self, Backup};
 
@@ -47,6 +47,7 @@ fn options(arguments: RunArguments) -> Result<Options, Failure> {
                 LossArgument::Stall => OnBackupLoss::Stall,
                 LossArgument::Continue => OnBackupLoss::Continue,
             },
+            tap: arguments.tap == Switch::On,
         }),
     };
     let link = Link {
@@ -95,13 +96,14 @@ mod tests {
         assert_eq!(protection.heartbeat, Duration::from_millis(10));
         assert_eq!(protection.detect, Duration::from_millis(50));
         assert_eq!(protection.on_backup_loss, OnBackupLoss::Stall);
+        assert!(protection.tap);
     }
 
     #[test]
     fn everything_can_be_said() {
         let line = format!(
             "--backup 10.0.0.2:7000 {BASE} --name n --mirror /tmp --mirror /var --mode active --epoch 1s \
-             --heartbeat 5ms --detect 20ms --on-backup-loss continue --tls /tmp -- cmd"
+             --heartbeat 5ms --detect 20ms --on-backup-loss continue --tap off --tls /tmp -- cmd"
         );
         let protection = parse(&line).unwrap().protection.unwrap();
         assert_eq!(protection.mirrors.len(), 2);
@@ -110,6 +112,7 @@ mod tests {
             (Mode::Active, Duration::from_secs(1))
         );
         assert_eq!(protection.on_backup_loss, OnBackupLoss::Continue);
+        assert!(!protection.tap);
     }
 
     #[test]
