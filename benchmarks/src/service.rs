@@ -76,6 +76,16 @@ pub fn redis(port: u16) -> Vec<String> {
     words.map(str::to_owned).to_vec()
 }
 
+/// Where in the kernel each thread of a process waits.
+fn threads(pid: i32) -> String {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+    let all = tasks.into_iter().flatten().flatten().map(|task| {
+        let read = |file| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        format!("{} {}", read("comm").trim(), read("wchan"))
+    });
+    all.collect::<Vec<_>>().join(", ")
+}
+
 impl Service {
     /// Starts `server` on the primary as it is; files go to `directory`, which is made.
     ///
@@ -243,11 +253,16 @@ impl Service {
         mut process: Process,
     ) -> Result<()> {
         if let Err(e) = seen_from.wait_for_listener(at, &mut process, PATIENCE) {
-            let said = self.said(name);
-            let last = said.lines().rev().take(3).collect::<Vec<_>>();
-            bail!(
-                "{e:#}; its last words: {}",
+            let last = |name| {
+                let said = self.said(name);
+                let last = said.lines().rev().take(3).collect::<Vec<_>>();
                 last.into_iter().rev().collect::<Vec<_>>().join("; ")
+            };
+            bail!(
+                "{e:#}; its last words: {}; the backup's: {}; where its threads are: {}",
+                last(name),
+                last("backup"),
+                threads(process.pid())
             );
         }
         self.processes.insert(0, process);

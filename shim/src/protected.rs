@@ -66,6 +66,7 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
     let mut prepared = prepare(options, &arena, &room)?;
     let mut gate = attach_gate(prepared.container(), options, protection)?;
     let openings = gate.openings();
+    let lease = gate.lease_keeper();
     // Not before: one frame under the container's own address, and bridges remember it for minutes.
     prepared.attach()?;
     let network = prepared.container().namespace("net")?;
@@ -80,6 +81,7 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
         stop: AtomicBool::new(false),
         stats: Mutex::new(status::Stats::default()),
         openings: Mutex::default(),
+        lease,
         arena: Arc::clone(&arena),
         init,
     });
@@ -182,7 +184,7 @@ fn is_loss(ended: Ended) -> bool {
 
 /// Leaves the container to the backup. The gate is closed first: from then on the backup may go live.
 fn hand_over(shared: &Shared, pulse: &Pulse) {
-    shared.egress().gate().set_lease(0);
+    shared.lease.set(0);
     match pulse.give_up() {
         Ok(()) => eprintln!("understudy: the container was killed: the backup goes on with it"),
         // It will notice the silence.
@@ -257,16 +259,16 @@ fn beat(heartbeats: Heartbeats, shared: &Shared, init: &OwnedFd) {
     // Without the privilege a busy host may look dead; detection then wants a longer time.
     let _real_time = RealTime::enter(3);
     let ended = heartbeats.run(|outcome| match outcome {
-        Outcome::Extended { until } => shared.egress().gate().set_lease(until.0),
+        Outcome::Extended { until } => shared.lease.set(until.0),
         Outcome::Unchanged => {}
         Outcome::Fenced { .. } => {
-            shared.egress().gate().set_lease(0);
+            shared.lease.set(0);
             shared.stop.store(true, Release);
             // It may have ended by itself.
             let _ = pidfd_signal(init.as_fd(), libc::SIGKILL);
         }
         Outcome::OtherBackup { instance } => {
-            shared.egress().gate().set_lease(0);
+            shared.lease.set(0);
             eprintln!("understudy: another run of the backup answers (instance {instance}), which holds nothing of this container");
         }
     });

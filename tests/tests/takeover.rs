@@ -69,6 +69,13 @@ fn load_and_lose(bed: &Bed, service: &Service, config: &Config, loss: Loss) -> (
             "the load ended before its time: {:?}",
             load.join().unwrap()
         );
+        assert_eq!(
+            service.takeover(),
+            None,
+            "nothing was lost yet; the backup said: {}; the primary: {}",
+            service.said("backup"),
+            service.said("run")
+        );
         let lost_at = service.lose(bed, loss, &mut rng).unwrap();
         (load.join().unwrap().unwrap(), lost_at)
     })

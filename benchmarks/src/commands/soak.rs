@@ -92,6 +92,10 @@ pub(crate) fn run(options: &Soak) -> Result<ExitCode> {
     ];
     let takeover = service.takeover();
     println!("takeovers: {}", takeover.as_deref().unwrap_or("none"));
+    if takeover.is_some() {
+        println!("run said:\n{}", service.said("run"));
+        println!("backup said:\n{}", service.said("backup"));
+    }
     let good = report.flawless() && takeover.is_none() && grown.iter().all(|flat| *flat);
     Ok(if good {
         ExitCode::SUCCESS

@@ -1,6 +1,7 @@
 //! The gate on one interface: loading the eBPF program, attaching it, and the lease.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use aya::maps::{HashMap, Map, MapData, Stack};
@@ -75,7 +76,7 @@ pub struct Counters {
 pub struct Gate {
     interface: String,
     links: Vec<SchedClassifierLink>,
-    pub(crate) config: MappedArray,
+    pub(crate) config: Arc<MappedArray>,
     pub(crate) connections: MappedArray,
     pub(crate) counters: MappedArray,
     held: Option<MappedArray>,
@@ -84,6 +85,18 @@ pub struct Gate {
     pub(crate) tuples: HashMap<MapData, Key, u32>,
     pub(crate) closed: HashMap<MapData, Key, u32>,
     pub(crate) vacant: Stack<MapData, u32>,
+}
+
+/// Sets a gate's lease, whoever holds the gate: what keeps the lease must wait for nobody.
+#[derive(Clone, Debug)]
+pub struct LeaseKeeper(Arc<MappedArray>);
+
+impl LeaseKeeper {
+    /// Lets frames leave until `boot_ns` (nanoseconds of boot time, see [`sys::bpf::boot_ns`]); 0 closes
+    /// the gate at once, `u64::MAX` opens it for good.
+    pub fn set(&self, boot_ns: u64) {
+        self.0.long(config::LEASE_NS).store(boot_ns, Release);
+    }
 }
 
 /// What the container sends, and what it is sent.
@@ -152,7 +165,7 @@ impl Gate {
         let mut gate = Self {
             interface: interface.to_owned(),
             links: Vec::new(),
-            config: mapped(&mut ebpf, "config", config::LEN)?,
+            config: Arc::new(mapped(&mut ebpf, "config", config::LEN)?),
             connections: mapped(
                 &mut ebpf,
                 "connections",
@@ -238,10 +251,15 @@ impl Gate {
         self.links.clear();
     }
 
-    /// Lets frames leave until `boot_ns` (nanoseconds of boot time, see [`sys::bpf::boot_ns`]); 0 closes
-    /// the gate at once, `u64::MAX` opens it for good.
+    /// As [`LeaseKeeper::set`].
     pub fn set_lease(&self, boot_ns: u64) {
-        self.config.long(config::LEASE_NS).store(boot_ns, Release);
+        self.lease_keeper().set(boot_ns);
+    }
+
+    /// A handle that sets the lease.
+    #[must_use]
+    pub fn lease_keeper(&self) -> LeaseKeeper {
+        LeaseKeeper(Arc::clone(&self.config))
     }
 
     /// When the lease ends, in nanoseconds of boot time.

@@ -35,7 +35,7 @@ pub use arena::ArenaOutput;
 pub use buffer::OutputBuffer;
 pub use error::GateError;
 pub use facts::{Handshake, Progress, Scale, distance, position_of};
-pub use kernel::{Config, Counters, Entry, Gate};
+pub use kernel::{Config, Counters, Entry, Gate, LeaseKeeper};
 pub use openings::{Opening, Openings};
 pub use output::{Action, End, OutputError, OutputState};
 pub use receive::{Injector, SlowReaders, late_acknowledgement};

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use gate::{
-    Adopted, ArenaOutput, End, Entry, Gate, GateError, Handshake, Injector, Opening, OutputState,
-    Sender, Tuple,
+    Adopted, ArenaOutput, End, Entry, Gate, GateError, Handshake, Injector, LeaseKeeper, Opening,
+    OutputState, Sender, Tuple,
 };
 use guest::abi::conn;
 use nix::sys::socket::{SockaddrIn, getpeername, getsockname};
@@ -32,6 +32,8 @@ pub(super) struct Shared {
     pub(super) stats: Mutex<Stats>,
     /// Answers to connection requests that are not in the log yet.
     pub(super) openings: Mutex<Vec<Opening>>,
+    /// Not behind the lock of `egress`, which its other users hold for as long as sending takes.
+    pub(super) lease: LeaseKeeper,
     pub(super) stop: AtomicBool,
     pub(super) arena: Arc<Arena>,
     /// The container's init, in our numbering.
@@ -132,10 +134,6 @@ impl Egress {
             arena,
             room,
         })
-    }
-
-    pub(super) fn gate(&self) -> &Gate {
-        &self.gate
     }
 
     /// Something is on its way to a client.

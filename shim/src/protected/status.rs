@@ -134,7 +134,7 @@ impl Handler for Protected {
             ));
         }
         // The gate is closed first: the backup may go live as soon as the heartbeat says so.
-        self.shared.egress().gate().set_lease(0);
+        self.shared.lease.set(0);
         let given_up = self.pulse.give_up();
         if given_up.is_ok() && self.is_fenced_within(HANDOVER) {
             return Ok(());

@@ -40,7 +40,8 @@ pub(crate) struct Handshakes {
     open: BTreeMap<(usize, u32), Known>,
     /// Those of `open` that have ended.
     ended: Vec<(usize, u32)>,
-    openings: Vec<Opening>,
+    /// A newer one under the same addresses says that the older is over.
+    openings: BTreeMap<Tuple, Opening>,
 }
 
 impl Handshakes {
@@ -60,7 +61,7 @@ impl Handshakes {
         let numbers = |h: &Handshake| (h.tuple, h.iss, h.irs);
         let bound: BTreeSet<_> = self.open.values().map(|k| numbers(&k.handshake)).collect();
         self.openings
-            .retain(|o| !bound.contains(&numbers(&o.known.handshake)));
+            .retain(|_, o| !bound.contains(&numbers(&o.known.handshake)));
     }
 
     /// Takes in records of the primary's own stream.
@@ -93,10 +94,8 @@ impl Handshakes {
         let said: OpeningRecord =
             codec::decode(record.payload).map_err(damaged("a connection request's record"))?;
         let (known, answer) = (known(&said.known)?, said.answer);
-        // A newer one under the same addresses says that the older is over.
-        self.openings
-            .retain(|o| o.known.handshake.tuple != known.handshake.tuple);
-        self.openings.push(Opening { known, answer });
+        let tuple = known.handshake.tuple;
+        self.openings.insert(tuple, Opening { known, answer });
         Ok(())
     }
 
@@ -105,15 +104,14 @@ impl Handshakes {
         let bound = self.open.get(&(index, c.generation.load(Acquire)));
         bound.copied().or_else(|| {
             let ends = c.ends.load(Acquire);
-            let same = |o: &Opening| ends_of(&o.known.handshake.tuple) == ends;
-            let at = self.openings.iter().position(same)?;
-            Some(self.openings.swap_remove(at).known)
+            let tuple = *self.openings.keys().find(|tuple| ends_of(tuple) == ends)?;
+            Some(self.openings.remove(&tuple)?.known)
         })
     }
 
     /// Those of connections that the replayed application has not accepted.
     pub(super) fn not_accepted(self, arena: &Arena) -> Vec<Opening> {
-        let mut waiting = self.openings;
+        let mut waiting: Vec<Opening> = self.openings.into_values().collect();
         for (key, known) in self.open {
             let (index, generation) = key;
             // The number of an entry's uses only grows.

@@ -133,10 +133,9 @@ impl Hosting {
         }
         tracing::warn!(name, ?suspicion, "the primary is lost");
         if guard.phase() == Phase::Unprotected {
-            eprintln!("understudy: {name} was lost before it was protected");
-            self.standbys.remove(&name);
-            let last_beat = guard.last_beat();
-            self.lost.insert(name, (guard, last_beat));
+            // There is nothing to take over. A primary that is slow at its start goes on as it was; one that
+            // is gone is forgotten with its connections.
+            eprintln!("understudy: {name} is silent, and was not protected yet");
             return;
         }
         let prepared = self.standbys.remove(&name);
