@@ -4,8 +4,8 @@
 //! new position (`Conn::written`): whoever drains the rings after having seen the position holds the record.
 //! The same order holds for bytes read (`Conn::read`), which the gate needs to open the client's window.
 
+use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
-use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use eventlog::record::{Header, MAX_PAYLOAD, kind};
 use guest::abi::{
@@ -37,9 +37,6 @@ const ADDRESSES_LEN: usize = 2 * ADDRESS_LEN as usize;
 const FILE_CHUNK: u64 = 64 << 10;
 /// How long the guest waits for the host before it looks again.
 const LOOK_AGAIN_NS: u64 = 2_000_000;
-
-/// Where the search for a free entry begins.
-static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Whether output goes through the buffers.
 #[inline(always)]
@@ -194,20 +191,22 @@ pub(crate) fn adopt(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64
     touch(index);
 }
 
+/// The lowest free entry, so that the buffers that have memory are used again.
 fn claim() -> Option<u32> {
-    let start = NEXT.load(Relaxed);
-    (0..MAX_CONNS as u32)
-        .map(|k| start.wrapping_add(k) % MAX_CONNS as u32)
-        .find(|index| {
-            let free = entry(*index)
-                .state
-                .compare_exchange(conn::FREE, conn::CLAIMED, AcqRel, Relaxed)
-                .is_ok();
-            if free {
-                NEXT.store(index + 1, Relaxed);
+    for (word, taken) in control().taken.iter().enumerate() {
+        // Cleared a moment before the state says that the entry is free.
+        let mut free = !taken.load(Acquire);
+        while free != 0 {
+            let index = word as u32 * 64 + free.trailing_zeros();
+            let state = &entry(index).state;
+            let claimed = state.compare_exchange(conn::FREE, conn::CLAIMED, AcqRel, Relaxed);
+            if claimed.is_ok() {
+                return Some(index);
             }
-            free
-        })
+            free &= free - 1;
+        }
+    }
+    None
 }
 
 /// getsockname or getpeername.
