@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -93,6 +93,7 @@ impl Server {
                 return;
             }
             if self.strikes(Fault::ClosesEarly) {
+                close_in_order(input);
                 return;
             }
             if self.strikes(Fault::SwallowsReply) {
@@ -103,6 +104,7 @@ impl Server {
                 && !input.buffer().is_empty()
                 && self.strikes(self.fault)
             {
+                close_in_order(input);
                 return;
             }
             let mut stream = stream;
@@ -196,6 +198,13 @@ impl Server {
             other => panic!("the load sent {}", other.escape_ascii()),
         }
     }
+}
+
+/// Ends a connection by a FIN also when more of the client's bytes are on their way: to close over unread bytes is to
+/// reset (RFC 2525, section 2.17).
+fn close_in_order(mut input: BufReader<&TcpStream>) {
+    let _ = input.get_ref().shutdown(Shutdown::Write);
+    let _ = std::io::copy(&mut input, &mut std::io::sink());
 }
 
 fn bulk(value: Option<&[u8]>) -> Vec<u8> {
