@@ -70,7 +70,7 @@ impl<S: Sink> Drainer<S> {
             let moved = self.round()?;
             if !stopping {
                 // Also when something moved: records come many at a time to whoever waits to be asked.
-                self.arena.sleep_until_asked(NAP, || false);
+                self.arena.sleep_until_asked(NAP);
             } else if !moved {
                 return Ok(self.sink);
             }

@@ -114,7 +114,11 @@ impl LogSender {
         self.sender.shutdown();
     }
 
-    fn flush(&mut self) -> Result<(), StreamError> {
+    /// Sends what is in the batch, without ending the drain.
+    ///
+    /// # Errors
+    /// As sending. Blocks while the backup takes nothing.
+    pub fn flush(&mut self) -> Result<(), StreamError> {
         let sent = self.sender.send_bytes(&self.batch);
         self.batch.clear();
         sent

@@ -106,12 +106,11 @@ impl Arena {
         }
     }
 
-    /// Sleeps until a look is asked for, `at_most` so long. Returns at once if `waiting` says that there is
-    /// something already.
-    pub fn sleep_until_asked(&self, at_most: Duration, waiting: impl FnOnce() -> bool) {
+    /// Sleeps until a look is asked for, `at_most` so long.
+    pub fn sleep_until_asked(&self, at_most: Duration) {
         let control = self.control();
         control.drainer_asleep.store(1, SeqCst);
-        if control.drain_wanted.load(SeqCst) == 0 && !waiting() {
+        if control.drain_wanted.load(SeqCst) == 0 {
             futex_wait(&control.drainer_asleep, 1, at_most);
         }
         control.drainer_asleep.store(0, SeqCst);

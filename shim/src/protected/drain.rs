@@ -2,7 +2,6 @@
 
 use std::sync::atomic::Ordering::Acquire;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use eventlog::recording::OWN_STREAM;
@@ -166,14 +165,13 @@ impl Sink for LogSink {
         if self.bytes == 0 && self.note.is_empty() {
             return Ok(());
         }
-        let note = std::mem::take(&mut self.note);
-        let number = loop {
-            match self.tracker.lock().begin(Nanos::now(), note.clone()) {
-                Ok(number) => break number,
-                // Too much is under way: the rings fill meanwhile, and the application waits.
-                Err(_) => thread::park_timeout(Duration::from_micros(200)),
-            }
+        let begun = self.tracker.lock().begin(Nanos::now(), self.note.clone());
+        let Ok(number) = begun else {
+            // The backup acknowledges nothing before the first checkpoint, which needs these records. They go;
+            // what they release waits for the next drain.
+            return self.sender.flush();
         };
+        self.note = Released::default();
         self.tracker.lock().sent(self.bytes);
         self.bytes = 0;
         self.sender.drain(number)?;
@@ -243,8 +241,7 @@ impl Shipper {
             let moved = self.ship()?;
             if !stopping {
                 self.tracker.await_settled(GATHER);
-                let waiting = || !self.shared.openings().is_empty();
-                self.shared.arena.sleep_until_asked(NAP, waiting);
+                self.shared.arena.sleep_until_asked(NAP);
             } else if !moved {
                 return Ok(());
             }

@@ -195,7 +195,7 @@ impl Output {
     /// Sleeps until a guest has something, or for a while.
     fn sleep(&self) {
         let wait = if self.sender.is_busy() { BUSY } else { IDLE };
-        self.arena.sleep_until_asked(wait, || false);
+        self.arena.sleep_until_asked(wait);
     }
 }
 
