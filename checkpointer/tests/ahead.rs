@@ -5,11 +5,10 @@
 mod common;
 
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use checkpointer::{Checkpointer, ImageStore, Plan, Prepared, RestoreError, Settings, restore};
-use common::{Copy, Target, compare, compile, directory, inside, path_of, rounds, wait_until};
+use common::{Copy, Target, compare, directory, inside, path_of, rounds, wait_until};
 use eventlog::image::{decode, encode};
 use sys::proc_maps::MapsFile;
 
@@ -38,27 +37,10 @@ fn a_prepared_process_follows_every_checkpoint() {
         directory.path().join("images"),
     );
     std::fs::create_dir(&images).unwrap();
-    let program = compile(directory.path());
-    let mut target = Target(
-        Command::new(program)
-            .arg(&board)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap(),
-    );
-    wait_until("the target starts", || {
-        rounds(&board).iter().all(|&rounds| rounds > 0)
-    });
+    let mut target = Target::start(directory.path(), &board);
     let mut last = rounds(&board);
     checkpoints(target.pid(), &images, || {
-        wait_until("the target goes on", || {
-            assert!(
-                target.0.try_wait().unwrap().is_none(),
-                "the target found a fault"
-            );
-            let now = rounds(&board);
-            now.iter().zip(last).all(|(now, before)| *now > before + 5)
-        });
+        target.goes_on(&board, last, 5);
         last = rounds(&board);
     });
     drop(target);

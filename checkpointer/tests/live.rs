@@ -3,12 +3,8 @@
 
 mod common;
 
-use std::process::Command;
-
 use checkpointer::{Checkpointer, ImageStore, Settings};
-use common::{
-    Target, compare, compile, directory, rounds, signal, stop_thread, wait_stopped, wait_until,
-};
+use common::{Target, compare, directory, rounds, signal, stop_thread, wait_stopped};
 use eventlog::image::{decode, encode};
 use nix::sys::signal::Signal::SIGCONT;
 
@@ -16,11 +12,7 @@ use nix::sys::signal::Signal::SIGCONT;
 fn every_checkpoint_equals_the_stopped_process() {
     let directory = directory();
     let board = directory.path().join("board");
-    let program = compile(directory.path());
-    let mut target = Target(Command::new(program).arg(&board).spawn().unwrap());
-    wait_until("the target starts", || {
-        rounds(&board).iter().all(|&rounds| rounds > 0)
-    });
+    let mut target = Target::start(directory.path(), &board);
     let pid = target.pid();
     let mut checkpointer = Checkpointer::attach(pid, Settings::default()).unwrap();
     let mut store = ImageStore::new();
@@ -52,16 +44,7 @@ fn every_checkpoint_equals_the_stopped_process() {
         );
         pages += compared;
         signal(pid, SIGCONT);
-        wait_until("the target goes on", || {
-            assert!(
-                target.0.try_wait().unwrap().is_none(),
-                "the target found a fault"
-            );
-            rounds(&board)
-                .iter()
-                .zip(before)
-                .all(|(now, before)| *now > before + 3)
-        });
+        target.goes_on(&board, before, 3);
     }
     assert_eq!(store.sequence(), 40);
     assert!(pages > 40_000);

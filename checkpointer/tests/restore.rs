@@ -12,8 +12,7 @@ use checkpointer::{
     CheckpointError, Checkpointer, ExtraMapping, ImageStore, Plan, Settings, restore,
 };
 use common::{
-    Copy, OFFSETS, Target, board, compile, compile_source, directory, inside, path_of, rounds,
-    wait_until,
+    Copy, OFFSETS, Target, board, compile_source, directory, inside, path_of, rounds, wait_until,
 };
 use eventlog::image::{decode, encode};
 use sys::memory::Range;
@@ -47,30 +46,11 @@ fn a_copy_goes_on_where_the_process_was_cut() {
         directory.path().join("board"),
         directory.path().join("image"),
     );
-    let program = compile(directory.path());
-    let mut target = Target(
-        Command::new(program)
-            .arg(&board)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap(),
-    );
-    wait_until("the target starts", || {
-        rounds(&board).iter().all(|&rounds| rounds > 0)
-    });
+    let mut target = Target::start(directory.path(), &board);
     for generation in 0..3 {
         let mut last = rounds(&board);
         let store = checkpoints(target.pid(), 4, || {
-            wait_until("the target goes on", || {
-                assert!(
-                    target.0.try_wait().unwrap().is_none(),
-                    "the target found a fault"
-                );
-                rounds(&board)
-                    .iter()
-                    .zip(last)
-                    .all(|(now, before)| *now > before + 5)
-            });
+            target.goes_on(&board, last, 5);
             last = rounds(&board);
         });
         std::fs::write(&image, encode(&store.full_image())).unwrap();

@@ -3,7 +3,7 @@
 
 use std::mem::offset_of;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use checkpointer::ImageStore;
@@ -41,8 +41,30 @@ pub(crate) fn compile_source(name: &str, directory: &Path, constants: &[(&str, u
 pub(crate) struct Target(pub(crate) Child);
 
 impl Target {
+    /// Starts the self-checking program; what it needs lies in `directory`.
+    pub(crate) fn start(directory: &Path, board: &Path) -> Self {
+        let mut command = Command::new(compile(directory));
+        let target = Self(command.arg(board).stdin(Stdio::null()).spawn().unwrap());
+        wait_until("the target starts", || {
+            rounds(board).iter().all(|&rounds| rounds > 0)
+        });
+        target
+    }
+
     pub(crate) fn pid(&self) -> i32 {
         self.0.id() as i32
+    }
+
+    /// Waits until every thread of the self-checking program has gone so many rounds beyond `last`.
+    pub(crate) fn goes_on(&mut self, board: &Path, last: [u64; 4], by: u64) {
+        wait_until("the target goes on", || {
+            assert!(
+                self.0.try_wait().unwrap().is_none(),
+                "the target found a fault"
+            );
+            let now = rounds(board);
+            now.iter().zip(last).all(|(now, last)| *now > last + by)
+        });
     }
 }
 

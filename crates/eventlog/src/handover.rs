@@ -13,6 +13,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::record::{Header, LONG_LEN, stored_len};
+
 /// Kinds of opaque sections: those that the image leaves to its user ([`crate::image::section::OPAQUE`]).
 pub mod section {
     /// The fold's snapshot.
@@ -23,6 +25,21 @@ pub mod section {
     pub const OUTPUT: u32 = 0x1003;
     /// Records of the primary's own stream that are still needed.
     pub const HANDSHAKES: u32 = 0x1004;
+}
+
+/// A record of the primary's own stream, as its bytes.
+#[must_use]
+pub fn record(header: Header, payload: &[u8]) -> Vec<u8> {
+    let payload_len = payload.len() as u32;
+    let header = Header {
+        payload_len,
+        ..header
+    };
+    let (head, _) = header.encode();
+    let mut bytes = head[..LONG_LEN].to_vec();
+    bytes.extend_from_slice(payload);
+    bytes.resize(stored_len(true, payload.len()), 0);
+    bytes
 }
 
 /// The arena at the cut.

@@ -1,7 +1,7 @@
 //! Checkpoints: one every epoch, with what of arena and kernel state a takeover has to bring.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering::Acquire;
 use std::sync::{Arc, PoisonError};
 use std::thread;
@@ -43,8 +43,7 @@ pub(super) struct Epochs {
     sender: CheckpointSender,
     commits: CommitReceiver,
     merge: Merge,
-    known_streams: BTreeMap<u32, ()>,
-    committed: Option<u64>,
+    known_streams: BTreeSet<u32>,
     /// The number of the last checkpoint that was taken.
     taken: u64,
 }
@@ -80,7 +79,7 @@ impl Epochs {
         sender: CheckpointSender,
         commits: CommitReceiver,
     ) -> Self {
-        let (merge, known_streams) = (Merge::new(), BTreeMap::new());
+        let (merge, known_streams) = (Merge::new(), BTreeSet::new());
         Self {
             shared,
             program,
@@ -90,7 +89,6 @@ impl Epochs {
             commits,
             merge,
             known_streams,
-            committed: None,
             taken: 0,
         }
     }
@@ -212,7 +210,6 @@ impl Epochs {
         self.sender.finish()?;
         match self.commits.recv(Some(COMMIT))? {
             Some(Commit::Done { id }) => {
-                self.committed = Some(id);
                 self.shared.stats().epoch = id;
             }
             Some(Commit::Refused { id, reason }) => {
@@ -245,7 +242,7 @@ impl Epochs {
         }
         let taken = self.shared.tail().take(&positions, state.next_stream);
         for t in &state.threads {
-            if self.known_streams.insert(t.stream, ()).is_none() {
+            if self.known_streams.insert(t.stream) {
                 self.merge.introduce(t.stream, t.pid, t.tid)?;
             }
         }

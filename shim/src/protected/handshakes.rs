@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use eventlog::codec;
-use eventlog::handover::{HandshakeRecord, OpeningRecord};
-use eventlog::record::{Header, LONG_LEN, kind};
+use eventlog::handover::{HandshakeRecord, OpeningRecord, record};
+use eventlog::record::{Header, kind};
 use gate::{Handshake, Opening, Tuple};
 
 use crate::Error;
@@ -55,7 +55,7 @@ impl Handshakes {
             kind: kind::OPENING,
             ..Header::default()
         };
-        let record = encoded(header, &payload);
+        let record = record(header, &payload);
         if self.openings.len() >= MOST {
             let oldest = self.openings.iter().min_by_key(|(_, kept)| kept.since);
             if let Some(tuple) = oldest.map(|(tuple, _)| *tuple) {
@@ -90,7 +90,7 @@ impl Handshakes {
         if known.is_some_and(|kept| kept.iss == handshake.iss) {
             self.openings.remove(&handshake.tuple);
         }
-        let record = encoded(header, &payload);
+        let record = record(header, &payload);
         self.open.insert(index, (header, payload));
         Ok(self.place(record))
     }
@@ -99,7 +99,7 @@ impl Handshakes {
     pub(super) fn ended(&mut self, index: usize) {
         if let Some((header, payload)) = self.open.remove(&index) {
             let header = Header { arg0: 1, ..header };
-            self.ended.extend(encoded(header, &payload));
+            self.ended.extend(record(header, &payload));
         }
     }
 
@@ -122,7 +122,7 @@ impl Handshakes {
             all.extend_from_slice(&kept.record);
         }
         for (header, payload) in self.open.values() {
-            all.extend(encoded(*header, payload));
+            all.extend(record(*header, payload));
         }
         (all, self.position)
     }
@@ -141,18 +141,6 @@ fn described(handshake: &Handshake, timestamp: u32) -> Result<HandshakeRecord, E
         timestamp,
         at: now.map_or(0, |d| d.as_nanos() as u64),
     })
-}
-
-fn encoded(header: Header, payload: &[u8]) -> Vec<u8> {
-    let header = Header {
-        payload_len: payload.len() as u32,
-        ..header
-    };
-    let (head, _) = header.encode();
-    let mut record = head[..LONG_LEN].to_vec();
-    record.extend_from_slice(payload);
-    record.resize(LONG_LEN + payload.len().next_multiple_of(8), 0);
-    record
 }
 
 #[cfg(test)]

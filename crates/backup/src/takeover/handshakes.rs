@@ -151,7 +151,8 @@ mod tests {
     use std::net::{Ipv4Addr, SocketAddrV4};
     use std::sync::atomic::Ordering::Release;
 
-    use eventlog::record::{Header, LONG_LEN};
+    use eventlog::handover::record;
+    use eventlog::record::Header;
     use guest::abi::mode;
 
     use super::*;
@@ -180,19 +181,6 @@ mod tests {
             timestamp: 1,
             at: 2,
         }
-    }
-
-    fn record(header: Header, payload: &[u8]) -> Vec<u8> {
-        let payload_len = payload.len() as u32;
-        let (head, _) = Header {
-            payload_len,
-            ..header
-        }
-        .encode();
-        let mut bytes = head[..LONG_LEN].to_vec();
-        bytes.extend_from_slice(payload);
-        bytes.resize(LONG_LEN + payload.len().next_multiple_of(8), 0);
-        bytes
     }
 
     fn opening(handshake: &Handshake) -> Vec<u8> {
