@@ -312,9 +312,11 @@ impl Checkpointer {
         let (head, len) = robust_list(tid).map_err(failed("reading the robust list", tid))?;
         let mut xstate = Vec::new();
         ptrace::xstate(tid, &mut xstate)?;
+        let call = self.waits.number(tid, regs);
+        let registers = image_regs(self.pid, regs, call, self.settings.guest)?;
         Ok(Thread {
             tid: facts.tid,
-            registers: ptrace::to_words(&image_regs(self.pid, regs, self.settings.guest)?),
+            registers: ptrace::to_words(&registers),
             sigmask: ptrace::sigmask(tid)?,
             robust: [head, len],
             rseq: rseq.address,

@@ -16,6 +16,7 @@ use sys::ptrace::{self, Regs, Stop};
 
 use crate::CheckpointError;
 use crate::stop::{Stopped, gone_is_fine, has_forced_signal};
+use crate::waits::ERESTART_RESTARTBLOCK;
 
 /// Where the guest of a process is.
 #[derive(Clone, Copy, Debug)]
@@ -72,13 +73,15 @@ impl Block {
 pub(crate) fn is_interrupted(regs: &Regs) -> bool {
     let result = regs.rax as i64;
     regs.orig_rax as i64 >= 0
-        && (matches!(result, -512 | -513 | -514 | -516) || result == -i64::from(libc::EINTR))
+        && (matches!(result, -512 | -513 | -514 | ERESTART_RESTARTBLOCK)
+            || result == -i64::from(libc::EINTR))
 }
 
-/// The registers that the image of a stopped thread holds.
+/// The registers that the image of a stopped thread holds; `number` is that of an interrupted call.
 pub(crate) fn image_regs(
     pid: pid_t,
     regs: &Regs,
+    number: u64,
     guest: Option<Guest>,
 ) -> Result<Regs, CheckpointError> {
     let mut image = *regs;
@@ -93,7 +96,7 @@ pub(crate) fn image_regs(
         }
         _ => {
             image.rip -= 2;
-            image.rax = regs.orig_rax;
+            image.rax = number;
         }
     }
     Ok(image)

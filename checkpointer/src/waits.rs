@@ -4,6 +4,9 @@
 //! sigtimedwait) would show EINTR to the program: they are made again by moving the instruction pointer
 //! back. A call with a relative time-out would then wait its whole time once more at every checkpoint, so
 //! what is left of it is worked out from when it was first met.
+//!
+//! What the kernel takes up again by itself may be in `restart_syscall(2)` at the next stop. Only the kernel knows
+//! what that stands for, and only for this process: an image needs the call as it was first met.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -12,6 +15,10 @@ use libc::pid_t;
 use sys::ptrace::{self, Regs};
 
 use crate::CheckpointError;
+
+/// What an interrupted call has in `rax` that the kernel goes on with by `restart_syscall` (include/linux/errno.h).
+pub(crate) const ERESTART_RESTARTBLOCK: i64 = -516;
+const RESTART: u64 = libc::SYS_restart_syscall.cast_unsigned();
 
 /// A wait that was interrupted before, as it was made again.
 #[derive(Clone, Copy, Debug)]
@@ -22,12 +29,40 @@ struct Wait {
     until: Instant,
 }
 
+/// A call that the kernel goes on with by `restart_syscall`.
+#[derive(Clone, Copy, Debug)]
+struct Restarted {
+    rip: u64,
+    rsp: u64,
+    number: u64,
+}
+
 /// The waits of a process's threads.
 #[derive(Debug, Default)]
-pub(crate) struct Waits(HashMap<pid_t, Wait>);
+pub(crate) struct Waits {
+    made_again: HashMap<pid_t, Wait>,
+    restarted: HashMap<pid_t, Restarted>,
+}
 
 impl Waits {
-    /// The registers with which a thread stopped in an interrupted call goes on, when they differ: the
+    /// The number of the call that a stop interrupted, as the program made it.
+    pub(crate) fn number(&self, tid: pid_t, regs: &Regs) -> u64 {
+        let same = |call: &&Restarted| (call.rip, call.rsp) == (regs.rip, regs.rsp);
+        match self.restarted.get(&tid).filter(same) {
+            Some(call) if regs.orig_rax == RESTART => call.number,
+            _ => regs.orig_rax,
+        }
+    }
+
+    /// Keeps what the registers of an interrupted thread do not tell at its next stop.
+    fn note(&mut self, tid: pid_t, regs: &Regs) {
+        if regs.rax.cast_signed() == ERESTART_RESTARTBLOCK && regs.orig_rax != RESTART {
+            let (rip, rsp, number) = (regs.rip, regs.rsp, regs.orig_rax);
+            self.restarted.insert(tid, Restarted { rip, rsp, number });
+        }
+    }
+
+    /// Called with every interrupted thread that is let go: the registers with which it goes on, when they differ: the
     /// call is made again, unless a signal waits whose handler the program expects to end it.
     ///
     /// `handled` has a bit for each signal with a handler, as in the signal mask.
@@ -37,6 +72,7 @@ impl Waits {
         regs: &Regs,
         handled: u64,
     ) -> Result<Option<Regs>, CheckpointError> {
+        self.note(tid, regs);
         if regs.rax as i64 != -i64::from(libc::EINTR) || has_signal(tid, handled)? {
             return Ok(None);
         }
@@ -57,16 +93,16 @@ impl Waits {
     fn left(&mut self, tid: pid_t, regs: &Regs, now: Instant) -> u64 {
         let timeout = regs.r10 as i32;
         if timeout <= 0 {
-            self.0.remove(&tid);
+            self.made_again.remove(&tid);
             return regs.r10;
         }
         let same = |wait: &&Wait| (wait.rip, wait.rsp, wait.left) == (regs.rip, regs.rsp, regs.r10);
-        let until = match self.0.get(&tid).filter(same) {
+        let until = match self.made_again.get(&tid).filter(same) {
             Some(wait) => wait.until,
             None => now + Duration::from_millis(timeout as u64),
         };
         let left = until.saturating_duration_since(now).as_millis() as u64;
-        self.0.insert(
+        self.made_again.insert(
             tid,
             Wait {
                 rip: regs.rip,

@@ -3,10 +3,14 @@
 
 mod common;
 
+use std::process::Command;
+
 use checkpointer::{Checkpointer, ImageStore, Settings};
-use common::{Target, compare, directory, rounds, signal, stop_thread, wait_stopped};
+use common::{Target, compare, directory, rounds, signal, stop_thread, wait_stopped, wait_until};
 use eventlog::image::{decode, encode};
+use nix::libc;
 use nix::sys::signal::Signal::SIGCONT;
+use sys::ptrace;
 
 #[test]
 fn every_checkpoint_equals_the_stopped_process() {
@@ -48,4 +52,22 @@ fn every_checkpoint_equals_the_stopped_process() {
     }
     assert_eq!(store.sequence(), 40);
     assert!(pages > 40_000);
+}
+
+#[test]
+fn a_sleep_that_was_stopped_before_is_in_the_image_as_it_was_called() {
+    let sleep = Command::new("sleep").arg("60").spawn().unwrap();
+    let target = Target(sleep);
+    let syscall = format!("/proc/{}/syscall", target.pid());
+    let sleeps = || std::fs::read_to_string(&syscall).unwrap_or_default();
+    let number = libc::SYS_clock_nanosleep;
+    wait_until("it sleeps", || sleeps().starts_with(&format!("{number} ")));
+    let mut checkpointer = Checkpointer::attach(target.pid(), Settings::default()).unwrap();
+    for _ in 0..3 {
+        wait_until("it sleeps again", || !sleeps().starts_with("running"));
+        let (capture, _) = checkpointer.checkpoint(&mut |_| {}).unwrap();
+        let registers = ptrace::from_words(capture.image().threads[0].registers);
+        assert_eq!(registers.rax, number.cast_unsigned());
+        checkpointer.recycle(capture);
+    }
 }
