@@ -42,7 +42,9 @@ pub(crate) fn run(options: &Pause) -> Result<ExitCode> {
     let directory = tempfile::tempdir()?;
     let library = directory.path().join("spin.so");
     compile(directory.path(), &library)?;
-    let board_path = directory.path().join("board");
+    // In memory: a page of a disk's file is taken away while it is written back, which looks like a stop.
+    let memory = tempfile::tempdir_in("/dev/shm").context("/dev/shm")?;
+    let board_path = memory.path().join("board");
     let board = File::create_new(&board_path)?;
     board.set_len(BOARD_LEN)?;
     let mut command = vec![
