@@ -1,8 +1,9 @@
 //! `pause`: how long checkpoints stop redis, seen from inside and told by `understudy status`.
 //!
-//! A thread that spins is preloaded into redis and put on a processor of its own, where hardly anything but a
-//! stop keeps it from running; everything else shares the other one. The clock's interrupts are seen, too: of
-//! all that it saw, as many count as there were epochs, the longest ones.
+//! A thread that spins is preloaded into redis and put on a processor of its own; everything else shares the
+//! other one. It tells stops from moments when others kept it from running by the kernel's count of context
+//! switches. New mappings are watched from short stops of their own: of all stops, as many count as there were
+//! epochs, the longest ones.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -42,9 +43,7 @@ pub(crate) fn run(options: &Pause) -> Result<ExitCode> {
     let directory = tempfile::tempdir()?;
     let library = directory.path().join("spin.so");
     compile(directory.path(), &library)?;
-    // In memory: a page of a disk's file is taken away while it is written back, which looks like a stop.
-    let memory = tempfile::tempdir_in("/dev/shm").context("/dev/shm")?;
-    let board_path = memory.path().join("board");
+    let board_path = directory.path().join("board");
     let board = File::create_new(&board_path)?;
     board.set_len(BOARD_LEN)?;
     let mut command = vec![
@@ -82,12 +81,13 @@ pub(crate) fn run(options: &Pause) -> Result<ExitCode> {
     let epochs = status(&bed, &service, options, "epoch")? - epoch;
     let rate = (word(&board, 8)? - ticks) as f64 / clock.elapsed().as_secs_f64() / 1e6;
     let mut seen = gaps(&board, first, rate)?;
+    let stops = seen.len();
     seen.sort_by(f64::total_cmp);
     seen.drain(..seen.len().saturating_sub(epochs as usize));
     ensure!(!seen.is_empty(), "the thread that spins saw no stop");
     let percentile = |p: f64| seen[((seen.len() - 1) as f64 * p) as usize];
     println!(
-        "seen inside: the longest {} stops in {epochs} epochs: p50 {:.0} µs, p90 {:.0} µs, p99 {:.0} µs, worst {:.0} µs",
+        "seen inside: {stops} stops in {epochs} epochs, the longest {}: p50 {:.0} µs, p90 {:.0} µs, p99 {:.0} µs, worst {:.0} µs",
         seen.len(),
         percentile(0.5),
         percentile(0.9),
@@ -163,8 +163,12 @@ fn status(bed: &Bed, service: &Service, options: &Pause, field: &str) -> Result<
         )
         .output()?;
     let said = String::from_utf8_lossy(&out.stdout);
-    let value: serde_json::Value = serde_json::from_str(said.trim())
-        .with_context(|| format!("understudy status said: {said}"))?;
+    let value: serde_json::Value = serde_json::from_str(said.trim()).with_context(|| {
+        format!(
+            "understudy status said: {said}{}",
+            String::from_utf8_lossy(&out.stderr)
+        )
+    })?;
     match value.get(field).and_then(serde_json::Value::as_u64) {
         Some(number) => Ok(number),
         None => bail!("understudy status has no number {field}: {said}"),

@@ -1,5 +1,7 @@
 // A thread that does nothing but look at the clock, inside whatever program this is preloaded into. What it
-// did not see goes to the file that SPIN_FILE names: pairs of words, when (ticks) and how long (ticks).
+// did not see because it was stopped goes to the file that SPIN_FILE names: pairs of words, when (ticks) and how
+// long (ticks). A thread that is stopped gives its processor up itself, one that others keep from running does not:
+// the kernel counts the two apart (getrusage(2), ru_nvcsw and ru_nivcsw).
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
@@ -7,22 +9,36 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #include <x86intrin.h>
 
 enum { MOST = 1 << 16, LEAST = 60000 };
 struct board { _Atomic uint64_t count, ticks; struct { uint64_t at, gap; } gaps[MOST]; };
 
+static long given_up(void) {
+  struct rusage usage;
+  getrusage(RUSAGE_THREAD, &usage);
+  return usage.ru_nvcsw;
+}
+
 static void *spin(void *argument) {
   struct board *board = argument;
   pthread_setname_np(pthread_self(), "spin");
+  long before = given_up();
   uint64_t last = __rdtsc();
   for (;;) {
     uint64_t now = __rdtsc(), gap = now - last, count = board->count;
     if (gap > LEAST && count < MOST) {
-      board->gaps[count].at = now;
-      board->gaps[count].gap = gap;
-      atomic_store(&board->count, count + 1);
+      long switches = given_up();
+      if (switches != before) {
+        board->gaps[count].at = now;
+        board->gaps[count].gap = gap;
+        atomic_store(&board->count, count + 1);
+      }
+      // What the call itself gave up is not a stop.
+      before = given_up();
+      now = __rdtsc();
     }
     atomic_store_explicit(&board->ticks, now, memory_order_relaxed);
     last = now;
