@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-use understudy_bench::bed::Bed;
+use understudy_bench::bed::{Bed, UPLINK};
 use understudy_bench::load::{self, Config, Report};
 use understudy_bench::rng::Rng;
 use understudy_bench::service::{Loss, Protection, Service, redis};
@@ -136,6 +136,31 @@ fn a_server_that_a_script_executes_is_protected() {
         ..Config::new(service.address)
     };
     let (report, lost_at) = load_and_lose(&bed, &service, &config, Loss::Shim);
+    assert!(report.flawless() && report.resets == 0, "{report:#?}");
+    assert!(report.gap_around(lost_at).unwrap().ended);
+}
+
+/// A bridge takes the lowest address among its ports' for its own, and these are about the highest there are: with
+/// a container's below them, both bridges had the same one, and the hosts did not hear each other.
+#[test]
+fn hosts_with_high_hardware_addresses() {
+    let (bed, scratch) = (Bed::new().unwrap(), TempDir::new().unwrap());
+    for (name, address) in [
+        ("primary", "fe:f0:00:00:00:01"),
+        ("backup", "fe:f0:00:00:00:02"),
+    ] {
+        let host = bed.host(name).unwrap();
+        let set = ["link", "set", UPLINK, "address", address];
+        assert!(host.command("ip", &set).status().unwrap().success());
+    }
+    let service = start(&bed, &scratch);
+    let config = Config {
+        duration: Duration::from_secs(5),
+        closed: 20,
+        half_closing: 2,
+        ..Config::new(service.address)
+    };
+    let (report, lost_at) = load_and_lose(&bed, &service, &config, Loss::Host);
     assert!(report.flawless() && report.resets == 0, "{report:#?}");
     assert!(report.gap_around(lost_at).unwrap().ended);
 }

@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, setns};
 use super::{ip, processes};
 
 /// The host's interface to the common bridge.
-pub(super) const UPLINK: &str = "up0";
+pub const UPLINK: &str = "up0";
 
 /// A network namespace, and what was started in it.
 #[derive(Debug)]

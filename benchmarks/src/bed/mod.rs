@@ -16,10 +16,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::{Context, Result, ensure};
 
-use host::UPLINK;
-
 pub use capture::Capture;
-pub use host::{Host, Process};
+pub use host::{Host, Process, UPLINK};
 pub use processes::below;
 
 /// The bridge inside every server host.

@@ -157,10 +157,9 @@ impl Attached {
         let bridge = find_bridge(&mut netlink, &link.bridge)?.index;
         let name = host_name(container);
         let mac = mac_of(link.address);
-        // A bridge takes the lowest address among its ports for its own: stay above all others.
         let host = End {
             name: &name,
-            mac: [0xfe, mac[1], mac[2], mac[3], mac[4], mac[5]],
+            mac: outer_mac(),
             namespace: None,
         };
         let peer = End {
@@ -245,6 +244,18 @@ impl Drop for Attached {
     }
 }
 
+/// The address of the end that is a port of the bridge. A bridge takes the lowest among its ports' for its own: it is
+/// above nearly all others. Two hosts, a primary and its backup above all, must not come to the same one.
+fn outer_mac() -> [u8; 6] {
+    // Random digits: "9b71a56c-...".
+    let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
+    let digits = uuid.get(..8).unwrap_or_default();
+    let [_, a, b, c] = u32::from_str_radix(digits, 16)
+        .unwrap_or_else(|_| std::process::id())
+        .to_be_bytes();
+    [0xfe, 0xff, 0xff, a, b, c]
+}
+
 /// Keeps IPv6 off a link of the thread's network: its discovery traffic would be nobody's output.
 fn silence(link: &str) {
     // A kernel without IPv6 has no such file, and no such traffic.
@@ -272,5 +283,8 @@ mod tests {
         assert_eq!(mac, [0x02, 0x75, 10, 77, 0, 10]);
         assert_eq!(mac[0] & 3, 2);
         assert_eq!(show(mac), "02:75:0a:4d:00:0a");
+        let (one, two) = (outer_mac(), outer_mac());
+        assert_ne!(one, two);
+        assert!(one > [0xfe, 0xff, 0xfe, 0xff, 0xff, 0xff] && one[0] & 3 == 2);
     }
 }

@@ -69,7 +69,12 @@ pub fn sud(tid: pid_t) -> Result<SudConfig> {
         size_of::<SudConfig>(),
         data,
     )?;
-    Ok(config)
+    // A thread that was just cloned has its creator's values, switched off: nothing that could be set again.
+    Ok(if config.mode == 0 {
+        SudConfig::default()
+    } else {
+        config
+    })
 }
 
 /// Sets system-call user dispatch of a stopped thread; the default value turns it off.
