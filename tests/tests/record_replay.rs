@@ -32,8 +32,11 @@ fn record(scratch: &Path, command: &[&str], drive: impl FnOnce(&Running)) -> (Pa
 /// As [`record`], however the run ended.
 fn record_any(scratch: &Path, command: &[&str], drive: impl FnOnce(&Running)) -> (PathBuf, Ended) {
     let log = scratch.join("log");
-    let mut recorder = Command::new(understudy().unwrap());
+    // Whoever runs the tests may ignore signals, as nohup does.
+    let mut recorder = Command::new("env");
     recorder
+        .arg("--default-signal")
+        .arg(understudy().unwrap())
         .args(["record", "--out"])
         .arg(&log)
         .arg("--")
@@ -307,6 +310,32 @@ fn signals_reach_the_program_and_its_status_comes_back() {
                 "{signal}: {ended:?}"
             );
         }
+    }
+}
+
+/// A shell does not trap what was ignored at its start: the replay would depend on who begins it.
+#[test]
+fn what_the_caller_ignores_is_not_ignored_by_the_program() {
+    let scratch = TempDir::new().unwrap();
+    let log = scratch.path().join("log");
+    let mut recorder = Command::new("env");
+    recorder
+        .arg("--ignore-signal=USR1")
+        .arg(understudy().unwrap());
+    recorder.args(["record", "--out"]).arg(&log);
+    recorder.args([
+        "--",
+        "sh",
+        "-c",
+        "trap 'echo asked; exit 6' USR1; kill -USR1 $$",
+    ]);
+    for ended in [run(&mut recorder).unwrap(), replay(&log)] {
+        let said = String::from_utf8_lossy(&ended.stdout);
+        assert_eq!(
+            (ended.status.code(), &*said),
+            (Some(6), "asked\n"),
+            "{ended:?}"
+        );
     }
 }
 

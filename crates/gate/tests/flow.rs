@@ -5,7 +5,7 @@
 mod common;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ use gate::{
 struct Pair {
     bed: Bed,
     gate: Gate,
+    listener: TcpListener,
     client: TcpStream,
     server: TcpStream,
     entry: Entry,
@@ -48,6 +49,7 @@ fn pair() -> Pair {
     Pair {
         bed,
         gate,
+        listener,
         client,
         server,
         entry,
@@ -64,6 +66,7 @@ fn upload(gated: bool, late: bool, time: Duration) -> f64 {
         mut server,
         entry,
         handshake,
+        ..
     } = pair();
     let injector = bed.inside('p', || Injector::open().unwrap());
     if !gated {
@@ -157,6 +160,7 @@ fn downloads_are_whole_and_end_when_all_is_acknowledged() {
         server,
         entry,
         handshake,
+        ..
     } = pair();
     let buffer = Buffer::new(256 << 10);
     let mut sender = Sender::new().unwrap();
@@ -232,6 +236,7 @@ fn a_close_without_lingering_resets_the_peer() {
         server,
         entry,
         handshake,
+        ..
     } = pair();
     let buffer = Buffer::new(4096);
     let mut sender = Sender::new().unwrap();
@@ -267,6 +272,7 @@ fn a_peer_that_resets_fails_its_connection_and_frees_it_on_close() {
         server,
         entry,
         handshake,
+        ..
     } = pair();
     let buffer = Buffer::new(4096);
     let mut sender = Sender::new().unwrap();
@@ -320,7 +326,7 @@ fn a_peer_that_resets_fails_its_connection_and_frees_it_on_close() {
 
 #[test]
 fn without_a_gate_the_socket_says_what_the_peer_has() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (server, _) = listener.accept().unwrap();
     let buffer = Buffer::new(64 << 10);
@@ -371,6 +377,7 @@ fn a_slow_reader_is_found_and_its_client_told() {
         server,
         entry,
         handshake,
+        ..
     } = pair();
     let injector = bed.inside('p', || Injector::open().unwrap());
     let mut slow = SlowReaders::default();
@@ -404,6 +411,7 @@ fn entries_come_back() {
     let Pair {
         bed,
         mut gate,
+        listener,
         client,
         server,
         entry,
@@ -413,8 +421,6 @@ fn entries_come_back() {
     drop((client, server));
     gate.finish(entry, true).unwrap();
     assert!(gate.register(&tuple).is_err());
-    let listener = listen(&bed, 'p');
-    listener.set_nonblocking(false).unwrap();
     // Unregistered connections are swept once they are silent.
     let clients: Vec<_> = (0..20)
         .map(|_| bed.inside('c', || TcpStream::connect(service()).unwrap()))

@@ -253,13 +253,15 @@ pub fn fixed_addresses() -> io::Result<()> {
     }
 }
 
-/// Gives every signal its default disposition and unblocks all: what a program expects at its start.
-/// Signals that are ignored now stay ignored, as after `nohup`, except SIGPIPE, which Rust's runtime
-/// ignores of its own accord.
+/// Gives every signal its default disposition and unblocks all: what a program expects at its start. Ignored ones
+/// are among them: a program may ask, and its replay, begun by somebody else, must be told the same.
 pub fn default_signals() {
-    // SAFETY: SIGPIPE gets its default disposition; `empty` is initialised by sigemptyset before use.
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: the default disposition runs no code of ours. SIGKILL, SIGSTOP and libc's own are refused.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: `empty` is initialised by sigemptyset before use.
     unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         let mut empty: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut empty);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, std::ptr::null_mut());
