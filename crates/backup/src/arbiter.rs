@@ -127,6 +127,12 @@ impl Arbiter {
         self.last_beat
     }
 
+    /// True if the primary's last heartbeat said that it will not speak.
+    #[must_use]
+    pub fn is_yielded(&self) -> bool {
+        self.yielded
+    }
+
     /// The verdict on a heartbeat that is answered at `now`. A heartbeat that was overtaken by a later one
     /// gets no promise.
     pub fn heartbeat(&mut self, beat: &Beat, now: Nanos) -> Verdict {

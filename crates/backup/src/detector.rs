@@ -4,11 +4,23 @@ use core::time::Duration;
 
 use stream::Nanos;
 
+/// A look that comes later than this part of the time-out says that whoever looks stood still: heartbeats may
+/// wait to be read, and what held this host up may have held the primary up too.
+const LATE: u32 = 4;
+/// How often in one silence a late look postpones the suspicion: a host that never runs in time must notice
+/// the loss all the same.
+const MOST_POSTPONED: u32 = 4;
+
 /// Watches one primary's heartbeats. Every moment is of the backup's boot-time clock.
+///
+/// Whoever asks [`Detector::check`] asks again at the deadline it was told, or as soon after as it can.
 #[derive(Clone, Debug)]
 pub struct Detector {
     timeout: Duration,
     last: Option<Nanos>,
+    /// Instead of a time-out after the last heartbeat.
+    postponed: Option<Nanos>,
+    times_postponed: u32,
     suspected: Option<Suspicion>,
     false_alarms: u64,
     longest_silence: Duration,
@@ -57,6 +69,8 @@ impl Detector {
         Self {
             timeout,
             last: None,
+            postponed: None,
+            times_postponed: 0,
             suspected: None,
             false_alarms: 0,
             longest_silence: Duration::ZERO,
@@ -69,6 +83,7 @@ impl Detector {
             self.longest_silence = self.longest_silence.max(now.since(last));
         }
         self.last = Some(self.last.map_or(now, |last| last.max(now)));
+        self.begin_anew();
         let wrong = self.suspected.is_some_and(|s| s.cause != Cause::Yielded);
         if wrong {
             self.suspected = None;
@@ -87,15 +102,25 @@ impl Detector {
         self.suspect(now, Cause::Yielded)
     }
 
-    /// What is known at `now`; notices the silence.
+    /// What is known at `now`; notices the silence. A look that comes much too late is no evidence: it
+    /// postpones the suspicion by a time-out.
     pub fn check(&mut self, now: Nanos) -> Status {
-        match (self.last, self.suspected) {
-            (_, Some(suspicion)) => Status::Suspected(suspicion),
-            (None, None) => Status::Waiting,
-            (Some(last), None) if now >= last + self.timeout => self.suspect(now, Cause::Silence),
-            (Some(last), None) => Status::Alive {
-                deadline: last + self.timeout,
-            },
+        if let Some(suspicion) = self.suspected {
+            return Status::Suspected(suspicion);
+        }
+        let Some(last) = self.last else {
+            return Status::Waiting;
+        };
+        let mut deadline = self.postponed.unwrap_or(last + self.timeout);
+        if now.since(deadline) > self.timeout / LATE && self.times_postponed < MOST_POSTPONED {
+            self.times_postponed += 1;
+            deadline = now + self.timeout;
+            self.postponed = Some(deadline);
+        }
+        if now >= deadline {
+            self.suspect(now, Cause::Silence)
+        } else {
+            Status::Alive { deadline }
         }
     }
 
@@ -103,6 +128,12 @@ impl Detector {
     pub fn rearm(&mut self, now: Nanos) {
         self.suspected = None;
         self.last = self.last.map(|last| last.max(now));
+        self.begin_anew();
+    }
+
+    fn begin_anew(&mut self) {
+        self.postponed = None;
+        self.times_postponed = 0;
     }
 
     /// Suspicions that a later heartbeat proved wrong.
@@ -169,7 +200,7 @@ mod tests {
     fn a_late_heartbeat_is_a_false_alarm() {
         let mut d = detector();
         d.heard(Nanos(0));
-        d.check(Nanos(70 * MS));
+        d.check(Nanos(51 * MS));
         assert!(d.heard(Nanos(80 * MS)));
         assert_eq!(
             (d.false_alarms(), d.longest_silence()),
@@ -181,6 +212,35 @@ mod tests {
                 deadline: Nanos(130 * MS)
             }
         );
+    }
+
+    #[test]
+    fn who_stood_still_itself_waits_another_time_out() {
+        let mut d = detector();
+        d.heard(Nanos(0));
+        let alive = |ms| Status::Alive {
+            deadline: Nanos(ms * MS),
+        };
+        assert_eq!(d.check(Nanos(134 * MS)), alive(184));
+        assert_eq!(d.check(Nanos(150 * MS)), alive(184));
+        assert!(!d.heard(Nanos(151 * MS)), "nothing was suspected");
+        assert_eq!(d.check(Nanos(152 * MS)), alive(201));
+        assert!(matches!(d.check(Nanos(202 * MS)), Status::Suspected(_)));
+    }
+
+    #[test]
+    fn a_host_that_is_always_late_notices_a_loss() {
+        let mut d = detector();
+        d.heard(Nanos(0));
+        let mut now = Nanos(0);
+        let looks = (1..).find(|_| {
+            let status = d.check(now);
+            if let Status::Alive { deadline } = status {
+                now = deadline + Duration::from_millis(30);
+            }
+            matches!(status, Status::Suspected(_))
+        });
+        assert_eq!(looks, Some(2 + MOST_POSTPONED));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 mod attempt;
 
-pub use attempt::{Attempt, LiveError};
+pub use attempt::{Attempt, Back, LiveError};
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;

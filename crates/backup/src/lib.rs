@@ -22,5 +22,5 @@ pub mod server;
 pub mod store;
 pub mod takeover;
 
-pub use guard::{Attempt, Event, Guard};
+pub use guard::{Attempt, Back, Event, Guard};
 pub use server::{Options, Server};

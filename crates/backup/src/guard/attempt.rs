@@ -15,7 +15,17 @@ use crate::store::Image;
 pub struct Attempt<I: Image> {
     guard: Arc<Guard<I>>,
     generation: u64,
+    /// The primary's last heartbeat before it.
+    last_beat: u64,
     done: bool,
+}
+
+/// The primary was heard while it was being replaced: it was silent, and is not dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the primary is back: its heartbeat {beat} came")]
+pub struct Back {
+    /// The number of its last heartbeat.
+    pub beat: u64,
 }
 
 /// Why an attempt cannot go live.
@@ -32,9 +42,11 @@ pub enum LiveError {
 impl<I: Image> Attempt<I> {
     /// The takeover that the guard's arbiter has just begun.
     pub(super) fn new(guard: Arc<Guard<I>>, generation: u64) -> Self {
+        let last_beat = locked(&guard.watch).arbiter.last_beat();
         Self {
             guard,
             generation,
+            last_beat,
             done: false,
         }
     }
@@ -67,6 +79,21 @@ impl<I: Image> Attempt<I> {
             }
             let waited = self.guard.watch_moved.wait_timeout(watch, left);
             watch = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The last moment at which a takeover can be called off without a trace: before anything is sent. Fails
+    /// if the primary was heard since the takeover began, unless it said that it will not speak.
+    ///
+    /// # Errors
+    /// [`Back`]: the attempt is to be dropped.
+    pub fn confirm(&self) -> Result<(), Back> {
+        let watch = locked(&self.guard.watch);
+        let beat = watch.arbiter.last_beat();
+        if beat == self.last_beat || watch.arbiter.is_yielded() {
+            Ok(())
+        } else {
+            Err(Back { beat })
         }
     }
 

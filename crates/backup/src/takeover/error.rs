@@ -11,7 +11,7 @@ use sys::memory::MemoryError;
 use sys::ptrace::TraceError;
 use sys::remote::RemoteError;
 
-use crate::guard::LiveError;
+use crate::guard::{Back, LiveError};
 use crate::store::StoreError;
 
 /// Why a takeover did not come about.
@@ -82,6 +82,9 @@ pub enum TakeoverError {
     /// The container may not speak.
     #[error(transparent)]
     Live(#[from] LiveError),
+    /// It is not needed any more.
+    #[error(transparent)]
+    Back(#[from] Back),
     /// The kernel refused something.
     #[error("{what} failed: {source}")]
     Io {

@@ -189,6 +189,7 @@ impl Vacant {
         let fold = folded.merge.fold();
         single_process(fold, process.number)?;
         attempt.wait_until_clear();
+        attempt.confirm()?;
         clock.step("fence");
         let ready = self.reconnect(&arena, handshakes, &folded, &process, suspicion, &mut clock)?;
         let Reconnected { prober, ready } = ready;

@@ -44,6 +44,7 @@ fn a_lost_primary_is_taken_over_and_fenced_for_good() {
     assert!(clear > Nanos(0));
     attempt.wait_until_clear();
     assert!(Nanos::now() >= clear);
+    attempt.confirm().unwrap();
     assert_eq!(attempt.go_live().unwrap(), 2);
 
     // The old primary, healed: under its own generation, as any connection of its run, and as a new run.
@@ -122,6 +123,7 @@ fn a_takeover_called_off_gives_everything_back() {
     ));
     attempt.wait_until_clear();
     assert!(!p.pulse.lease().is_live(Nanos::now()));
+    assert!(attempt.confirm().is_err(), "the primary was heard");
     drop(attempt);
     p.acked(n);
     while p.outcomes.try_recv().is_ok() {}
@@ -140,7 +142,10 @@ fn a_primary_that_gives_up_need_not_be_waited_for() {
         panic!()
     };
     assert_eq!(suspicion.cause, Cause::Yielded);
-    assert_eq!(guard.take_over().unwrap().go_live().unwrap(), 2);
+    let attempt = guard.take_over().unwrap();
+    p.pulse.beat().unwrap();
+    attempt.confirm().unwrap();
+    assert_eq!(attempt.go_live().unwrap(), 2);
 }
 
 #[test]

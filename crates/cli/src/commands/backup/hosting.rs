@@ -11,7 +11,7 @@ use backup::arbiter::Phase;
 use backup::detector::Suspicion;
 use backup::server::Handle;
 use backup::takeover::{Checkpoint, Details, Live, Report, Standby, TakeoverError};
-use backup::{Event, Guard};
+use backup::{Back, Event, Guard};
 use eventlog::codec;
 
 /// How often a takeover is tried; what fails once by a race of the log's end may come right.
@@ -173,6 +173,13 @@ impl Hosting {
     }
 }
 
+/// Why one attempt did not end in a takeover.
+enum Failed {
+    /// None is needed.
+    CalledOff(Back),
+    Tried(String),
+}
+
 fn standby(guard: &Arc<Guard<Checkpoint>>, bridge: Option<&str>) -> Result<Standby, String> {
     let details: Details = codec::decode(&guard.hello().details).map_err(|e| e.to_string())?;
     let bridge = bridge.map_or_else(|| details.bridge.clone(), str::to_owned);
@@ -193,7 +200,11 @@ fn take_over(
                 println!("takeover {name} {report} attempts={attempt}");
                 return Some(live);
             }
-            Err(error) => eprintln!(
+            Err(Failed::CalledOff(back)) => {
+                eprintln!("understudy: takeover of {name} called off: {back}");
+                return None;
+            }
+            Err(Failed::Tried(error)) => eprintln!(
                 "understudy: takeover of {name}, attempt {attempt} of {ATTEMPTS}: {error}"
             ),
         }
@@ -207,13 +218,17 @@ fn try_once(
     prepared: Option<Standby>,
     bridge: Option<&str>,
     suspicion: Suspicion,
-) -> Result<(Live, Report), String> {
-    let attempt = guard.take_over().map_err(|e| e.to_string())?;
+) -> Result<(Live, Report), Failed> {
+    let attempt = guard
+        .take_over()
+        .map_err(|e| Failed::Tried(e.to_string()))?;
     let standby = match prepared {
         Some(standby) => standby,
-        None => standby(guard, bridge)?,
+        None => standby(guard, bridge).map_err(Failed::Tried)?,
     };
-    standby
-        .take_over(attempt, suspicion)
-        .map_err(|e: TakeoverError| e.to_string())
+    let taken = standby.take_over(attempt, suspicion);
+    taken.map_err(|error| match error {
+        TakeoverError::Back(back) => Failed::CalledOff(back),
+        other => Failed::Tried(other.to_string()),
+    })
 }
