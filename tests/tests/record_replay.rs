@@ -247,6 +247,18 @@ fn threads_that_share_a_lock() {
 }
 
 #[test]
+fn threads_that_share_every_kind_of_lock() {
+    let command = ["gcc", "-O1", "-pthread"];
+    let source = include_str!("programs/primitives.c");
+    let prepare = |scratch: &Path| drop(compile(&command, source, scratch));
+    let printed = twice(&["./program"], prepare, |_, _| {});
+    assert!(
+        lines(&printed) > 9 && printed.ends_with("done\n"),
+        "{printed}"
+    );
+}
+
+#[test]
 fn a_static_program_with_musl() {
     let printed = twice(
         &["./program"],

@@ -1,4 +1,4 @@
-//! Mutexes, condition variables and semaphores of the C library, replaced so that their order is recorded.
+//! Mutexes and condition variables of the C library, replaced so that their order is recorded.
 //!
 //! Each lock carries a version in bytes of its own that glibc leaves unused: an acquisition logs it, a release
 //! counts it up, and replay lets a thread have the lock when the version is the logged one. Nothing here
@@ -6,7 +6,7 @@
 //!
 //! Layout of `pthread_mutex_t` (glibc x86-64): lock word at 0, count 4, owner 8, kind 16, version 24 (the
 //! list link of robust mutexes, which are handled as plain ones). `pthread_cond_t`: sequence at 0, clock bit
-//! at 36. `sem_t`: value at 0, guard 4 (glibc's count of waiters), sharing 8, version 16.
+//! at 36.
 
 use core::sync::atomic::{
     AtomicU32, AtomicU64,
@@ -19,7 +19,7 @@ use guest::abi::{ThreadBlock, failure};
 use crate::dispatch::hold_if_asked;
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
-use crate::{order, thread};
+use crate::{order, thread, user};
 
 /// A function of the C library that is replaced.
 pub(crate) struct Replacement {
@@ -79,47 +79,23 @@ pub(crate) static FUNCTIONS: &[Replacement] = &[
         name: b"pthread_cond_broadcast",
         function: cond_broadcast as *const (),
     },
-    Replacement {
-        name: b"sem_init",
-        function: sem_init as *const (),
-    },
-    Replacement {
-        name: b"sem_wait",
-        function: sem_wait as *const (),
-    },
-    Replacement {
-        name: b"sem_trywait",
-        function: sem_trywait as *const (),
-    },
-    Replacement {
-        name: b"sem_timedwait",
-        function: sem_timedwait as *const (),
-    },
-    Replacement {
-        name: b"sem_clockwait",
-        function: sem_clockwait as *const (),
-    },
-    Replacement {
-        name: b"sem_post",
-        function: sem_post as *const (),
-    },
 ];
 
 /// Kinds of mutexes.
 pub(crate) const RECURSIVE: u32 = 1;
 const ERRORCHECK: u32 = 2;
 const KIND: u32 = 3;
-const CLOCK_REALTIME: u64 = 0;
+pub(crate) const CLOCK_REALTIME: u64 = 0;
 const CLOCK_MONOTONIC: u64 = 1;
 
 /// A time-out: the clock and the address of an absolute timespec, 0 for none.
 #[derive(Clone, Copy)]
-struct Until {
-    clock: u64,
-    at: u64,
+pub(crate) struct Until {
+    pub(crate) clock: u64,
+    pub(crate) at: u64,
 }
 
-const FOR_EVER: Until = Until {
+pub(crate) const FOR_EVER: Until = Until {
     clock: CLOCK_REALTIME,
     at: 0,
 };
@@ -135,8 +111,8 @@ pub(crate) fn inside<T>(body: impl FnOnce(&ThreadBlock) -> T) -> T {
     value
 }
 
-/// Sleeps on a word of the application; false when the time is up.
-fn sleep(word: &AtomicU32, value: u32, until: Until) -> bool {
+/// Sleeps on a word of the application; the error number that ends the wait, 0 if it may go on.
+pub(crate) fn sleep(word: &AtomicU32, value: u32, until: Until) -> i64 {
     const WAIT_BITSET: u64 = 9;
     const REALTIME: u64 = 256;
     const ANY: u64 = u32::MAX as u64;
@@ -146,18 +122,26 @@ fn sleep(word: &AtomicU32, value: u32, until: Until) -> bool {
         WAIT_BITSET
     };
     let args = [word.as_ptr() as u64, op, u64::from(value), until.at, 0, ANY];
-    raw::call_waiting(nr::FUTEX, &args) != -raw::ETIMEDOUT
+    match raw::call_waiting(nr::FUTEX, &args) {
+        result if result == -raw::ETIMEDOUT => raw::ETIMEDOUT,
+        // The kernel takes no moment before 1970, which has passed for the C library.
+        result if result == -raw::EINVAL => match user::read::<[i64; 2]>(until.at) {
+            Ok([..0, 0..1_000_000_000]) => raw::ETIMEDOUT,
+            _ => raw::EINVAL,
+        },
+        _ => 0,
+    }
 }
 
 /// A word inside an object of the application.
-fn word<'a>(object: u64, offset: u64) -> &'a AtomicU32 {
+pub(crate) fn word<'a>(object: u64, offset: u64) -> &'a AtomicU32 {
     // SAFETY: the application called a lock function with this object, which the C library would access in
     // the same way; all accesses are atomic.
     unsafe { &*((object + offset) as *const AtomicU32) }
 }
 
 /// A version inside an object of the application.
-fn version_word<'a>(object: u64, offset: u64) -> &'a AtomicU64 {
+pub(crate) fn version_word<'a>(object: u64, offset: u64) -> &'a AtomicU64 {
     // SAFETY: as for `word`; the offset is a multiple of eight in an object aligned to eight.
     unsafe { &*((object + offset) as *const AtomicU64) }
 }
@@ -308,9 +292,10 @@ impl Mutex {
             if self.lock_word().swap(2, Acquire) == 0 {
                 break;
             }
-            if !sleep(self.lock_word(), 2, until) {
-                emit(t, kind::LOCK, self.at, -raw::ETIMEDOUT);
-                return raw::ETIMEDOUT;
+            let over = sleep(self.lock_word(), 2, until);
+            if over != 0 {
+                emit(t, kind::LOCK, self.at, -over);
+                return over;
             }
         }
         self.own(t);
@@ -448,8 +433,8 @@ fn pause_on(t: &ThreadBlock, cond: u64, sequence: u32, until: Until) -> i64 {
         if word(cond, 0).load(Acquire) != sequence {
             break;
         }
-        if !sleep(word(cond, 0), sequence, until) {
-            result = raw::ETIMEDOUT;
+        result = sleep(word(cond, 0), sequence, until);
+        if result != 0 {
             break;
         }
     }
@@ -491,150 +476,4 @@ extern "C" fn cond_signal(cond: u64) -> i64 {
 
 extern "C" fn cond_broadcast(cond: u64) -> i64 {
     inside(|_| wake(cond, i32::MAX as u32))
-}
-
-struct Semaphore {
-    at: u64,
-}
-
-impl Semaphore {
-    fn value(&self) -> &AtomicU32 {
-        word(self.at, 0)
-    }
-
-    fn guard(&self) -> &AtomicU32 {
-        word(self.at, 4)
-    }
-
-    fn version(&self) -> &AtomicU64 {
-        version_word(self.at, 16)
-    }
-
-    /// Changes value and version together; the version before the change, or `None` if `step` did not want to.
-    fn change(&self, step: impl FnOnce(u32) -> Option<u32>) -> Option<u64> {
-        let mut spins = 0;
-        while self
-            .guard()
-            .compare_exchange(0, 1, Acquire, Relaxed)
-            .is_err()
-        {
-            order::pause(&mut spins);
-        }
-        let changed = step(self.value().load(Relaxed)).map(|value| {
-            self.value().store(value, Relaxed);
-            self.version().fetch_add(1, Release)
-        });
-        self.guard().store(0, Release);
-        changed
-    }
-
-    fn down(&self) -> Option<u64> {
-        self.change(|value| value.checked_sub(1))
-    }
-
-    /// Waits for the logged turn. `Some(result)` when the log answers.
-    fn replayed(&self, t: &ThreadBlock, kind: u16, step: i64) -> Option<i64> {
-        let result = take(t, kind, self.at)?;
-        if result < 0 {
-            return Some(result);
-        }
-        order::await_value(t, self.version(), result.cast_unsigned()).then_some(())?;
-        self.change(|value| Some(value.wrapping_add_signed(step as i32)));
-        Some(0)
-    }
-
-    fn wait(&self, t: &ThreadBlock, until: Until) -> i64 {
-        loop {
-            if log::now() == Mode::Replay {
-                if let Some(result) = self.replayed(t, kind::LOCK, -1) {
-                    return result;
-                }
-                continue;
-            }
-            if let Some(version) = self.down() {
-                emit(t, kind::LOCK, self.at, version.cast_signed());
-                return 0;
-            }
-            if !sleep(self.value(), 0, until) {
-                emit(t, kind::LOCK, self.at, -raw::ETIMEDOUT);
-                return -raw::ETIMEDOUT;
-            }
-        }
-    }
-
-    fn try_wait(&self, t: &ThreadBlock) -> i64 {
-        if log::now() == Mode::Replay
-            && let Some(result) = self.replayed(t, kind::TRYLOCK, -1)
-        {
-            return result;
-        }
-        let result = self.down().map_or(-raw::EAGAIN, u64::cast_signed);
-        emit(t, kind::TRYLOCK, self.at, result);
-        result.min(0)
-    }
-
-    fn post(&self, t: &ThreadBlock) -> i64 {
-        if log::now() == Mode::Replay
-            && let Some(result) = self.replayed(t, kind::LOCK, 1)
-        {
-            return result;
-        }
-        if let Some(version) = self.change(|value| Some(value.wrapping_add(1))) {
-            emit(t, kind::LOCK, self.at, version.cast_signed());
-        }
-        raw::futex_wake(self.value(), 1);
-        0
-    }
-}
-
-/// A semaphore function reports errors through errno, which lies where the C library says.
-fn with_errno(result: i64) -> i64 {
-    if result >= 0 {
-        return 0;
-    }
-    crate::symbols::set_errno((-result) as i32);
-    -1
-}
-
-/// The version starts at 0 in every run, whatever the memory held before.
-extern "C" fn sem_init(at: u64, shared: u32, value: u32) -> i64 {
-    if value > i32::MAX as u32 {
-        return with_errno(-raw::EINVAL);
-    }
-    let semaphore = Semaphore { at };
-    semaphore.version().store(0, Relaxed);
-    semaphore.guard().store(0, Relaxed);
-    word(at, 8).store(if shared == 0 { 0 } else { 128 }, Relaxed);
-    semaphore.value().store(value, Release);
-    0
-}
-
-extern "C" fn sem_wait(at: u64) -> i64 {
-    with_errno(inside(|t| Semaphore { at }.wait(t, FOR_EVER)))
-}
-
-extern "C" fn sem_trywait(at: u64) -> i64 {
-    with_errno(inside(|t| Semaphore { at }.try_wait(t)))
-}
-
-extern "C" fn sem_timedwait(at: u64, until: u64) -> i64 {
-    with_errno(inside(|t| {
-        Semaphore { at }.wait(
-            t,
-            Until {
-                clock: CLOCK_REALTIME,
-                at: until,
-            },
-        )
-    }))
-}
-
-extern "C" fn sem_clockwait(at: u64, clock: u64, until: u64) -> i64 {
-    with_errno(inside(|t| {
-        Semaphore { at }.wait(t, Until { clock, at: until })
-    }))
-}
-
-extern "C" fn sem_post(at: u64) -> i64 {
-    with_errno(inside(|t| Semaphore { at }.post(t)))
 }

@@ -10,6 +10,7 @@
 #![no_main]
 
 mod backlog;
+mod barriers;
 mod calls;
 mod connections;
 mod debts;
@@ -27,8 +28,11 @@ mod order;
 mod patch;
 mod raw;
 mod ring;
+mod rwlocks;
+mod semaphores;
 mod shapes;
 mod signals;
+mod spins;
 mod stacks;
 mod symbols;
 mod tables;

@@ -11,7 +11,10 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use guest::prologue;
 
 use crate::raw::{self, nr};
-use crate::{entry, heap, jemalloc, joins, locks, stacks, symbols, thread, unwinding, user};
+use crate::{
+    barriers, entry, heap, jemalloc, joins, locks, rwlocks, semaphores, spins, stacks, symbols,
+    thread, unwinding, user,
+};
 
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 const JUMP: u8 = 0xe9;
@@ -60,7 +63,14 @@ pub(crate) fn adopt_text(start: u64, end: u64) {
         let memory = library
             .function(heap::MARK)
             .map_or(&[][..], |_| heap::FUNCTIONS);
-        for replacement in locks::FUNCTIONS.iter().chain(memory) {
+        let ordered = [
+            locks::FUNCTIONS,
+            rwlocks::FUNCTIONS,
+            semaphores::FUNCTIONS,
+            barriers::FUNCTIONS,
+            spins::FUNCTIONS,
+        ];
+        for replacement in ordered.into_iter().flatten().chain(memory) {
             if let Some(address) = library.function(replacement.name)
                 && (start..end - JUMP_LEN).contains(&address)
             {
