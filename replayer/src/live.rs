@@ -93,7 +93,7 @@ pub fn to_log_end<S: Source>(
 /// Whether every thread that is neither at its log's end nor waiting sleeps with its log consumed.
 fn rest_sleeps(arena: &Arena, sleeps: &impl Fn(u32) -> bool) -> bool {
     (0..MAX_SLOTS).map(|index| arena.slot(index)).all(|ring| {
-        ring.state.load(Acquire) != slot::LIVE
+        !matches!(ring.state.load(Acquire), slot::LIVE | slot::EARLY)
             || ring.end.load(Acquire) != 0
                 && ring.tail.load(Acquire) == ring.head.load(Acquire)
                 && sleeps(ring.tid.load(Acquire))

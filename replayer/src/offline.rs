@@ -8,6 +8,7 @@ use std::sync::atomic::{
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use guest::abi::flag;
 use sys::arena::Arena;
 use sys::follow::{FollowError, Follower};
 
@@ -93,6 +94,9 @@ impl Replay {
                 &flag,
             );
             kill();
+            if arena.control().flags.load(Acquire) & flag::TIMED == 0 {
+                tracing::info!("the order of time was given up");
+            }
             outcome
         });
         Ok(Self {

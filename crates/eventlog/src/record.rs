@@ -24,8 +24,8 @@
 //! * `kind`: a system-call number (0 to 1023) or one of [`kind`]'s own (1024 to 16383). Bit 14 is set when
 //!   the record behind this one is a signal that was delivered at the call's end.
 //! * `hash`: [`fold_hash`] of the call's scalar arguments; replay compares it.
-//! * `ticks`: time-stamp counter since the thread's last record, in units of 2^[`TICK_SHIFT`] cycles,
-//!   saturating.
+//! * `ticks`: time since the thread's last record (a thread's first: since its creator's last), as
+//!   [`ticks_of`] packs it: exact up to some seconds, beyond that to 27 digits.
 //! * `result`: what the call returned (−errno on failure), or the event's own value.
 //! * `arg0`: the call's first argument cut to 32 bits: for most calls, the descriptor.
 //! * `version`: of the shared object that the call was ordered by; for an output call, the hash of the
@@ -41,8 +41,28 @@ pub const LONG_FLAG: u16 = 0x8000;
 pub const SIGNAL_FLAG: u16 = 0x4000;
 /// Most bytes of payload in one record: larger transfers are split by the guest into several calls.
 pub const MAX_PAYLOAD: usize = 512 << 10;
-/// Cycles are stored divided by two to this power.
+/// Cycles of the time-stamp counter are stored divided by two to this power.
 pub const TICK_SHIFT: u32 = 6;
+/// Digits of packed ticks; the bits above are the power of two they are multiplied by.
+const TICK_DIGITS: u32 = 27;
+
+/// Packs a number of cycles. What is cut off is no more than one part in 2^26, or one unit.
+#[inline]
+#[must_use]
+pub const fn ticks_of(cycles: u64) -> u32 {
+    let units = cycles >> TICK_SHIFT;
+    let power = (u64::BITS - units.leading_zeros()).saturating_sub(TICK_DIGITS);
+    (units >> power) as u32 | power << TICK_DIGITS
+}
+
+/// The number of cycles that was packed, or somewhat less.
+#[inline]
+#[must_use]
+pub const fn cycles_of(ticks: u32) -> u64 {
+    let (digits, power) = (ticks & ((1 << TICK_DIGITS) - 1), ticks >> TICK_DIGITS);
+    // A power that nothing was packed with loses digits, and nothing else.
+    ((digits as u64) << power) << TICK_SHIFT
+}
 
 /// Offset of `kind` in a stored record.
 pub const KIND_AT: usize = 0;
@@ -106,7 +126,7 @@ pub struct Header {
     pub kind: u16,
     /// Hash of the arguments.
     pub hash: u16,
-    /// Ticks since the thread's last record.
+    /// Time since the thread's last record; see [`ticks_of`].
     pub ticks: u32,
     /// The result.
     pub result: i64,
@@ -355,6 +375,17 @@ pub const HASH_SEED: u64 = 0x243f_6a88_85a3_08d3;
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn time_is_packed_closely(cycles: u64) {
+            let back = cycles_of(ticks_of(cycles));
+            prop_assert!(back <= cycles);
+            prop_assert!(cycles - back < 64.max(cycles >> 26));
+            let again = ticks_of(back);
+            prop_assert_eq!(cycles_of(again), back);
+        }
+    }
 
     proptest! {
         #[test]

@@ -103,6 +103,10 @@ pub struct Control {
     pub drainer_asleep: AtomicU32,
     /// Switches of [`flag`].
     pub flags: AtomicU32,
+    /// Rings that were ever taken: those from here on are free.
+    pub slots: AtomicU32,
+    /// Replay: records that were taken, to tell standstill from patience.
+    pub moves: AtomicU32,
     /// Order of container-wide objects: process numbering, then standard output.
     pub pids: Order,
     /// Order of writes to standard output and error.
@@ -151,6 +155,9 @@ pub mod flag {
     pub const OWN_OUTPUT: u32 = 1;
     /// Replay ends at the log's end by waiting there (takeover), not by ending the process (offline).
     pub const HOLD_AT_END: u32 = 2;
+    /// Replay: a thread takes its next record when the others have taken all of theirs that are older. The guest clears
+    /// it when that leads nowhere.
+    pub const TIMED: u32 = 4;
 }
 
 /// A lock with a version, for an object that processes share.
@@ -214,7 +221,12 @@ pub struct Slot {
     pub end: AtomicU32,
     /// Where in the memory of the process the thread's block lies.
     pub block: AtomicU64,
-    pad0: [u64; 4],
+    /// The time of the last record that its thread consumed, in cycles of the recording host; for a thread that is
+    /// being made, or a process that changes its image, of the last record before. See [`flag::TIMED`].
+    pub time: AtomicU64,
+    /// When its thread took that record, in cycles of this host; 0 once it has come to the next.
+    pub taken_at: AtomicU64,
+    pad0: [u64; 2],
     /// Bytes produced since the stream's start.
     pub head: AtomicU64,
     /// Futex: 1 while the consumer sleeps (replay: the guest).
@@ -241,6 +253,8 @@ pub mod slot {
     pub const CLAIMED: u32 = 4;
     /// Replay: its thread waits for its turn on a shared object.
     pub const WAITING: u32 = 5;
+    /// Replay: its thread waits until others have taken older records.
+    pub const EARLY: u32 = 6;
 }
 
 /// Values of [`Slot::request`].
@@ -347,7 +361,7 @@ pub struct ThreadBlock {
     pub why: AtomicU64,
     /// Bytes of its stream that it has committed (recording) or consumed (replay).
     pub position: AtomicU64,
-    /// Time-stamp counter at the last record.
+    /// The time of the last record, in cycles of the recording host, as the records' ticks add up to it.
     pub tsc: AtomicU64,
     /// Index of its ring.
     pub slot: AtomicU32,

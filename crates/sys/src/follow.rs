@@ -198,6 +198,7 @@ fn prepare_first_ring(arena: &Arena) {
     first
         .stream
         .store(arena.control().next_stream.fetch_add(1, Release), Release);
+    arena.control().slots.fetch_max(1, Release);
     first.state.store(slot::LIVE, Release);
 }
 

@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[&str] = &[
     "libbpf-dev",
     "lighttpd",
     "llvm",
+    "memcached",
     "musl-tools",
     "python3",
     "redis-tools",

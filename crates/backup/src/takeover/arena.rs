@@ -1,9 +1,11 @@
 //! The arena of a restored container, in replay mode: made empty, then brought to what it was at the cut.
 
+use std::mem::offset_of;
 use std::sync::atomic::Ordering::{AcqRel, Release};
 
 use eventlog::handover::{ConnectionCut, GuestState, ThreadState};
-use guest::abi::{MAX_CONNS, MAX_SLOTS, OUTPUT_LEN, flag, mode, slot};
+use eventlog::image::PAGE;
+use guest::abi::{MAX_CONNS, MAX_SLOTS, OUTPUT_LEN, ThreadBlock, flag, mode, slot};
 use sys::arena::Arena;
 
 use super::checkpoint::Checkpoint;
@@ -11,7 +13,7 @@ use super::error::{Result, TakeoverError, io};
 
 /// Makes it.
 pub(super) fn empty() -> Result<Arena> {
-    let flags = flag::OWN_OUTPUT | flag::HOLD_AT_END;
+    let flags = flag::OWN_OUTPUT | flag::HOLD_AT_END | flag::TIMED;
     Arena::new(mode::REPLAY, flags).map_err(io("making the shared memory"))
 }
 
@@ -25,6 +27,11 @@ pub(super) fn fill(arena: &Arena, checkpoint: &Checkpoint) -> Result<()> {
     for thread in &state.threads {
         let index = bounded(thread.slot, MAX_SLOTS, "rings that exist")?;
         fill_ring(arena, index, thread);
+        let time = time_of(checkpoint, thread).ok_or(TakeoverError::Missing {
+            what: "block of each thread",
+        })?;
+        arena.slot(index).time.store(time, Release);
+        control.slots.fetch_max(thread.slot + 1, AcqRel);
     }
     for connection in &state.connections {
         let index = bounded(connection.index, MAX_CONNS, "connections that exist")?;
@@ -63,6 +70,20 @@ fn fill_ring(arena: &Arena, index: usize, thread: &ThreadState) {
     ring.head.store(thread.position, Release);
     ring.tail.store(thread.position, Release);
     ring.state.store(slot::LIVE, Release);
+}
+
+/// When the thread made its last record before the cut.
+fn time_of(checkpoint: &Checkpoint, thread: &ThreadState) -> Option<u64> {
+    let at = thread
+        .block
+        .checked_add(offset_of!(ThreadBlock, tsc) as u64)?;
+    let (page, offset) = (at & !(PAGE - 1), (at & (PAGE - 1)) as usize);
+    // A page that nothing was ever written to is not there.
+    let Some(bytes) = checkpoint.store().page(page) else {
+        return Some(0);
+    };
+    let word = bytes.get(offset..offset + 8)?;
+    word.try_into().ok().map(u64::from_le_bytes)
 }
 
 fn fill_connection(arena: &Arena, index: usize, cut: &ConnectionCut) {

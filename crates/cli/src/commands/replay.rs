@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 
-use guest::abi::{ARENA_FD, REPLAY_STDERR_FD, REPLAY_STDOUT_FD, mode};
+use guest::abi::{ARENA_FD, REPLAY_STDERR_FD, REPLAY_STDOUT_FD, flag, mode};
 use replayer::{Log, Outcome, Replay};
 use shim::container::{Container, Isolation, Program, Spec};
 use shim::preflight::RECORDING;
@@ -29,7 +29,7 @@ pub(crate) fn run(arguments: ReplayArguments) -> Result<i32, Failure> {
     log.check_kernel(&kernel_release()?)?;
     let text = |bytes: &Vec<u8>| OsString::from_vec(bytes.clone());
     std::env::set_current_dir(text(&log.meta.directory))?;
-    let arena = Arc::new(Arena::new(mode::REPLAY, 0)?);
+    let arena = Arc::new(Arena::new(mode::REPLAY, flag::TIMED)?);
     let mut program = Program::new(log.meta.command.iter().map(text).collect());
     program.environment = Some(
         log.meta

@@ -9,7 +9,7 @@ use crate::log::{self, Mode};
 use crate::order::{self, MEMORY};
 use crate::raw::{self, nr};
 use crate::tables::{self, Kind};
-use crate::{connections, patch, signals, thread, vdso};
+use crate::{connections, pace, patch, signals, thread, vdso};
 
 /// What the injector fills in before it calls [`guest_init`].
 #[unsafe(no_mangle)]
@@ -64,7 +64,7 @@ fn take_over(t: &ThreadBlock, boot: &Boot) {
     t.stream.store(ring.stream.load(Relaxed), Relaxed);
     t.tid.store(raw::call(nr::GETTID, [0; 6]) as u32, Relaxed);
     t.pid.store(pid, Relaxed);
-    t.tsc.store(raw::cycles(), Relaxed);
+    pace::inherit(t);
     let position = if log::now() == Mode::Replay {
         &ring.tail
     } else {
@@ -139,6 +139,7 @@ fn drop_closed(inherited: &[core::sync::atomic::AtomicU32; INHERIT_FDS]) {
 
 /// Before execve: what the next image has to know of its descriptors.
 pub(crate) fn hand_over(t: &ThreadBlock) {
+    pace::hand_over(t.slot.load(Relaxed), t.tsc.load(Relaxed));
     let set = tables::of(t);
     for (fd, word) in thread::inherited(t.slot.load(Relaxed)).iter().enumerate() {
         word.store(set.word(fd as u64), Relaxed);

@@ -19,7 +19,7 @@ use guest::abi::{ThreadBlock, failure};
 use crate::dispatch::hold_if_asked;
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
-use crate::{order, thread, user};
+use crate::{order, pace, thread, user};
 
 /// A function of the C library that is replaced.
 pub(crate) struct Replacement {
@@ -182,6 +182,7 @@ enum Logged {
 /// are skipped by a call that waits, and attempts that the log lacks fail.
 fn take_attempt(t: &ThreadBlock, object: u64, waits: bool) -> Logged {
     let expected = if waits { kind::LOCK } else { kind::TRYLOCK };
+    pace::arrive(t);
     loop {
         let Some(next) = log::peek(t) else {
             return take(t, expected, object).map_or(Logged::Live, logged);

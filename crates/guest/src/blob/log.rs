@@ -2,12 +2,12 @@
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use eventlog::record::{Header, LONG_LEN, MAX_PAYLOAD, SHORT_LEN, TICK_SHIFT, stored_len};
+use eventlog::record::{Header, LONG_LEN, MAX_PAYLOAD, SHORT_LEN, cycles_of, stored_len, ticks_of};
 use guest::abi::{ThreadBlock, failure, mode};
 
 use crate::ring::Ring;
 use crate::thread::control;
-use crate::{raw, user};
+use crate::{pace, raw, user};
 
 /// What the guest does now.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -41,10 +41,10 @@ pub(crate) struct Writer<'a> {
 /// Starts a record: its header is in the ring, not yet committed. `header.payload_len` bytes of payload follow.
 #[inline(always)]
 pub(crate) fn begin<'a>(t: &'a ThreadBlock, mut header: Header) -> Writer<'a> {
-    let tsc = raw::cycles();
-    header.ticks =
-        u32::try_from(tsc.wrapping_sub(t.tsc.load(Relaxed)) >> TICK_SHIFT).unwrap_or(u32::MAX);
-    t.tsc.store(tsc, Relaxed);
+    let last = t.tsc.load(Relaxed);
+    header.ticks = ticks_of(raw::cycles().saturating_sub(last));
+    // What the packing cuts off is in the next record's.
+    t.tsc.store(last + cycles_of(header.ticks), Relaxed);
     t.unlogged.store(0, Relaxed);
     if t.pending.load(Relaxed) != 0 && t.inside.load(Relaxed) == 0 && header.kind < FIRST_OWN_KIND {
         header.signal = true;
@@ -169,6 +169,7 @@ pub(crate) fn peek(t: &ThreadBlock) -> Option<Taken<'_>> {
 /// be made live.
 #[inline(always)]
 pub(crate) fn take(t: &ThreadBlock, kind: u16) -> Option<Taken<'_>> {
+    pace::arrive(t);
     match peek(t) {
         Some(taken) => {
             if taken.header.kind != kind {
@@ -221,12 +222,20 @@ impl Taken<'_> {
     /// Consumes the record.
     #[inline(always)]
     pub(crate) fn finish(self) {
+        let time = self
+            .t
+            .tsc
+            .load(Relaxed)
+            .saturating_add(cycles_of(self.header.ticks));
+        pace::await_time(self.t, time);
+        self.t.tsc.store(time, Relaxed);
         self.t.unlogged.store(0, Relaxed);
         if self.header.signal {
             self.t.follows.store(1, Relaxed);
         }
         self.t.position.store(self.end, Relaxed);
-        self.ring.consumed(self.end);
+        self.ring.consumed(self.end, time);
+        pace::moved();
     }
 }
 

@@ -25,6 +25,7 @@ mod joins;
 mod locks;
 mod log;
 mod order;
+mod pace;
 mod patch;
 mod raw;
 mod ring;

@@ -89,10 +89,13 @@ impl Ring {
         }
     }
 
-    /// Gives everything before `at` back to the host.
+    /// Gives everything before `at` back to the host; the last record of it is of this time.
     #[inline(always)]
-    pub(crate) fn consumed(self, at: u64) {
+    pub(crate) fn consumed(self, at: u64, time: u64) {
+        // In this order: whoever reads in between takes the next record for older than it is, and looks again.
+        self.slot.taken_at.store(raw::cycles(), Release);
         self.slot.tail.store(at, Release);
+        self.slot.time.store(time, Release);
     }
 
     /// Waits until the stream reaches `upto`. False when it ends before, or when replay is over.

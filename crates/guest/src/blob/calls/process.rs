@@ -12,7 +12,7 @@ use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::shapes::Shape;
 use crate::thread::{self, control, slot_of};
-use crate::{connections, heap, init, order, ring, signals, stacks, tables, unwinding, user};
+use crate::{connections, heap, init, order, pace, ring, signals, stacks, tables, unwinding, user};
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_FILES: u64 = 0x400;
@@ -86,9 +86,11 @@ pub(crate) fn clone(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 
         && let Some(taken) = log::take(t, row.nr)
     {
         let (result, stream) = (taken.header.result, taken.value::<u32>(0));
+        let before = t.tsc.load(Relaxed);
         taken.finish();
         if result >= 0 {
-            let got = spawn(t, regs, wanted, Some((stream, result.cast_unsigned())));
+            let replayed = Some((stream, result.cast_unsigned()));
+            let got = spawn(t, regs, wanted, replayed, before);
             if got != result {
                 wrong_result(t, result, got);
             }
@@ -100,7 +102,8 @@ pub(crate) fn clone(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 
 
 fn spawn_recorded(t: &ThreadBlock, regs: &Regs, row: &Syscall, wanted: Wanted) -> i64 {
     let flags = wanted.args[0];
-    let result = spawn(t, regs, wanted, None);
+    // The call's own record is made when the child may already run.
+    let result = spawn(t, regs, wanted, None, t.tsc.load(Relaxed));
     if log::now() == Mode::Record {
         let header = Header {
             kind: row.nr,
@@ -118,11 +121,18 @@ fn spawn_recorded(t: &ThreadBlock, regs: &Regs, row: &Syscall, wanted: Wanted) -
     result
 }
 
-/// Makes the child. In replay: with this stream and this number.
-fn spawn(t: &ThreadBlock, regs: &Regs, mut wanted: Wanted, replayed: Option<(u32, u64)>) -> i64 {
+/// Makes the child, after the record of the time `before`. In replay: with this stream and this number.
+fn spawn(
+    t: &ThreadBlock,
+    regs: &Regs,
+    mut wanted: Wanted,
+    replayed: Option<(u32, u64)>,
+    before: u64,
+) -> i64 {
     let Some(index) = thread::claim_slot() else {
         return -raw::EAGAIN;
     };
+    pace::hand_over(index, before);
     let ring = slot_of(index);
     let stream = replayed.map_or_else(
         || control().next_stream.fetch_add(1, AcqRel),
@@ -254,7 +264,7 @@ pub(crate) extern "C" fn child_started(block: &ThreadBlock) {
         word.store(0, Relaxed);
     }
     block.hook_sp.store(block.hook_top.load(Relaxed), Relaxed);
-    block.tsc.store(raw::cycles(), Relaxed);
+    pace::inherit(block);
     if forked {
         thread::keep_only(block);
         order::reset_owners();
@@ -387,8 +397,10 @@ fn await_others(t: &ThreadBlock, of_process: impl Fn(u32) -> bool) {
     let mut spins = 0;
     for index in (0..MAX_SLOTS as u32).filter(|i| *i != mine) {
         let s = slot_of(index);
-        while matches!(s.state.load(Acquire), slot::LIVE | slot::WAITING)
-            && of_process(s.pid.load(Relaxed))
+        while matches!(
+            s.state.load(Acquire),
+            slot::LIVE | slot::WAITING | slot::EARLY
+        ) && of_process(s.pid.load(Relaxed))
             && !(s.end.load(Acquire) != 0 && s.tail.load(Acquire) == s.head.load(Acquire))
             && log::now() == Mode::Replay
         {

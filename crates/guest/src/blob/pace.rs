@@ -1,0 +1,151 @@
+//! The order of time: in replay, a thread takes its next record when the others have taken all that are older.
+//!
+//! What threads do to one another without a call or a lock (a flag that one sets and another looks at) is in no log. It
+//! comes about again if their calls interleave as they did when it was recorded, which the records' times tell.
+//!
+//! What a thread does between two records takes time here, too: it is waited for until it has come to its next record,
+//! or has had twice the time that it had when it was recorded.
+//!
+//! It is a help, and not a promise: times are taken when a record is made, a moment after what it tells. So when all wait
+//! for one another, the earliest goes on, and where nothing goes on for [`PATIENCE`], the order of time is given up for
+//! this replay: the order of objects alone is then left, as without.
+
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+
+use eventlog::record::cycles_of;
+use guest::abi::{RING_LEN, Slot, ThreadBlock, flag, slot};
+
+use crate::thread::{control, slot_of};
+use crate::{order, raw, ring, user};
+
+/// Cycles without any record taken after which a thread waits no longer for one that is behind.
+const PATIENCE: u64 = 300_000_000;
+/// The most that a thread is given for the time that it had had when it was recorded.
+const MOST: u64 = 2_000_000;
+/// Cycles that a thread is given in any case for what it does between two records.
+const START: u64 = 1_000_000;
+/// Bytes of a record up to and with its ticks.
+const WORD: u64 = 8;
+
+/// Waits until no other thread has a record that is older than `time` still to take.
+#[inline]
+pub(crate) fn await_time(t: &ThreadBlock, time: u64) {
+    if control().flags.load(Relaxed) & flag::TIMED == 0 {
+        return;
+    }
+    loop {
+        let made = control().next_stream.load(Acquire);
+        let own = t.slot.load(Relaxed);
+        for index in 0..control().slots.load(Acquire) {
+            if index != own && standing(index, time) != Standing::Done {
+                await_other(own, index, time);
+            }
+        }
+        // Threads that were made meanwhile may be older, too.
+        if control().next_stream.load(Acquire) == made {
+            return;
+        }
+    }
+}
+
+#[cold]
+fn await_other(own: u32, index: u32, time: u64) {
+    let state = &slot_of(own).state;
+    state.store(slot::EARLY, SeqCst);
+    let (mut spins, mut began, mut moves) = (0, raw::cycles(), 0);
+    while control().flags.load(Relaxed) & flag::TIMED != 0 {
+        match standing(index, time) {
+            Standing::Done => break,
+            Standing::Waits if is_first_of_all(time) => break,
+            Standing::Waits | Standing::Behind => order::pause(&mut spins),
+        }
+        let now = control().moves.load(Relaxed);
+        if now != moves {
+            (began, moves) = (raw::cycles(), now);
+        }
+        if raw::cycles().saturating_sub(began) > PATIENCE {
+            control().flags.fetch_and(!flag::TIMED, Relaxed);
+        }
+    }
+    state.store(slot::LIVE, SeqCst);
+}
+
+/// Whether every thread waits for another, and none of those that are early is earlier than the one at `time`.
+fn is_first_of_all(time: u64) -> bool {
+    (0..control().slots.load(Acquire)).all(|index| {
+        let ring = slot_of(index);
+        match ring.state.load(SeqCst) {
+            slot::LIVE => ring.end.load(Acquire) != 0 && next_time(index, ring).is_none(),
+            slot::EARLY => next_time(index, ring).is_none_or(|next| next >= time),
+            _ => true,
+        }
+    })
+}
+
+/// Where a thread stands that is to have done what it had done at some time.
+#[derive(PartialEq, Eq)]
+enum Standing {
+    /// It has done it, or it is not to be waited for.
+    Done,
+    /// It waits for its turn at a shared object: perhaps because of the very thread that asks.
+    Waits,
+    /// It has not come so far.
+    Behind,
+}
+
+fn standing(index: u32, time: u64) -> Standing {
+    let ring = slot_of(index);
+    match ring.state.load(Acquire) {
+        slot::WAITING if ring.time.load(Acquire) < time => Standing::Waits,
+        slot::LIVE | slot::EARLY => match next_time(index, ring) {
+            Some(next) if next < time || is_under_way(ring, time) => Standing::Behind,
+            _ => Standing::Done,
+        },
+        _ => Standing::Done,
+    }
+}
+
+/// Whether a thread that took its last record before `time` has probably not come as far as it had at `time`.
+fn is_under_way(slot: &Slot, time: u64) -> bool {
+    let taken_at = slot.taken_at.load(Acquire);
+    let had = time.saturating_sub(slot.time.load(Acquire));
+    taken_at != 0 && raw::cycles().saturating_sub(taken_at) < START + 2 * had.min(MOST)
+}
+
+/// The time of the next record of a ring: no later than it is. `None` at the log's end.
+fn next_time(index: u32, slot: &Slot) -> Option<u64> {
+    let last = slot.time.load(Acquire);
+    let tail = slot.tail.load(Acquire);
+    if slot.head.load(Acquire) > tail {
+        let word: u64 = user::read(ring::base(index) + tail % RING_LEN).unwrap_or(0);
+        let _: () = const { assert!(RING_LEN % WORD == 0) };
+        return Some(last.saturating_add(cycles_of((word >> 32) as u32)));
+    }
+    // More may come, of which nothing is known yet.
+    (slot.end.load(Acquire) == 0).then_some(last)
+}
+
+/// The calling thread has come to its next record.
+#[inline]
+pub(crate) fn arrive(t: &ThreadBlock) {
+    slot_of(t.slot.load(Relaxed)).taken_at.store(0, Release);
+}
+
+/// A thread is made, or an image left, after the record of this time.
+pub(crate) fn hand_over(index: u32, time: u64) {
+    slot_of(index).time.store(time, Release);
+}
+
+/// The calling thread has taken a record.
+#[inline]
+pub(crate) fn moved() {
+    if control().flags.load(Relaxed) & flag::TIMED != 0 {
+        control().moves.fetch_add(1, Relaxed);
+    }
+}
+
+/// What was handed over to the calling thread.
+pub(crate) fn inherit(t: &ThreadBlock) {
+    let time = slot_of(t.slot.load(Relaxed)).time.load(Acquire);
+    t.tsc.store(time, Relaxed);
+}
