@@ -50,6 +50,21 @@ pub fn repeats() -> u32 {
         .unwrap_or(1)
 }
 
+/// How many requests of each kind a server is sent that is recorded: `UNDERSTUDY_REQUESTS`, or a few.
+#[must_use]
+pub fn requests() -> u32 {
+    std::env::var("UNDERSTUDY_REQUESTS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(5000)
+}
+
+/// Time for what such a server, its clients or its replay take.
+#[must_use]
+pub fn limit() -> Duration {
+    LIMIT + Duration::from_millis(2) * requests()
+}
+
 /// How a program ended, and what it printed.
 #[derive(Debug)]
 pub struct Ended {

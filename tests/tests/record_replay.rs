@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use understudy_bench::bed::below;
-use understudy_tests::{Ended, LIMIT, Running, free_address, repeats, run, understudy};
+use understudy_tests::{Ended, Running, free_address, limit, repeats, requests, run, understudy};
 
 /// Records `command`, with `drive` acting as its clients, and returns the log's directory and the run, which must
 /// have ended well.
@@ -44,12 +44,15 @@ fn record_any(scratch: &Path, command: &[&str], drive: impl FnOnce(&Running)) ->
         .current_dir(scratch);
     let running = Running::start(&mut recorder).unwrap();
     drive(&running);
-    let ended = running.end(LIMIT).unwrap();
+    let ended = running.end(limit()).unwrap();
     (log, ended)
 }
 
 fn replay(log: &Path) -> Ended {
-    run(Command::new(understudy().unwrap()).arg("replay").arg(log)).unwrap()
+    let mut replay = Command::new(understudy().unwrap());
+    Running::start(replay.arg("replay").arg(log))
+        .and_then(|running| running.end(limit()))
+        .unwrap()
 }
 
 /// Records and replays; what was printed, after checking that both printed the same.
@@ -129,20 +132,14 @@ fn redis_under_redis_benchmark() {
     let address = free_address().unwrap();
     let port = address.port().to_string();
     let printed = twice(
-        &[
-            "redis-server",
-            "--port",
-            &port,
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-        ],
+        &["redis-server", "--port", &port, "--bind", "127.0.0.1"],
         |_| {},
         |running, _| {
             running.listens(address).unwrap();
-            let load = ["-p", &port, "-n", "5000", "-c", "50", "-q"];
-            let ended = run(Command::new("redis-benchmark").args(load)).unwrap();
+            let requests = requests().to_string();
+            let load = ["-p", &port, "-n", &requests, "-c", "50", "-q"];
+            let clients = Running::start(Command::new("redis-benchmark").args(load)).unwrap();
+            let ended = clients.end(limit()).unwrap();
             assert!(
                 ended.status.success() && !String::from_utf8_lossy(&ended.stdout).contains("rror"),
                 "{ended:?}"
