@@ -41,9 +41,13 @@ fn start(bed: &Bed, scratch: &TempDir) -> Service {
 }
 
 fn start_command(bed: &Bed, scratch: &TempDir, command: &[String]) -> Service {
-    let options = ["--heartbeat", "10ms", "--detect", "50ms"]
-        .map(str::to_owned)
-        .to_vec();
+    start_with(bed, scratch, command, &[])
+}
+
+fn start_with(bed: &Bed, scratch: &TempDir, command: &[String], more: &[&str]) -> Service {
+    let options = ["--heartbeat", "10ms", "--detect", "50ms"];
+    let options = options.iter().chain(more).copied();
+    let options = options.map(str::to_owned).collect();
     let protection = Protection {
         understudy: understudy().unwrap(),
         options,
@@ -136,6 +140,23 @@ fn a_server_that_a_script_executes_is_protected() {
         ..Config::new(service.address)
     };
     let (report, lost_at) = load_and_lose(&bed, &service, &config, Loss::Shim);
+    assert!(report.flawless() && report.resets == 0, "{report:#?}");
+    assert!(report.gap_around(lost_at).unwrap().ended);
+}
+
+/// What clients send meanwhile is not kept for them: they send it again by themselves.
+#[test]
+fn without_the_tap() {
+    let (bed, scratch) = (Bed::new().unwrap(), TempDir::new().unwrap());
+    let service = start_with(&bed, &scratch, &redis(PORT), &["--tap", "off"]);
+    let config = Config {
+        duration: Duration::from_secs(5),
+        closed: 20,
+        pipelined: 2,
+        half_closing: 2,
+        ..Config::new(service.address)
+    };
+    let (report, lost_at) = load_and_lose(&bed, &service, &config, Loss::Host);
     assert!(report.flawless() && report.resets == 0, "{report:#?}");
     assert!(report.gap_around(lost_at).unwrap().ended);
 }
