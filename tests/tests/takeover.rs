@@ -85,6 +85,20 @@ fn load_and_lose(bed: &Bed, service: &Service, config: &Config, loss: Loss) -> (
     })
 }
 
+/// A few clients notice nothing but a silence.
+fn few_carry_on(bed: &Bed, service: &Service, loss: Loss) {
+    let config = Config {
+        duration: Duration::from_secs(5),
+        closed: 20,
+        pipelined: 2,
+        half_closing: 2,
+        ..Config::new(service.address)
+    };
+    let (report, lost_at) = load_and_lose(bed, service, &config, loss);
+    assert!(report.flawless() && report.resets == 0, "{report:#?}");
+    assert!(report.gap_around(lost_at).unwrap().ended);
+}
+
 fn survives(loss: Loss) {
     for round in 0..repeats() {
         let seed = u64::from(round) + 1;
@@ -133,15 +147,7 @@ fn a_server_that_a_script_executes_is_protected() {
     let script = format!("sleep 0.2; exec {} ''", redis(PORT).join(" "));
     let command = ["sh", "-c", &script].map(str::to_owned);
     let service = start_command(&bed, &scratch, &command);
-    let config = Config {
-        duration: Duration::from_secs(5),
-        closed: 20,
-        half_closing: 2,
-        ..Config::new(service.address)
-    };
-    let (report, lost_at) = load_and_lose(&bed, &service, &config, Loss::Shim);
-    assert!(report.flawless() && report.resets == 0, "{report:#?}");
-    assert!(report.gap_around(lost_at).unwrap().ended);
+    few_carry_on(&bed, &service, Loss::Shim);
 }
 
 /// What clients send meanwhile is not kept for them: they send it again by themselves.
@@ -149,16 +155,7 @@ fn a_server_that_a_script_executes_is_protected() {
 fn without_the_tap() {
     let (bed, scratch) = (Bed::new().unwrap(), TempDir::new().unwrap());
     let service = start_with(&bed, &scratch, &redis(PORT), &["--tap", "off"]);
-    let config = Config {
-        duration: Duration::from_secs(5),
-        closed: 20,
-        pipelined: 2,
-        half_closing: 2,
-        ..Config::new(service.address)
-    };
-    let (report, lost_at) = load_and_lose(&bed, &service, &config, Loss::Host);
-    assert!(report.flawless() && report.resets == 0, "{report:#?}");
-    assert!(report.gap_around(lost_at).unwrap().ended);
+    few_carry_on(&bed, &service, Loss::Host);
 }
 
 /// A bridge takes the lowest address among its ports' for its own, and these are about the highest there are: with
@@ -175,15 +172,7 @@ fn hosts_with_high_hardware_addresses() {
         assert!(host.command("ip", &set).status().unwrap().success());
     }
     let service = start(&bed, &scratch);
-    let config = Config {
-        duration: Duration::from_secs(5),
-        closed: 20,
-        half_closing: 2,
-        ..Config::new(service.address)
-    };
-    let (report, lost_at) = load_and_lose(&bed, &service, &config, Loss::Host);
-    assert!(report.flawless() && report.resets == 0, "{report:#?}");
-    assert!(report.gap_around(lost_at).unwrap().ended);
+    few_carry_on(&bed, &service, Loss::Host);
 }
 
 /// The processes that stand by on the backup: nothing else of it is stopped by a tracer. They still have the

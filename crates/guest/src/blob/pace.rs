@@ -24,8 +24,8 @@ const PATIENCE: u64 = 300_000_000;
 const MOST: u64 = 2_000_000;
 /// Cycles that a thread is given in any case for what it does between two records.
 const START: u64 = 1_000_000;
-/// Bytes of a record up to and with its ticks.
-const WORD: u64 = 8;
+// The first eight bytes of a record, its ticks among them, do not wrap round.
+const _: () = assert!(RING_LEN.is_multiple_of(8));
 
 /// Waits until no other thread has a record that is older than `time` still to take.
 #[inline]
@@ -118,7 +118,6 @@ fn next_time(index: u32, slot: &Slot) -> Option<u64> {
     let tail = slot.tail.load(Acquire);
     if slot.head.load(Acquire) > tail {
         let word: u64 = user::read(ring::base(index) + tail % RING_LEN).unwrap_or(0);
-        let _: () = const { assert!(RING_LEN % WORD == 0) };
         return Some(last.saturating_add(cycles_of((word >> 32) as u32)));
     }
     // More may come, of which nothing is known yet.
