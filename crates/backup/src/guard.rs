@@ -313,6 +313,8 @@ impl<I: Image> Guard<I> {
 
     /// A whole drain is kept: acknowledges it if the phase allows, now or when it does.
     pub(crate) fn drained(&self, number: u64) -> Result<(), StreamError> {
+        // First: what is acknowledged will have to be replayed.
+        locked(&self.log).mark_drain();
         let due = {
             let mut watch = locked(&self.watch);
             watch.held = number;

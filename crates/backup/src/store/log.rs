@@ -32,6 +32,9 @@ pub struct LogStore {
 struct Kept {
     start: u64,
     end: u64,
+    /// Its end at the last drain, and at the one before.
+    drained: u64,
+    settled: u64,
     segments: VecDeque<Segment>,
 }
 
@@ -57,6 +60,8 @@ pub struct StreamRange {
     pub start: u64,
     /// The first position that did not come.
     pub end: u64,
+    /// Up to here it can be replayed; see [`LogStore::mark_drain`].
+    pub settled: u64,
 }
 
 impl LogStore {
@@ -272,7 +277,18 @@ impl LogStore {
             stream: *stream,
             start: k.start,
             end: k.end,
+            settled: k.settled,
         })
+    }
+
+    /// A drain is whole: a look at every stream, one after the other. A record in it may rest on one of another
+    /// stream that came a moment later than the look at that; the next drain has it. So what lay before the
+    /// last drain but one can be replayed whatever else is missing.
+    pub fn mark_drain(&mut self) {
+        for kept in self.streams.values_mut() {
+            kept.settled = kept.drained;
+            kept.drained = kept.end;
+        }
     }
 
     /// Bytes of log kept.

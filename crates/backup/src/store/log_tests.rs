@@ -47,6 +47,23 @@ fn gaps_and_repetitions_are_errors() {
 }
 
 #[test]
+fn what_lay_before_the_last_drain_but_one_is_settled() {
+    let mut log = LogStore::new(1 << 20, None);
+    let settled = |log: &LogStore| log.streams().map(|r| r.settled).collect::<Vec<_>>();
+    log.append(1, 0, b"abc").unwrap();
+    log.mark_drain();
+    assert_eq!(settled(&log), [0]);
+    log.append(1, 3, b"de").unwrap();
+    log.append(2, 0, b"x").unwrap();
+    log.mark_drain();
+    assert_eq!(settled(&log), [3, 0]);
+    log.append(1, 5, b"f").unwrap();
+    assert_eq!(settled(&log), [3, 0]);
+    log.mark_drain();
+    assert_eq!(settled(&log), [5, 1]);
+}
+
+#[test]
 fn a_commit_drops_what_lies_before_its_cut() {
     let mut log = LogStore::new(1 << 20, None);
     for s in 1..=4 {

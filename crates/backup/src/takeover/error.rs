@@ -99,6 +99,18 @@ pub enum TakeoverError {
         /// What it did.
         what: &'static str,
     },
+    /// Threads wait for one another, with log to go that others' replies rest on.
+    #[error(
+        "replay stopped in stream {stream} at position {position}, and what was acknowledged goes to {settled} at least"
+    )]
+    Behind {
+        /// The stream.
+        stream: u32,
+        /// How far its thread has come.
+        position: u64,
+        /// How far it must have.
+        settled: u64,
+    },
     /// The program ended in replay.
     #[error("the container's program ended while it was replayed: {ended:?}")]
     Ended {

@@ -1,11 +1,11 @@
 //! How a container in waiting takes over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Release;
+use std::sync::atomic::Ordering::{Acquire, Release};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use eventlog::fold::{DescriptionId, Fold, Merge};
 use eventlog::handover::Details;
 use gate::rebuild::{Prober, forged_end};
 use gate::{Config, Gate, Tap};
-use guest::abi::{ARENA_FD, mode};
+use guest::abi::{ARENA_FD, MAX_SLOTS, mode, slot};
 use nix::sched::{CloneFlags, setns};
 use replayer::{Incomplete, to_log_end};
 use shim::container::{Container, Isolation, Link, Spec};
@@ -55,6 +55,30 @@ pub(super) struct Vacant {
     gate: Gate,
     /// On the host's end of the link.
     link: PacketSocket,
+}
+
+/// Checks that no thread stopped short of what can be replayed: it would go on from a past that clients have seen
+/// the future of.
+fn complete(arena: &Arena, log: &Log) -> Result<()> {
+    let settled: BTreeMap<u32, u64> = log.streams().map(|r| (r.stream, r.settled)).collect();
+    for ring in (0..MAX_SLOTS).map(|index| arena.slot(index)) {
+        if matches!(
+            ring.state.load(Acquire),
+            slot::FREE | slot::CLAIMED | slot::DONE
+        ) {
+            continue;
+        }
+        let (stream, position) = (ring.stream.load(Acquire), ring.tail.load(Acquire));
+        let settled = settled.get(&stream).copied().unwrap_or(0);
+        if position < settled {
+            return Err(TakeoverError::Behind {
+                stream,
+                position,
+                settled,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// What a takeover took.
@@ -226,6 +250,7 @@ impl Vacant {
             other => other?,
         };
         tracing::debug!(?seen, "replayed");
+        complete(&self.shared.arena, log)?;
         clock.step("replay");
         Ok(process)
     }
