@@ -94,7 +94,11 @@ impl Bed {
         );
         ip::run(&format!("netns add {netns}"))?;
         let host = Host::new(name, &netns, address);
-        let bare = host.inside(|| without_ipv6().and_then(|()| without_bridge_filters()));
+        let bare = host.inside(|| {
+            without_ipv6()?;
+            without_bridge_filters()?;
+            many_ports()
+        });
         self.hosts.push(host);
         bare?;
         ip::run(&format!("-n {netns} link set lo up"))?;
@@ -165,6 +169,16 @@ fn without_ipv6() -> Result<()> {
         if fs::exists(&switch)? {
             fs::write(&switch, "1").with_context(|| format!("{switch} could not be written"))?;
         }
+    }
+    Ok(())
+}
+
+/// A client that connects again and again for hours does not run out of ports: it has all of them, and those of
+/// connections that it has closed come back after a second.
+fn many_ports() -> Result<()> {
+    for (name, value) in [("ip_local_port_range", "1024 65535"), ("tcp_tw_reuse", "1")] {
+        let switch = format!("/proc/sys/net/ipv4/{name}");
+        fs::write(&switch, value).with_context(|| format!("{switch} could not be written"))?;
     }
     Ok(())
 }

@@ -26,6 +26,9 @@ pub(crate) struct Soak {
     /// MiB of data
     #[arg(long, default_value_t = 20)]
     fill_mib: u64,
+    /// Clients that connect, send, half-close and connect again
+    #[arg(long, default_value_t = 1)]
+    half_closing: usize,
 }
 
 /// Memory is looked at so often.
@@ -48,7 +51,7 @@ pub(crate) fn run(options: &Soak) -> Result<ExitCode> {
         duration: Duration::try_from_secs_f64(options.minutes * 60.0)
             .with_context(|| format!("{} is no number of minutes", options.minutes))?,
         closed: 50,
-        half_closing: 1,
+        half_closing: options.half_closing,
         idle: 20,
         // Lists would grow without end.
         mix: Mix {
@@ -83,6 +86,9 @@ pub(crate) fn run(options: &Soak) -> Result<ExitCode> {
         report.latency.p50_us,
         report.latency.p99_us,
     );
+    for example in &report.faults.examples {
+        println!("{example}");
+    }
     if let Some(gap) = report.longest_gap {
         println!("longest time without any reply {:.1} ms", gap.ms);
     }
