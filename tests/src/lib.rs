@@ -44,19 +44,17 @@ pub fn understudy() -> Result<PathBuf> {
 /// How often tests of chance repeat: `UNDERSTUDY_REPEAT`, or once.
 #[must_use]
 pub fn repeats() -> u32 {
-    std::env::var("UNDERSTUDY_REPEAT")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1)
+    number("UNDERSTUDY_REPEAT").unwrap_or(1)
 }
 
 /// How many requests of each kind a server is sent that is recorded: `UNDERSTUDY_REQUESTS`, or a few.
 #[must_use]
 pub fn requests() -> u32 {
-    std::env::var("UNDERSTUDY_REQUESTS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(5000)
+    number("UNDERSTUDY_REQUESTS").unwrap_or(5000)
+}
+
+fn number(variable: &str) -> Option<u32> {
+    std::env::var(variable).ok()?.parse().ok()
 }
 
 /// Time for what such a server, its clients or its replay take.
