@@ -224,12 +224,12 @@ impl Copier {
     pub(crate) fn copy_registered(&mut self, mappings: &[Mapping]) -> Result<u64, CheckpointError> {
         let mut pages = 0;
         for mapping in mappings {
-            // One that has gone meanwhile, or was replaced, is met again by the next round.
-            if self.pagemap.protect(mapping.range).is_ok() {
-                let mut populated = Vec::new();
-                self.populated(mapping.range, is_private_file(mapping), &mut populated)?;
-                pages += self.copy(&populated)?;
-            }
+            // Where a part was replaced meanwhile this fails, having armed what lies before: that is copied
+            // now or never. The next round meets the part itself, unregistered.
+            let _ = self.pagemap.protect(mapping.range);
+            let mut populated = Vec::new();
+            self.populated(mapping.range, is_private_file(mapping), &mut populated)?;
+            pages += self.copy(&populated)?;
         }
         Ok(pages)
     }

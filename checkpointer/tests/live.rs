@@ -5,8 +5,11 @@ mod common;
 
 use std::process::Command;
 
-use checkpointer::{Checkpointer, ImageStore, Settings};
-use common::{Target, compare, directory, rounds, signal, stop_thread, wait_stopped, wait_until};
+use checkpointer::{Checkpointer, ImageStore, Settings, StoppedThread};
+use common::{
+    Target, compare, compile_source, directory, rounds, signal, stop_thread, wait_stopped,
+    wait_until,
+};
 use eventlog::image::{decode, encode};
 use nix::libc;
 use nix::sys::signal::Signal::SIGCONT;
@@ -52,6 +55,30 @@ fn every_checkpoint_equals_the_stopped_process() {
     }
     assert_eq!(store.sequence(), 40);
     assert!(pages > 40_000);
+}
+
+#[test]
+fn what_lies_beside_memory_that_is_mapped_again_is_in_a_full_checkpoint() {
+    let directory = directory();
+    let board = directory.path().join("board");
+    let program = compile_source("border", directory.path(), &[]);
+    let target = Target(Command::new(program).arg(&board).spawn().unwrap());
+    wait_until("the target starts", || rounds(&board)[0] > 0);
+    let pid = target.pid();
+    let mut checkpointer = Checkpointer::attach(pid, Settings::default()).unwrap();
+    for round in 0..100 {
+        checkpointer.make_full();
+        let mut stop = |threads: &[StoppedThread]| stop_thread(pid, threads[0].tid);
+        let (capture, _) = checkpointer.checkpoint(&mut stop).unwrap();
+        wait_stopped(pid);
+        let mut store = ImageStore::new();
+        let bytes = encode(&capture.image());
+        store.apply(&decode(&bytes).unwrap()).unwrap();
+        checkpointer.recycle(capture);
+        let (_, wrong) = compare(pid, &store);
+        assert_eq!(wrong, [], "checkpoint {round}: pages differ");
+        signal(pid, SIGCONT);
+    }
 }
 
 #[test]

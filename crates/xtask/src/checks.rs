@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::process::{cargo, run};
-use crate::{bpf, licences, packages, pages};
+use crate::{bpf, licences, packages, pages, toolchain};
 
 /// One check: its name, and what runs it.
 type Check = (&'static str, fn() -> Result<()>);
@@ -14,6 +14,7 @@ const CHECKS: &[Check] = &[
     ("packages", || {
         packages::install(&[packages::DEMO, packages::TESTS])
     }),
+    ("toolchain", toolchain::install_for_tests),
     ("format", || run(&mut cargo(&["fmt", "--all", "--check"]))),
     ("lints", || {
         run(&mut cargo(&[

@@ -12,6 +12,7 @@ mod packages;
 mod pages;
 mod process;
 mod syscalls;
+mod toolchain;
 
 use std::process::ExitCode;
 

@@ -17,7 +17,7 @@ use understudy_bench::load::{self, Config, Step};
 use understudy_bench::rng::Rng;
 use understudy_bench::service::{Loss, Service};
 
-use crate::packages;
+use crate::{packages, toolchain};
 
 /// What can be varied.
 #[derive(clap::Args)]
@@ -54,6 +54,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         options.seconds
     );
     packages::install(&[packages::DEMO])?;
+    toolchain::install()?;
     let bed = Arc::new(Bed::new()?);
     leave_clean(&bed)?;
     let service = stage::set(&bed, options.unprotected)?;
