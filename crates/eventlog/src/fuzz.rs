@@ -67,7 +67,7 @@ pub fn fuzz_snapshot(data: &[u8]) {
         return;
     };
     assert!(comes_back(&merge));
-    for nr in 0..=kind::OPENING {
+    for nr in 0..=kind::ONCE {
         let record = Record {
             header: Header {
                 kind: nr,

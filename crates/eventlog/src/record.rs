@@ -117,6 +117,8 @@ pub mod kind {
     /// In the primary's own stream: the container's kernel answers a connection request; before the answer
     /// leaves. Payload: [`crate::handover`]'s `OpeningRecord`.
     pub const OPENING: u16 = 1037;
+    /// The thread runs the function of a `pthread_once`. `hash`: the object.
+    pub const ONCE: u16 = 1038;
 }
 
 /// A record's header, decoded.

@@ -11,7 +11,7 @@
 #include <threads.h>
 #include <time.h>
 
-enum { THREADS = 4, ROUNDS = 1500 };
+enum { THREADS = 4, ROUNDS = 1500, ONCES = 200 };
 
 static pthread_rwlock_t plain = PTHREAD_RWLOCK_INITIALIZER;
 static pthread_rwlock_t prefers_writers = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
@@ -83,9 +83,50 @@ static void use(pthread_rwlock_t *lock, int which, long self) {
   }
 }
 
+static pthread_once_t firsts[ONCES];
+static long first_of[ONCES];
+static _Thread_local long me, which;
+
+static void be_first(void) {
+  sched_yield();
+  first_of[which] = me;
+}
+
+// Who comes first is up to the threads; all others find it done.
+static void meet(long self) {
+  me = self + 1;
+  for (which = 0; which < ONCES; which++) {
+    expect("pthread_once", pthread_once(&firsts[which], be_first), 0);
+    if (!first_of[which]) fail("not done", which);
+  }
+}
+
+// A thread that ends in the function leaves it to the next.
+static pthread_once_t left = PTHREAD_ONCE_INIT;
+static int tries;
+
+static void leave_first(void) { if (!tries++) pthread_exit(NULL); }
+
+static void *leaves(void *argument) {
+  pthread_once(&left, leave_first);
+  return argument;
+}
+
+static void left_once(void) {
+  pthread_t thread;
+  void *result;
+  pthread_create(&thread, NULL, leaves, &thread);
+  pthread_join(thread, &result);
+  expect("a thread that left", result != NULL, 0);
+  expect("pthread_once", pthread_once(&left, leave_first), 0);
+  expect("tries", tries, 2);
+}
+
 static void *worker(void *argument) {
   long self = (long)argument;
   use(&plain, 0, self);
+  pthread_barrier_wait(&barrier);
+  meet(self);
   if (pthread_barrier_wait(&barrier) == PTHREAD_BARRIER_SERIAL_THREAD) serial[self]++;
   use(&prefers_writers, 1, self);
   for (int i = 0; i < ROUNDS; i++) {
@@ -155,6 +196,7 @@ static void errors(void) {
 
 int main(void) {
   errors();
+  left_once();
   expect("spin_init", pthread_spin_init(&spin, PTHREAD_PROCESS_PRIVATE), 0);
   expect("barrier_init", pthread_barrier_init(&barrier, NULL, THREADS), 0);
   pthread_t threads[THREADS];
@@ -162,6 +204,9 @@ int main(void) {
   for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
   pthread_barrier_destroy(&barrier);
   for (int i = 0; i < 4; i++) printf("order %d: %016lx\n", i, order[i]);
+  uint64_t firsts_by = 0;
+  for (int i = 0; i < ONCES; i++) firsts_by = fold(firsts_by, first_of[i]);
+  printf("onces: %016lx\n", firsts_by);
   unsigned rounds = 0;
   for (int i = 0; i < THREADS; i++) {
     printf("thread %d: %016lx %016lx busy %u late %u serial %u\n", i, seen[i][0], seen[i][1], busy[i], late[i], serial[i]);

@@ -146,7 +146,8 @@ pub(crate) fn version_word<'a>(object: u64, offset: u64) -> &'a AtomicU64 {
     unsafe { &*((object + offset) as *const AtomicU64) }
 }
 
-fn hash_of(object: u64) -> u16 {
+/// Hash of the object of a lock event.
+pub(crate) fn hash_of(object: u64) -> u16 {
     fold_hash(mix(0, object))
 }
 

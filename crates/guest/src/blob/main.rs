@@ -24,6 +24,7 @@ mod jemalloc;
 mod joins;
 mod locks;
 mod log;
+mod onces;
 mod order;
 mod pace;
 mod patch;

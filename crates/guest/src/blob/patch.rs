@@ -12,8 +12,8 @@ use guest::prologue;
 
 use crate::raw::{self, nr};
 use crate::{
-    barriers, entry, heap, jemalloc, joins, locks, rwlocks, semaphores, spins, stacks, symbols,
-    thread, unwinding, user,
+    barriers, entry, heap, jemalloc, joins, locks, onces, rwlocks, semaphores, spins, stacks,
+    symbols, thread, unwinding, user,
 };
 
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
@@ -86,6 +86,11 @@ pub(crate) fn adopt_text(start: u64, end: u64) {
         unwinding::adopt(&library, wrap);
         joins::adopt(&library, wrap);
         jemalloc::adopt(&library, wrap);
+        onces::adopt(&library, |address, function| {
+            if (start..end - JUMP_LEN).contains(&address) {
+                replace_function(address, function);
+            }
+        });
     }
     raw::call(nr::MPROTECT, [start, end - start, PROT_RX, 0, 0, 0]);
 }

@@ -12,7 +12,9 @@ use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::shapes::Shape;
 use crate::thread::{self, control, slot_of};
-use crate::{connections, heap, init, order, pace, ring, signals, stacks, tables, unwinding, user};
+use crate::{
+    connections, heap, init, onces, order, pace, ring, signals, stacks, tables, unwinding, user,
+};
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_FILES: u64 = 0x400;
@@ -271,6 +273,7 @@ pub(crate) extern "C" fn child_started(block: &ThreadBlock) {
         heap::after_fork();
         stacks::after_fork();
         unwinding::after_fork();
+        onces::after_fork();
     }
     let ring = slot_of(index);
     ring.tid.store(tid, Relaxed);
