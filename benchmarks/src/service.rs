@@ -36,12 +36,14 @@ pub enum Loss {
 }
 
 /// How a server is protected.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Protection {
     /// The program `understudy`.
     pub understudy: PathBuf,
     /// Further arguments of `understudy run`.
     pub options: Vec<String>,
+    /// Further arguments of `understudy backup`.
+    pub backup_options: Vec<String>,
 }
 
 /// A server, for as long as this lives.
@@ -143,9 +145,10 @@ impl Service {
             listen.to_string(),
             directory.join("state").display().to_string(),
         );
-        let words = [
+        let mut words = vec![
             "backup", "--listen", &at, "--bridge", BRIDGE, "--state", &state, "--tls", &keys,
         ];
+        words.extend(protection.backup_options.iter().map(String::as_str));
         let mut process = service.start(backup, &understudy, &words, "backup")?;
         service.watch_for_takeover(&mut process);
         service.listening(primary, listen, "backup", process)?;

@@ -3,6 +3,8 @@
 //! In: the `understudy` that cargo has built, and real servers. Out: what they printed, and how they ended.
 //! The tests need root, and run one at a time.
 
+pub mod crowd;
+
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
@@ -51,6 +53,13 @@ pub fn repeats() -> u32 {
 #[must_use]
 pub fn requests() -> u32 {
     number("UNDERSTUDY_REQUESTS").unwrap_or(5000)
+}
+
+/// Further options of `understudy run`, for machines that have much else to do: `UNDERSTUDY_OPTIONS`, or none.
+#[must_use]
+pub fn options() -> Vec<String> {
+    let given = std::env::var("UNDERSTUDY_OPTIONS").unwrap_or_default();
+    given.split_whitespace().map(str::to_owned).collect()
 }
 
 fn number(variable: &str) -> Option<u32> {

@@ -30,6 +30,7 @@ fn a_value_is_kept_and_not_shown() {
     let protection = Protection {
         understudy: understudy().unwrap(),
         options: Vec::new(),
+        ..Protection::default()
     };
     let service = scratch.path().join("service");
     let service = Service::protected(&bed, &service, &protection, &redis(PORT), PORT).unwrap();

@@ -24,6 +24,7 @@ fn start(bed: &Bed, scratch: &TempDir) -> Service {
     let protection = Protection {
         understudy: understudy().unwrap(),
         options: vec!["--detect".into(), "50ms".into()],
+        ..Protection::default()
     };
     Service::protected(bed, scratch.path(), &protection, &redis(PORT), PORT).unwrap()
 }

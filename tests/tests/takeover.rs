@@ -51,6 +51,7 @@ fn start_with(bed: &Bed, scratch: &TempDir, command: &[String], more: &[&str]) -
     let protection = Protection {
         understudy: understudy().unwrap(),
         options,
+        ..Protection::default()
     };
     Service::protected(bed, scratch.path(), &protection, command, PORT).unwrap()
 }

@@ -49,6 +49,7 @@ impl Server {
         let protection = Protection {
             understudy: self.understudy()?,
             options: self.options.clone(),
+            ..Protection::default()
         };
         Service::protected(bed, directory, &protection, command, PORT)
     }

@@ -19,9 +19,12 @@ pub(crate) const TESTS: &[&str] = &[
     "lighttpd",
     "llvm",
     "memcached",
+    "mosquitto",
     "musl-tools",
+    "nginx-light",
     "python3",
     "redis-tools",
+    "tarantool",
     "tcpdump",
     "wrk",
 ];

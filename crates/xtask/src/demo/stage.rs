@@ -50,6 +50,7 @@ pub(super) fn set(bed: &Bed, unprotected: bool) -> Result<Service> {
     let protection = Protection {
         understudy,
         options: OPTIONS.map(str::to_owned).to_vec(),
+        ..Protection::default()
     };
     Service::protected(bed, &directory, &protection, &redis(PORT), PORT)
 }

@@ -1,0 +1,114 @@
+//! Clients that ask, check each answer, and ask again, through the loss of their server.
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use understudy_bench::bed::Bed;
+use understudy_bench::rng::Rng;
+use understudy_bench::service::{Loss, Service};
+
+/// Time for anything that a client waits for.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(1);
+const CLIENTS: u64 = 10;
+/// Answers to all clients together after which the loss may come at any moment, the width of that range, and the
+/// answers that must come behind it.
+const BEFORE: u64 = 2000;
+const RANGE: u64 = 8000;
+const AFTER: u64 = 5000;
+
+/// One client with one connection.
+pub trait Client: Sized {
+    /// Begins to speak; nobody else has its number.
+    ///
+    /// # Errors
+    /// If the server does not answer as it should.
+    fn begin(stream: TcpStream, number: u64, rng: Rng) -> Result<Self>;
+
+    /// Asks for something, and checks the answer.
+    ///
+    /// # Errors
+    /// If it is not the right one.
+    fn step(&mut self) -> Result<()>;
+}
+
+/// Loads a server with clients of a kind, strikes at a random moment, and sees them go on. The longest that an answer
+/// took, and the backup's line.
+///
+/// # Errors
+/// If an answer was wrong, or did not come.
+pub fn through_a_loss<C: Client>(
+    bed: &Bed,
+    service: &Service,
+    loss: Loss,
+    seed: u64,
+) -> Result<(Duration, String)> {
+    let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let client = |number| {
+            let (done, stop) = (&done, &stop);
+            let run = move || {
+                let client = bed.host("client")?.inside(|| connect(service.address));
+                let client = C::begin(client?, number, Rng::new(seed, number));
+                let mut client = client.with_context(|| format!("client {number}"))?;
+                run(&mut client, done, stop).with_context(|| format!("client {number}"))
+            };
+            scope.spawn(run)
+        };
+        let clients: Vec<_> = (0..CLIENTS).map(client).collect();
+        let seen = lose(bed, service, loss, seed, &done);
+        stop.store(true, Relaxed);
+        let mut longest = Duration::ZERO;
+        for client in clients {
+            let took = client.join().map_err(|_| anyhow!("a client panicked"))?;
+            longest = longest.max(took.with_context(|| format!("beside it: {seen:?}"))?);
+        }
+        Ok((longest, seen?))
+    })
+}
+
+fn connect(address: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Asks until `stop`, and counts; the longest that one answer took.
+fn run(client: &mut impl Client, done: &AtomicU64, stop: &AtomicBool) -> Result<Duration> {
+    let mut longest = Duration::ZERO;
+    while !stop.load(Relaxed) {
+        let began = Instant::now();
+        client.step()?;
+        longest = longest.max(began.elapsed());
+        done.fetch_add(1, Relaxed);
+    }
+    Ok(longest)
+}
+
+fn lose(bed: &Bed, service: &Service, loss: Loss, seed: u64, done: &AtomicU64) -> Result<String> {
+    let mut rng = Rng::new(seed, CLIENTS);
+    wait_for(done, BEFORE + rng.below(RANGE))?;
+    ensure!(service.takeover().is_none(), "nothing was lost yet");
+    service.lose(bed, loss, &mut rng)?;
+    let line = service.await_takeover(PATIENCE)?;
+    wait_for(done, done.load(Relaxed) + AFTER)
+        .with_context(|| format!("{line}; the backup said: {}", service.said("backup")))?;
+    Ok(line)
+}
+
+fn wait_for(done: &AtomicU64, answers: u64) -> Result<()> {
+    let (mut last, mut since) = (done.load(Relaxed), Instant::now());
+    while done.load(Relaxed) < answers {
+        let now = done.load(Relaxed);
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        ensure!(since.elapsed() < PATIENCE, "the clients stand still");
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
+}

@@ -1,0 +1,41 @@
+//! Servers of every kind survive the loss of their `understudy run`, and clients that check every answer go on.
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers of a test fail as the test does"
+)]
+
+mod http;
+mod memcached;
+mod mqtt;
+mod tarantool;
+
+use std::path::Path;
+
+use tempfile::TempDir;
+use understudy_bench::bed::Bed;
+use understudy_bench::service::{Loss, Protection, Service};
+use understudy_tests::crowd::{Client, through_a_loss};
+use understudy_tests::{options, repeats, understudy};
+
+/// Starts a server whose files `prepare` puts into a directory, and takes it through losses.
+fn survives<C: Client>(port: u16, prepare: impl Fn(&Path) -> Vec<String>) {
+    for seed in 1..=u64::from(repeats()) {
+        let (bed, scratch) = (Bed::new().unwrap(), TempDir::new().unwrap());
+        let command = prepare(scratch.path());
+        let protection = Protection {
+            understudy: understudy().unwrap(),
+            options: options(),
+            ..Protection::default()
+        };
+        let directory = scratch.path().join("service");
+        let service = Service::protected(&bed, &directory, &protection, &command, port).unwrap();
+        let went_on = through_a_loss::<C>(&bed, &service, Loss::Shim, seed);
+        let (longest, line) = went_on
+            .unwrap_or_else(|e| panic!("{seed}: {e:#}; the server said: {}", service.said("run")));
+        println!("{seed}: longest reply {longest:.0?}, {line}");
+    }
+}
+
+fn words(command: &str) -> Vec<String> {
+    command.split_whitespace().map(str::to_owned).collect()
+}
