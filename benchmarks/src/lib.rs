@@ -5,5 +5,6 @@
 
 pub mod bed;
 pub mod load;
+pub mod race;
 pub mod rng;
 pub mod service;

@@ -5,7 +5,7 @@ mod commands;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{compare, load, pause, soak};
+use commands::{compare, load, pause, race, soak};
 
 #[derive(Parser)]
 #[command(
@@ -28,6 +28,8 @@ enum Subcommands {
     Pause(pause::Pause),
     /// A protected redis under steady load for a long time: takeovers that should not be, growing memory
     Soak(soak::Soak),
+    /// Servers whose threads race, lost again and again, with and without what helps against it
+    Race(race::Race),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         Subcommands::Compare(options) => compare::run(&options),
         Subcommands::Pause(options) => pause::run(&options),
         Subcommands::Soak(options) => soak::run(&options),
+        Subcommands::Race(options) => race::run(&options),
     };
     done.unwrap_or_else(|e| {
         eprintln!("understudy-bench: {e:#}");

@@ -18,13 +18,13 @@ pub enum Incomplete<E: std::error::Error> {
     Diverged(Box<Divergence>),
     /// Nothing happened for too long.
     #[error(
-        "replay stands still: {} of {} threads wait, nothing for {seconds} s", seen.idle(), seen.threads
+        "replay stands still: {} of {} threads wait, nothing for {still:?}", seen.idle(), seen.threads
     )]
     Stalled {
         /// What the last look found.
         seen: Seen,
         /// How long.
-        seconds: u64,
+        still: Duration,
     },
     /// Its threads have ended, or were killed.
     #[error("the container has ended in replay")]
@@ -34,8 +34,6 @@ pub enum Incomplete<E: std::error::Error> {
     Source(E),
 }
 
-/// A replay that makes no progress for so long is stopped.
-const STALL: Duration = Duration::from_secs(10);
 /// Threads that wait for turns, or in calls that the log does not have, are waited for so long.
 const SETTLE: Duration = Duration::from_millis(3);
 /// Rounds without work before the feeder sleeps.
@@ -45,7 +43,7 @@ const NAP: Duration = Duration::from_micros(50);
 /// Feeds the guests of `arena` from `source` until nothing can happen any more: each thread is at its
 /// log's end, waits for a turn that does not come, or sleeps in a call of its own with its log consumed.
 /// `sleeps` tells whether a thread, by its number in the container, sleeps in the kernel, `ended` whether the
-/// container is gone.
+/// container is gone. A replay that makes no progress for `stall` is stopped.
 ///
 /// # Errors
 /// [`Incomplete`].
@@ -54,6 +52,7 @@ pub fn to_log_end<S: Source>(
     source: &S,
     sleeps: impl Fn(u32) -> bool,
     ended: impl Fn() -> bool,
+    stall: Duration,
 ) -> Result<Seen, Incomplete<S::Error>> {
     let mut feeder = Feeder::new(arena, source, None);
     let (mut since, mut consumed, mut rounds) = (Instant::now(), 0, 0);
@@ -79,9 +78,8 @@ pub fn to_log_end<S: Source>(
         if still > SETTLE && ended() {
             return Err(Incomplete::Ended);
         }
-        if still > STALL {
-            let seconds = still.as_secs();
-            return Err(Incomplete::Stalled { seen, seconds });
+        if still > stall {
+            return Err(Incomplete::Stalled { seen, still });
         }
         rounds += 1;
         if rounds > SPINS {

@@ -3,6 +3,7 @@
 pub(crate) mod compare;
 pub(crate) mod load;
 pub(crate) mod pause;
+pub(crate) mod race;
 pub(crate) mod soak;
 
 use std::path::{Path, PathBuf};

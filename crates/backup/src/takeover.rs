@@ -37,15 +37,20 @@ mod peers;
 mod place;
 mod privileges;
 mod process;
+mod search;
 mod session;
 mod standby;
+mod timeline;
+mod timing;
 mod waiting;
 
 pub use checkpoint::Checkpoint;
 pub use error::TakeoverError;
 pub(crate) use handshakes::Handshakes;
 pub use live::Live;
+pub use search::Search;
 pub use standby::Report;
+pub use timing::Timing;
 pub use waiting::Standby;
 
 pub use eventlog::handover::Details;

@@ -60,6 +60,12 @@ pub(crate) struct BackupArguments {
     /// Where checkpoints and logs are kept.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/understudy")]
     pub(crate) state: PathBuf,
+    /// How long a takeover that left the log is tried again, each time with other timing.
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = values::budget)]
+    pub(crate) retry_budget: Duration,
+    /// Let the first attempt of a takeover replay the events of different threads in the order of their times.
+    #[arg(long, value_enum, default_value = "on")]
+    pub(crate) timing: Switch,
     #[command(flatten)]
     pub(crate) security: SecurityArguments,
 }

@@ -54,6 +54,11 @@ pub(crate) fn detect(text: &str) -> Result<Duration, String> {
     between(text, "2ms", "60s")
 }
 
+/// How long takeovers are tried.
+pub(crate) fn budget(text: &str) -> Result<Duration, String> {
+    between(text, "1ms", "60s")
+}
+
 /// An address with the length of its network's part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Network {

@@ -57,11 +57,13 @@ pub const RING_LEN: u64 = 1 << 20;
 pub const MAX_CONNS: usize = 16_384;
 /// Connections that can wait, after a takeover, for the application to accept them.
 pub const MAX_BACKLOG: usize = 384;
+/// Entries of [`Control::turns`].
+pub const MAX_TURNS: usize = 64;
 /// Bytes of one connection's output buffer (a power of two).
 pub const OUTPUT_LEN: u64 = 256 << 10;
 
 /// Offset of the first [`Slot`] in the arena.
-pub const SLOTS_AT: u64 = 0x2000;
+pub const SLOTS_AT: u64 = 0x3000;
 /// Offset of the first [`Conn`].
 pub const CONNS_AT: u64 = SLOTS_AT + MAX_SLOTS as u64 * size_of::<Slot>() as u64;
 /// Offset of the tables that processes hand to their next image, one for each slot.
@@ -89,7 +91,7 @@ pub mod mode {
     pub const LIVE: u32 = 3;
 }
 
-/// The arena's first two pages.
+/// The arena's first three pages.
 #[repr(C)]
 pub struct Control {
     /// [`ARENA_MAGIC`].
@@ -107,6 +109,10 @@ pub struct Control {
     pub slots: AtomicU32,
     /// Replay: records that were taken, to tell standstill from patience.
     pub moves: AtomicU32,
+    /// Replay: seed of how this attempt's timing differs from that of others; 0 for the plain one.
+    pub seed: AtomicU32,
+    /// Replay: how many entries of `turns` count.
+    pub turn_count: AtomicU32,
     /// Order of container-wide objects: process numbering, then standard output.
     pub pids: Order,
     /// Order of writes to standard output and error.
@@ -126,6 +132,21 @@ pub struct Control {
     /// Connections of the lost host that nobody has accepted: see [`backlog`]. The host fills entries before
     /// it turns `mode`, the guest clears them.
     pub backlog: [AtomicU64; MAX_BACKLOG],
+    /// Replay: records that are taken as if they had been made at another time. The host fills them in before the
+    /// process runs.
+    pub turns: [Turn; MAX_TURNS],
+}
+
+/// An entry of [`Control::turns`].
+#[repr(C)]
+pub struct Turn {
+    /// The record's stream.
+    pub stream: AtomicU32,
+    pad: u32,
+    /// Its position in the stream.
+    pub position: AtomicU64,
+    /// The time, in cycles of the recording host.
+    pub time: AtomicU64,
 }
 
 /// Entries of [`Control::backlog`].

@@ -1,5 +1,6 @@
 //! The arena of a restored container, in replay mode: made empty, then brought to what it was at the cut.
 
+use std::collections::BTreeMap;
 use std::mem::offset_of;
 use std::sync::atomic::Ordering::{AcqRel, Release};
 
@@ -13,7 +14,7 @@ use super::error::{Result, TakeoverError, io};
 
 /// Makes it.
 pub(super) fn empty() -> Result<Arena> {
-    let flags = flag::OWN_OUTPUT | flag::HOLD_AT_END | flag::TIMED;
+    let flags = flag::OWN_OUTPUT | flag::HOLD_AT_END;
     Arena::new(mode::REPLAY, flags).map_err(io("making the shared memory"))
 }
 
@@ -70,6 +71,15 @@ fn fill_ring(arena: &Arena, index: usize, thread: &ThreadState) {
     ring.head.store(thread.position, Release);
     ring.tail.store(thread.position, Release);
     ring.state.store(slot::LIVE, Release);
+}
+
+/// When the thread of each stream made its last record before the cut.
+pub(super) fn times(checkpoint: &Checkpoint) -> Result<BTreeMap<u32, u64>> {
+    let threads = checkpoint.guest()?.threads;
+    let known = threads
+        .iter()
+        .filter_map(|thread| Some((thread.stream, time_of(checkpoint, thread)?)));
+    Ok(known.collect())
 }
 
 /// When the thread made its last record before the cut.

@@ -125,6 +125,22 @@ pub enum TakeoverError {
     },
 }
 
+impl TakeoverError {
+    /// Whether another attempt, timed otherwise, may end otherwise: not where checkpoint and log are the matter.
+    #[must_use]
+    pub fn may_come_right(&self) -> bool {
+        !matches!(
+            self,
+            Self::Damaged { .. }
+                | Self::Missing { .. }
+                | Self::Snapshot(_)
+                | Self::Malformed { .. }
+                | Self::Store(_)
+                | Self::Processes { .. }
+        )
+    }
+}
+
 pub(super) type Result<T> = std::result::Result<T, TakeoverError>;
 
 /// An [`TakeoverError::Io`] for a step.

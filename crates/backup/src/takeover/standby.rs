@@ -33,6 +33,7 @@ use super::objects::Objects;
 use super::peers::{self, Peer};
 use super::process::{self, Process, Shared};
 use super::session::Session;
+use super::timing::Timing;
 use super::{arena, backlog, options, place, privileges};
 use crate::detector::Suspicion;
 use crate::guard::{Attempt, Guard};
@@ -183,6 +184,7 @@ impl Vacant {
         mut self,
         attempt: Attempt<Checkpoint>,
         suspicion: Suspicion,
+        timing: Timing,
     ) -> Result<(Live, Report)> {
         let mut clock = Clock::start();
         let network = self.container.namespace("net")?;
@@ -196,10 +198,11 @@ impl Vacant {
         let files = process::files(merge.fold(), checkpoint.store().process().pid);
         let Shared { arena, room } = self.shared.clone();
         arena::fill(&arena, checkpoint)?;
+        timing.set(&arena);
         clock.step("prepare");
         let (process, folded) = thread::scope(|scope| {
             let folding = scope.spawn(|| folding::fold(merge, &log));
-            let process = self.replay(checkpoint, &files, &log, &mut clock);
+            let process = self.replay(checkpoint, &files, &log, timing.stall, &mut clock);
             let folded = folding.join();
             let folded = folded.map_err(|_| TakeoverError::Panicked {
                 what: "folds the log",
@@ -236,13 +239,15 @@ impl Vacant {
         checkpoint: &mut Checkpoint,
         files: &[process::OpenFile],
         log: &Log,
+        stall: Duration,
         clock: &mut Clock,
     ) -> Result<Process> {
         let (container, shared) = (&mut self.container, &self.shared);
         let process = self.ahead.finish(container, shared, checkpoint, files)?;
         clock.step("restore");
         let sleeps = |number| process::sleeps(process.pid, number);
-        let seen = match to_log_end(&shared.arena, log, sleeps, || has_ended(&self.container)) {
+        let ended = || has_ended(&self.container);
+        let seen = match to_log_end(&shared.arena, log, sleeps, ended, stall) {
             Err(Incomplete::Ended) => {
                 let ended = self.container.wait()?;
                 return Err(TakeoverError::Ended { ended });

@@ -10,6 +10,7 @@ use super::checkpoint::Checkpoint;
 use super::error::{Result, TakeoverError, io};
 use super::live::Live;
 use super::standby::{Report, Vacant};
+use super::timing::Timing;
 use crate::detector::Suspicion;
 use crate::guard::{Attempt, Guard};
 
@@ -29,6 +30,7 @@ struct Waiting {
 struct Order {
     attempt: Attempt<Checkpoint>,
     suspicion: Suspicion,
+    timing: Timing,
 }
 
 type Outcome = Result<(Live, Report)>;
@@ -61,10 +63,15 @@ impl Standby {
         mut self,
         attempt: Attempt<Checkpoint>,
         suspicion: Suspicion,
+        timing: Timing,
     ) -> Result<(Live, Report)> {
         const PANICKED: TakeoverError = TakeoverError::Panicked { what: "takes over" };
         let Waiting { orders, thread } = self.0.take().ok_or(PANICKED)?;
-        let order = Order { attempt, suspicion };
+        let order = Order {
+            attempt,
+            suspicion,
+            timing,
+        };
         orders.send(order).map_err(|_| PANICKED)?;
         thread.thread().unpark();
         thread.join().ok().flatten().unwrap_or(Err(PANICKED))
@@ -90,7 +97,9 @@ fn wait(
 ) -> Option<Outcome> {
     loop {
         match orders.try_recv() {
-            Ok(Order { attempt, suspicion }) => return Some(vacant.take_over(attempt, suspicion)),
+            Ok(order) => {
+                return Some(vacant.take_over(order.attempt, order.suspicion, order.timing));
+            }
             Err(TryRecvError::Disconnected) => return None,
             Err(TryRecvError::Empty) => {}
         }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use backup::Server;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -15,7 +16,7 @@ use shim::signals::Signals;
 use stream::keys;
 
 use super::security;
-use crate::arguments::BackupArguments;
+use crate::arguments::{BackupArguments, Switch};
 use crate::failure::Failure;
 
 mod hosting;
@@ -38,8 +39,19 @@ pub(crate) struct Options {
     pub(crate) bridge: Option<String>,
     /// Where checkpoints and logs are kept.
     pub(crate) state: PathBuf,
+    /// How often takeovers are tried.
+    pub(crate) attempts: Attempts,
     /// How the stream is protected.
     pub(crate) security: Security,
+}
+
+/// How often a takeover is tried, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Attempts {
+    /// Another attempt begins until so much time has passed since the first.
+    pub(crate) budget: Duration,
+    /// Whether the order of time is kept.
+    pub(crate) ordered: bool,
 }
 
 pub(crate) fn run(arguments: BackupArguments) -> Result<i32, Failure> {
@@ -63,6 +75,10 @@ fn options(arguments: BackupArguments) -> Result<Options, Failure> {
         listen: arguments.listen,
         bridge: arguments.bridge,
         state: arguments.state,
+        attempts: Attempts {
+            budget: arguments.retry_budget,
+            ordered: arguments.timing == Switch::On,
+        },
         security: security(arguments.security)?,
     })
 }
@@ -90,7 +106,12 @@ fn stand_by(options: Options) -> Result<i32, Failure> {
     )?;
     let stop = Arc::new(AtomicBool::new(false));
     let handle = server.handle();
-    let mut hosting = Hosting::new(options.bridge, server.handle(), Arc::clone(&stop));
+    let mut hosting = Hosting::new(
+        options.bridge,
+        options.attempts,
+        server.handle(),
+        Arc::clone(&stop),
+    );
     let serving = thread::Builder::new()
         .name("listen".into())
         .spawn(move || server.run())?;

@@ -9,10 +9,14 @@
 //! It is a help, and not a promise: times are taken when a record is made, a moment after what it tells. So when all wait
 //! for one another, the earliest goes on, and where nothing goes on for [`PATIENCE`], the order of time is given up for
 //! this replay: the order of objects alone is then left, as without.
+//!
+//! An attempt with a seed is timed another way: at places that the seed chooses, a thread takes its record a little
+//! later, or does not wait for those that are on their way to theirs. And the host may have records taken as if they had
+//! been made at another time.
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
-use eventlog::record::cycles_of;
+use eventlog::record::{HASH_SEED, cycles_of, mix};
 use guest::abi::{RING_LEN, Slot, ThreadBlock, flag, slot};
 
 use crate::thread::{control, slot_of};
@@ -24,21 +28,29 @@ const PATIENCE: u64 = 300_000_000;
 const MOST: u64 = 2_000_000;
 /// Cycles that a thread is given in any case for what it does between two records.
 const START: u64 = 1_000_000;
+/// With a seed, one record of so many is taken later (a power of two), by less than so many cycles (another one).
+const DELAYED: u64 = 16;
+const DELAY: u64 = 1 << 18;
 // The first eight bytes of a record, its ticks among them, do not wrap round.
 const _: () = assert!(RING_LEN.is_multiple_of(8));
 
 /// Waits until no other thread has a record that is older than `time` still to take.
 #[inline]
 pub(crate) fn await_time(t: &ThreadBlock, time: u64) {
+    let patient = match control().seed.load(Relaxed) {
+        0 => true,
+        seed => vary(t, seed),
+    };
     if control().flags.load(Relaxed) & flag::TIMED == 0 {
         return;
     }
+    let time = in_turn(t.stream.load(Relaxed), t.position.load(Relaxed), time);
     loop {
         let made = control().next_stream.load(Acquire);
         let own = t.slot.load(Relaxed);
         for index in 0..control().slots.load(Acquire) {
-            if index != own && standing(index, time) != Standing::Done {
-                await_other(own, index, time);
+            if index != own && standing(index, time, patient) != Standing::Done {
+                await_other(own, index, time, patient);
             }
         }
         // Threads that were made meanwhile may be older, too.
@@ -48,13 +60,27 @@ pub(crate) fn await_time(t: &ThreadBlock, time: u64) {
     }
 }
 
+/// What the seed says of the next record: it may be taken later. Whether to wait for threads that are on their way.
 #[cold]
-fn await_other(own: u32, index: u32, time: u64) {
+fn vary(t: &ThreadBlock, seed: u32) -> bool {
+    let place = mix(u64::from(t.stream.load(Relaxed)), t.position.load(Relaxed));
+    let chance = mix(mix(HASH_SEED, u64::from(seed)), place);
+    if chance.is_multiple_of(DELAYED) {
+        let (began, delay) = (raw::cycles(), (chance >> 8) % DELAY);
+        while raw::cycles().saturating_sub(began) < delay {
+            core::hint::spin_loop();
+        }
+    }
+    chance & DELAYED == 0
+}
+
+#[cold]
+fn await_other(own: u32, index: u32, time: u64, patient: bool) {
     let state = &slot_of(own).state;
     state.store(slot::EARLY, SeqCst);
     let (mut spins, mut began, mut moves) = (0, raw::cycles(), 0);
     while control().flags.load(Relaxed) & flag::TIMED != 0 {
-        match standing(index, time) {
+        match standing(index, time, patient) {
             Standing::Done => break,
             Standing::Waits if is_first_of_all(time) => break,
             Standing::Waits | Standing::Behind => order::pause(&mut spins),
@@ -93,12 +119,13 @@ enum Standing {
     Behind,
 }
 
-fn standing(index: u32, time: u64) -> Standing {
+/// `patient`: one that has taken its records is waited for until it has come to the next.
+fn standing(index: u32, time: u64, patient: bool) -> Standing {
     let ring = slot_of(index);
     match ring.state.load(Acquire) {
         slot::WAITING if ring.time.load(Acquire) < time => Standing::Waits,
         slot::LIVE | slot::EARLY => match next_time(index, ring) {
-            Some(next) if next < time || is_under_way(ring, time) => Standing::Behind,
+            Some(next) if next < time || patient && is_under_way(ring, time) => Standing::Behind,
             _ => Standing::Done,
         },
         _ => Standing::Done,
@@ -112,13 +139,32 @@ fn is_under_way(slot: &Slot, time: u64) -> bool {
     taken_at != 0 && raw::cycles().saturating_sub(taken_at) < START + 2 * had.min(MOST)
 }
 
+/// When a record is to be taken: at its own time, unless the host says otherwise.
+#[inline]
+fn in_turn(stream: u32, position: u64, time: u64) -> u64 {
+    match control().turn_count.load(Relaxed) {
+        0 => time,
+        count => chosen(stream, position, count).unwrap_or(time),
+    }
+}
+
+#[cold]
+fn chosen(stream: u32, position: u64, count: u32) -> Option<u64> {
+    let mut all = control().turns.iter().take(count as usize);
+    let turn = all.find(|turn| {
+        turn.stream.load(Relaxed) == stream && turn.position.load(Relaxed) == position
+    })?;
+    Some(turn.time.load(Relaxed))
+}
+
 /// The time of the next record of a ring: no later than it is. `None` at the log's end.
 fn next_time(index: u32, slot: &Slot) -> Option<u64> {
     let last = slot.time.load(Acquire);
     let tail = slot.tail.load(Acquire);
     if slot.head.load(Acquire) > tail {
         let word: u64 = user::read(ring::base(index) + tail % RING_LEN).unwrap_or(0);
-        return Some(last.saturating_add(cycles_of((word >> 32) as u32)));
+        let time = last.saturating_add(cycles_of((word >> 32) as u32));
+        return Some(in_turn(slot.stream.load(Relaxed), tail, time));
     }
     // More may come, of which nothing is known yet.
     (slot.end.load(Acquire) == 0).then_some(last)

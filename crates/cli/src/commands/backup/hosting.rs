@@ -5,17 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backup::arbiter::Phase;
 use backup::detector::Suspicion;
 use backup::server::Handle;
-use backup::takeover::{Checkpoint, Details, Live, Report, Standby, TakeoverError};
+use backup::takeover::{Checkpoint, Details, Live, Report, Search, Standby, TakeoverError, Timing};
 use backup::{Back, Event, Guard};
 use eventlog::codec;
 
-/// How often a takeover is tried; what fails once by a race of the log's end may come right.
-const ATTEMPTS: u32 = 3;
+use super::Attempts;
+
+/// An attempt that makes no progress is given up after the budget of all divided by this.
+const STALLS: u32 = 2;
+/// Between two attempts for which nothing could stand by.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Between two looks whether an end was asked for.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -23,6 +27,7 @@ const LOOK: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Hosting {
     bridge: Option<String>,
+    attempts: Attempts,
     handle: Arc<Handle<Checkpoint>>,
     stop: Arc<AtomicBool>,
     standbys: HashMap<String, Standby>,
@@ -35,6 +40,7 @@ pub(super) struct Hosting {
 impl Hosting {
     pub(super) fn new(
         bridge: Option<String>,
+        attempts: Attempts,
         handle: Handle<Checkpoint>,
         stop: Arc<AtomicBool>,
     ) -> Self {
@@ -42,6 +48,7 @@ impl Hosting {
         let handle = Arc::new(handle);
         Self {
             bridge,
+            attempts,
             handle,
             stop,
             standbys,
@@ -139,14 +146,12 @@ impl Hosting {
             return;
         }
         let prepared = self.standbys.remove(&name);
-        let (bridge, stop, handle) = (
-            self.bridge.clone(),
-            Arc::clone(&self.stop),
-            Arc::clone(&self.handle),
-        );
+        let (bridge, attempts) = (self.bridge.clone(), self.attempts);
+        let (stop, handle) = (Arc::clone(&self.stop), Arc::clone(&self.handle));
         let (key, kept) = (name.clone(), Arc::clone(&guard));
         let host = thread::Builder::new().name("host".into()).spawn(move || {
-            let Some(live) = take_over(&guard, prepared, bridge.as_deref(), suspicion) else {
+            let bridge = bridge.as_deref();
+            let Some(live) = take_over(&guard, prepared, bridge, suspicion, attempts) else {
                 return false;
             };
             match live.host(&stop) {
@@ -177,7 +182,12 @@ impl Hosting {
 enum Failed {
     /// None is needed.
     CalledOff(Back),
-    Tried(String),
+    /// Another may end otherwise.
+    Tried(TakeoverError),
+    /// It did not come so far as to be tried.
+    NotReady(String),
+    /// So would every other.
+    Impossible(String),
 }
 
 fn standby(guard: &Arc<Guard<Checkpoint>>, bridge: Option<&str>) -> Result<Standby, String> {
@@ -186,27 +196,43 @@ fn standby(guard: &Arc<Guard<Checkpoint>>, bridge: Option<&str>) -> Result<Stand
     Standby::prepare(details, &bridge, guard).map_err(|e| e.to_string())
 }
 
-/// Tries to take over, and prints how it went.
+/// Tries to take over until that is done, or the time for it is used up; prints how it went.
 fn take_over(
     guard: &Arc<Guard<Checkpoint>>,
     mut prepared: Option<Standby>,
     bridge: Option<&str>,
     suspicion: Suspicion,
+    attempts: Attempts,
 ) -> Option<Live> {
     let name = &guard.hello().name;
-    for attempt in 1..=ATTEMPTS {
-        match try_once(guard, prepared.take(), bridge, suspicion) {
+    let began = Instant::now();
+    let mut search = Search::new(attempts.ordered, attempts.budget / STALLS);
+    loop {
+        let number = search.number();
+        match try_once(guard, prepared.take(), bridge, suspicion, search.timing()) {
             Ok((live, report)) => {
-                println!("takeover {name} {report} attempts={attempt}");
+                println!("takeover {name} {report} attempts={number}");
                 return Some(live);
             }
             Err(Failed::CalledOff(back)) => {
                 eprintln!("understudy: takeover of {name} called off: {back}");
                 return None;
             }
-            Err(Failed::Tried(error)) => eprintln!(
-                "understudy: takeover of {name}, attempt {attempt} of {ATTEMPTS}: {error}"
-            ),
+            Err(Failed::Impossible(error)) => {
+                eprintln!("understudy: takeover of {name}, attempt {number}: {error}");
+                break;
+            }
+            Err(Failed::NotReady(error)) => {
+                eprintln!("understudy: takeover of {name}, attempt {number}: {error}");
+                thread::sleep(PAUSE);
+            }
+            Err(Failed::Tried(error)) => {
+                eprintln!("understudy: takeover of {name}, attempt {number}: {error}");
+                search.failed(&error, guard);
+            }
+        }
+        if began.elapsed() >= attempts.budget {
+            break;
         }
     }
     eprintln!("understudy: {name} could not be taken over: it is lost");
@@ -218,17 +244,19 @@ fn try_once(
     prepared: Option<Standby>,
     bridge: Option<&str>,
     suspicion: Suspicion,
+    timing: Timing,
 ) -> Result<(Live, Report), Failed> {
     let attempt = guard
         .take_over()
-        .map_err(|e| Failed::Tried(e.to_string()))?;
+        .map_err(|e| Failed::Impossible(e.to_string()))?;
     let standby = match prepared {
         Some(standby) => standby,
-        None => standby(guard, bridge).map_err(Failed::Tried)?,
+        None => standby(guard, bridge).map_err(Failed::NotReady)?,
     };
-    let taken = standby.take_over(attempt, suspicion);
+    let taken = standby.take_over(attempt, suspicion, timing);
     taken.map_err(|error| match error {
         TakeoverError::Back(back) => Failed::CalledOff(back),
-        other => Failed::Tried(other.to_string()),
+        other if other.may_come_right() => Failed::Tried(other),
+        other => Failed::Impossible(other.to_string()),
     })
 }
