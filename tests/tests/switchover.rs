@@ -89,7 +89,8 @@ fn a_takeover_that_fails_is_called_off() {
     let (primary, backup) = (bed.host("primary").unwrap(), bed.host("backup").unwrap());
     let shim = primary.processes_named("understudy");
     assert_eq!(shim.len(), 1, "{shim:?}");
-    let (report, asked) = under_load(&bed, &service, 3, || {
+    // Longer than a backup tries.
+    let (report, asked) = under_load(&bed, &service, 6, || {
         spoil(backup);
         let asked = Instant::now();
         // It is silent, but lives.

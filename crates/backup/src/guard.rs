@@ -201,6 +201,20 @@ impl<I: Image> Guard<I> {
         Ok(Attempt::new(Arc::clone(self), generation))
     }
 
+    /// Fails if the primary was heard after this heartbeat, unless it said that it will not speak.
+    ///
+    /// # Errors
+    /// [`Back`].
+    pub fn is_silent_since(&self, last_beat: u64) -> Result<(), Back> {
+        let watch = locked(&self.watch);
+        let beat = watch.arbiter.last_beat();
+        if beat == last_beat || watch.arbiter.is_yielded() {
+            Ok(())
+        } else {
+            Err(Back { beat })
+        }
+    }
+
     /// Waits until log comes beyond what `seen` says, or so long: for a standby that replays continuously.
     pub fn wait_for_log(&self, seen: impl Fn(&LogStore) -> bool, within: Duration) {
         let log = locked(&self.log);

@@ -88,13 +88,7 @@ impl<I: Image> Attempt<I> {
     /// # Errors
     /// [`Back`]: the attempt is to be dropped.
     pub fn confirm(&self) -> Result<(), Back> {
-        let watch = locked(&self.guard.watch);
-        let beat = watch.arbiter.last_beat();
-        if beat == self.last_beat || watch.arbiter.is_yielded() {
-            Ok(())
-        } else {
-            Err(Back { beat })
-        }
+        self.guard.is_silent_since(self.last_beat)
     }
 
     /// The container goes live; every older generation is refused for good. Answers the generation.

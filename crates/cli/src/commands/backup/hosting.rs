@@ -31,10 +31,20 @@ pub(super) struct Hosting {
     handle: Arc<Handle<Checkpoint>>,
     stop: Arc<AtomicBool>,
     standbys: HashMap<String, Standby>,
-    /// By the container's name: one takeover at a time. Their threads say whether they took over.
-    hosts: HashMap<String, (Arc<Guard<Checkpoint>>, JoinHandle<bool>)>,
-    /// Containers that could not be taken over, with the last heartbeat then: until there is another.
+    /// By the container's name: one takeover at a time.
+    hosts: HashMap<String, Host>,
+    /// Containers that could not be taken over, with the last heartbeat before that: until there is another.
     lost: HashMap<String, (Arc<Guard<Checkpoint>>, u64)>,
+}
+
+/// A takeover, and the container's life after it.
+#[derive(Debug)]
+struct Host {
+    guard: Arc<Guard<Checkpoint>>,
+    /// The primary's last heartbeat before it.
+    last_beat: u64,
+    /// Says whether it took over.
+    thread: JoinHandle<bool>,
 }
 
 impl Hosting {
@@ -71,12 +81,11 @@ impl Hosting {
 
     /// Notes which takeovers have failed, of those that are over.
     fn collect_hosts(&mut self) {
-        let over = self.hosts.extract_if(|_, (_, host)| host.is_finished());
-        for (name, (guard, host)) in over {
+        let over = self.hosts.extract_if(|_, host| host.thread.is_finished());
+        for (name, host) in over {
             // A thread that panicked took nothing over.
-            if !host.join().unwrap_or(false) {
-                let last_beat = guard.last_beat();
-                self.lost.insert(name, (guard, last_beat));
+            if !host.thread.join().unwrap_or(false) {
+                self.lost.insert(name, (host.guard, host.last_beat));
             }
         }
     }
@@ -148,10 +157,11 @@ impl Hosting {
         let prepared = self.standbys.remove(&name);
         let (bridge, attempts) = (self.bridge.clone(), self.attempts);
         let (stop, handle) = (Arc::clone(&self.stop), Arc::clone(&self.handle));
-        let (key, kept) = (name.clone(), Arc::clone(&guard));
-        let host = thread::Builder::new().name("host".into()).spawn(move || {
+        let (key, kept, last_beat) = (name.clone(), Arc::clone(&guard), guard.last_beat());
+        let thread = thread::Builder::new().name("host".into()).spawn(move || {
             let bridge = bridge.as_deref();
-            let Some(live) = take_over(&guard, prepared, bridge, suspicion, attempts) else {
+            let begin = (suspicion, last_beat);
+            let Some(live) = take_over(&guard, prepared, bridge, begin, attempts) else {
                 return false;
             };
             match live.host(&stop) {
@@ -161,8 +171,15 @@ impl Hosting {
             handle.forget(&name);
             true
         });
-        match host {
-            Ok(host) => drop(self.hosts.insert(key, (kept, host))),
+        match thread {
+            Ok(thread) => {
+                let host = Host {
+                    guard: kept,
+                    last_beat,
+                    thread,
+                };
+                self.hosts.insert(key, host);
+            }
             Err(error) => eprintln!("understudy: no thread for a takeover: {error}"),
         }
     }
@@ -171,9 +188,9 @@ impl Hosting {
     pub(super) fn end(mut self) {
         self.stop.store(true, Ordering::Release);
         self.standbys.clear();
-        for (_, (_, host)) in self.hosts.drain() {
+        for (_, host) in self.hosts.drain() {
             // A panic was told when it happened.
-            let _ = host.join();
+            let _ = host.thread.join();
         }
     }
 }
@@ -196,12 +213,13 @@ fn standby(guard: &Arc<Guard<Checkpoint>>, bridge: Option<&str>) -> Result<Stand
     Standby::prepare(details, &bridge, guard).map_err(|e| e.to_string())
 }
 
-/// Tries to take over until that is done, or the time for it is used up; prints how it went.
+/// Tries to take over until that is done, the primary is heard after `last_beat`, or the time for it is used up; prints
+/// how it went.
 fn take_over(
     guard: &Arc<Guard<Checkpoint>>,
     mut prepared: Option<Standby>,
     bridge: Option<&str>,
-    suspicion: Suspicion,
+    (suspicion, last_beat): (Suspicion, u64),
     attempts: Attempts,
 ) -> Option<Live> {
     let name = &guard.hello().name;
@@ -230,6 +248,10 @@ fn take_over(
                 eprintln!("understudy: takeover of {name}, attempt {number}: {error}");
                 search.failed(&error, guard);
             }
+        }
+        if let Err(back) = guard.is_silent_since(last_beat) {
+            eprintln!("understudy: takeover of {name} called off: {back}");
+            return None;
         }
         if began.elapsed() >= attempts.budget {
             break;
