@@ -24,7 +24,6 @@ pub(crate) const TESTS: &[&str] = &[
     "nginx-light",
     "python3",
     "redis-tools",
-    "tarantool",
     "tcpdump",
     "wrk",
 ];

