@@ -63,7 +63,7 @@ pub(crate) struct BackupArguments {
     /// How long a takeover that left the log is tried again, each time with other timing.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = values::budget)]
     pub(crate) retry_budget: Duration,
-    /// Let the first attempt of a takeover replay the events of different threads in the order of their times.
+    /// Replay the events of different threads in the order of their times, where an attempt does not try another.
     #[arg(long, value_enum, default_value = "on")]
     pub(crate) timing: Switch,
     #[command(flatten)]
