@@ -78,7 +78,7 @@ fn neighbours<S: Source>(source: &S, stream: u32, position: u64) -> Vec<(u64, He
 }
 
 /// Name of a kind of record.
-fn name(event: u16) -> String {
+pub(crate) fn name(event: u16) -> String {
     let own = match event {
         kind::EXEC => "new image",
         kind::BIRTH => "birth",
@@ -91,6 +91,8 @@ fn name(event: u16) -> String {
         kind::INTENT => "intent",
         kind::GETCPU => "getcpu",
         kind::OUTPUT => "output",
+        kind::CONNECTION => "connection",
+        kind::ONCE => "once",
         _ => {
             return sysabi::lookup(u64::from(event))
                 .map_or_else(|| format!("event {event}"), |r| r.name.to_owned());
@@ -134,6 +136,11 @@ impl fmt::Display for Divergence {
                     expected.cast_signed()
                 )?;
             }
+            failure::PAYLOAD => write!(
+                f,
+                "from byte {expected} on, the log's payload of {} is not what the program passed",
+                name(actual as u16)
+            )?,
             failure::CAPACITY => write!(f, "more threads or connections than the arena holds")?,
             code => write!(
                 f,

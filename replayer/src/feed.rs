@@ -1,5 +1,6 @@
 //! Feeding the rings: each thread's stream, as fast as the thread consumes it.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::{Acquire, Release, SeqCst};
 
 use guest::abi::{MAX_SLOTS, RING_LEN, Slot, slot};
@@ -58,7 +59,23 @@ pub(crate) struct Feeder<'a, S> {
     source: &'a S,
     requests: Option<Caller>,
     bytes: Vec<u8>,
+    /// How far threads that have left took their streams.
+    left: BTreeMap<u32, Taken>,
+    /// Number of the first process in the container, 0 before it runs.
+    first: u32,
 }
+
+/// How far a stream was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub(crate) position: u64,
+    /// Its thread has left, or its process, which waits for its threads to take what they have: what is left is left
+    /// for good, and not because another process was faster.
+    pub(crate) for_good: bool,
+}
+
+/// Stream of the first process's first thread.
+const FIRST_STREAM: u32 = 1;
 
 impl<'a, S: Source> Feeder<'a, S> {
     /// A feeder; requests of the guests are told to `requests`.
@@ -68,7 +85,24 @@ impl<'a, S: Source> Feeder<'a, S> {
             source,
             requests,
             bytes: Vec::new(),
+            left: BTreeMap::new(),
+            first: 0,
         }
+    }
+
+    /// How far each stream was taken that ever had a thread. The first process has ended.
+    pub(crate) fn taken(&self) -> BTreeMap<u32, Taken> {
+        let mut taken = self.left.clone();
+        for ring in (0..MAX_SLOTS).map(|index| self.arena.slot(index)) {
+            let for_good = match ring.state.load(Acquire) {
+                slot::FREE | slot::CLAIMED => continue,
+                slot::DONE => true,
+                _ => ring.pid.load(Acquire) == self.first,
+            };
+            let position = ring.tail.load(Acquire);
+            taken.insert(ring.stream.load(Acquire), Taken { position, for_good });
+        }
+        taken
     }
 
     /// Looks at every ring once.
@@ -79,11 +113,19 @@ impl<'a, S: Source> Feeder<'a, S> {
             match ring.state.load(Acquire) {
                 slot::FREE | slot::CLAIMED => continue,
                 slot::DONE => {
+                    let taken = Taken {
+                        position: ring.tail.load(Acquire),
+                        for_good: true,
+                    };
+                    self.left.insert(ring.stream.load(Acquire), taken);
                     ring.state.store(slot::FREE, Release);
                     seen.progress = true;
                     continue;
                 }
                 state => {
+                    if self.first == 0 && ring.stream.load(Acquire) == FIRST_STREAM {
+                        self.first = ring.pid.load(Acquire);
+                    }
                     seen.threads += 1;
                     seen.parked += usize::from(state == slot::PARKED);
                     seen.waiting += usize::from(state == slot::WAITING);

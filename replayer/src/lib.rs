@@ -12,9 +12,13 @@ mod feed;
 mod live;
 mod log;
 mod offline;
+mod standing;
+mod verdict;
 
 pub use divergence::Divergence;
 pub use feed::{Seen, Source};
 pub use live::{Incomplete, to_log_end};
 pub use log::{Log, LogError};
 pub use offline::{Error, Outcome, Replay};
+pub use standing::{Doing, Standing, Standings};
+pub use verdict::{AllLeft, Left};

@@ -9,6 +9,7 @@ use sys::arena::Arena;
 
 use crate::divergence::Divergence;
 use crate::feed::{Feeder, Seen, Source};
+use crate::standing::{Standings, standings};
 
 /// Why replay did not come to the ends of the logs.
 #[derive(Debug, thiserror::Error)]
@@ -18,13 +19,15 @@ pub enum Incomplete<E: std::error::Error> {
     Diverged(Box<Divergence>),
     /// Nothing happened for too long.
     #[error(
-        "replay stands still: {} of {} threads wait, nothing for {still:?}", seen.idle(), seen.threads
+        "replay stands still: {} of {} threads wait, nothing for {still:?}: {standings}", seen.idle(), seen.threads
     )]
     Stalled {
         /// What the last look found.
         seen: Seen,
         /// How long.
         still: Duration,
+        /// Where its threads stand.
+        standings: Standings,
     },
     /// Its threads have ended, or were killed.
     #[error("the container has ended in replay")]
@@ -79,7 +82,11 @@ pub fn to_log_end<S: Source>(
             return Err(Incomplete::Ended);
         }
         if still > stall {
-            return Err(Incomplete::Stalled { seen, still });
+            return Err(Incomplete::Stalled {
+                seen,
+                still,
+                standings: Standings(standings(arena, source)),
+            });
         }
         rounds += 1;
         if rounds > SPINS {

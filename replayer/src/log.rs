@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use eventlog::frame::file::{self, FileError};
-use eventlog::record::Records;
+use eventlog::record::{self, Records};
 use eventlog::recording::{LOG_NAME, Meta, OWN_STREAM};
 
 use crate::feed::Source;
@@ -30,6 +30,18 @@ pub enum LogError {
         path: PathBuf,
         /// What is wrong.
         source: FileError,
+    },
+    /// A stream holds what is no record.
+    #[error("stream {stream} of {path} is malformed at position {position}: {source}")]
+    Record {
+        /// The path.
+        path: PathBuf,
+        /// The stream.
+        stream: u32,
+        /// Where in the stream the record should begin.
+        position: u64,
+        /// What is wrong.
+        source: record::Malformed,
     },
     /// It was made on another kernel.
     #[error("the recording was made on kernel {theirs}, this is {ours}: replay it there")]
@@ -69,7 +81,24 @@ impl Log {
                 .or_default()
                 .extend_from_slice(run.bytes);
         })
-        .map_err(|source| LogError::Format { path, source })?;
+        .map_err(|source| LogError::Format {
+            path: path.clone(),
+            source,
+        })?;
+        let mut numbers: Vec<u32> = streams.keys().copied().collect();
+        numbers.sort_unstable();
+        for stream in numbers {
+            let mut records = Records::new(&streams[&stream]);
+            if let Some(Err(source)) = records.find(Result::is_err) {
+                let position = records.consumed() as u64;
+                return Err(LogError::Record {
+                    path,
+                    stream,
+                    position,
+                    source,
+                });
+            }
+        }
         let own = streams.remove(&OWN_STREAM).unwrap_or_default();
         let last = Records::new(&own).next().and_then(Result::ok);
         let status = last.map_or(0, |r| r.header.result as i32);
@@ -98,6 +127,11 @@ impl Log {
     #[must_use]
     pub fn stream(&self, number: u32) -> &[u8] {
         self.streams.get(&number).map_or(&[], Vec::as_slice)
+    }
+
+    /// The streams of the program's threads.
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = u32> + '_ {
+        self.streams.keys().copied()
     }
 
     /// Bytes of all streams.

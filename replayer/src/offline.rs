@@ -15,6 +15,8 @@ use sys::follow::{FollowError, Follower};
 use crate::divergence::Divergence;
 use crate::feed::Feeder;
 use crate::log::Log;
+use crate::standing::{Standing, Standings, standings};
+use crate::verdict::{self, AllLeft, Left};
 
 /// Why a replay failed.
 #[derive(Debug, thiserror::Error)]
@@ -26,20 +28,34 @@ pub enum Error {
     #[error("{0}")]
     Diverged(Box<Divergence>),
     /// Nothing happened for too long.
-    #[error(
-        "replay stands still: {idle} of {threads} threads wait, {consumed} of {total} bytes of the log were consumed, nothing for {seconds} s"
-    )]
+    #[error("replay stands still, nothing for {} ms: {standings}", still.as_millis())]
     Stalled {
-        /// Threads that wait for the log or for their turn.
-        idle: usize,
-        /// Threads that live.
-        threads: usize,
-        /// Bytes consumed by the threads that live.
-        consumed: u64,
-        /// Bytes in the log.
-        total: u64,
         /// How long.
-        seconds: u64,
+        still: Duration,
+        /// Where its threads stand.
+        standings: Standings,
+    },
+    /// The log ends, and the program does not.
+    #[error(
+        "the log ends before the program, which ended with status {status} when it was recorded: {standings}"
+    )]
+    Unfinished {
+        /// The recorded status.
+        status: i32,
+        /// Where its threads stand.
+        standings: Standings,
+    },
+    /// The program ends, and the log does not, or says that it ended otherwise.
+    #[error(
+        "the program ended with status {status} in replay, with {left}, where stream 0 says at position 0 that it ended with {recorded}"
+    )]
+    Left {
+        /// The status in replay.
+        status: i32,
+        /// The recorded status.
+        recorded: i32,
+        /// What is left.
+        left: AllLeft,
     },
     /// The replayer itself failed.
     #[error("the replayer's feed thread panicked")]
@@ -55,6 +71,8 @@ pub enum Outcome {
     LogEnd,
 }
 
+/// Threads that all wait for the log or for their turns get neither any more after so long.
+const SETTLE: Duration = Duration::from_millis(500);
 /// A replay that makes no progress for so long is stopped.
 const STALL: Duration = Duration::from_secs(10);
 /// Rounds without work before the feeder sleeps.
@@ -65,8 +83,26 @@ const NAP: Duration = Duration::from_micros(50);
 #[derive(Debug)]
 pub struct Replay {
     follower: Follower,
-    feed: JoinHandle<Result<Outcome, Error>>,
+    feed: JoinHandle<Result<Stopped, Error>>,
     stop: Arc<AtomicBool>,
+}
+
+/// Why there is nothing more to feed.
+#[derive(Debug)]
+enum Stopped {
+    /// The container has ended.
+    Ended(Ended),
+    /// As [`Outcome::LogEnd`].
+    LogEnd,
+}
+
+/// What is known of a replay whose program has ended.
+#[derive(Debug)]
+struct Ended {
+    recorded: i32,
+    /// What threads that ended by themselves left of the log, and what all did.
+    left: Vec<Left>,
+    left_by_any: Vec<Left>,
 }
 
 impl Replay {
@@ -87,7 +123,7 @@ impl Replay {
         let stop = Arc::new(AtomicBool::new(false));
         let (requests, flag) = (follower.caller(), Arc::clone(&stop));
         let feed = thread::Builder::new().name("feed".into()).spawn(move || {
-            let outcome = feed(
+            let stopped = feed(
                 &log,
                 &arena,
                 Feeder::new(&arena, &log, Some(requests)),
@@ -97,7 +133,7 @@ impl Replay {
             if arena.control().flags.load(Acquire) & flag::TIMED == 0 {
                 tracing::info!("the order of time was given up");
             }
-            outcome
+            stopped
         });
         Ok(Self {
             follower,
@@ -114,14 +150,39 @@ impl Replay {
         Ok(self.follower.started()?)
     }
 
-    /// The container has ended: the verdict.
+    /// The container has ended, its program with this status: the verdict.
     ///
     /// # Errors
     /// [`Error`].
-    pub fn finish(self) -> Result<Outcome, Error> {
+    pub fn finish(self, status: i32) -> Result<Outcome, Error> {
         self.stop.store(true, Release);
-        let outcome = self.feed.join().map_err(|_| Error::Panicked)??;
-        self.follower.error().map_or(Ok(outcome), |e| Err(e.into()))
+        let stopped = self.feed.join().map_err(|_| Error::Panicked)??;
+        if let Some(error) = self.follower.error() {
+            return Err(error.into());
+        }
+        match stopped {
+            Stopped::LogEnd => Ok(Outcome::LogEnd),
+            Stopped::Ended(ended) => ended.verdict(status),
+        }
+    }
+}
+
+impl Ended {
+    fn verdict(self, status: i32) -> Result<Outcome, Error> {
+        let recorded = self.recorded;
+        if status == recorded && self.left.is_empty() {
+            return Ok(Outcome::Ended);
+        }
+        let left = AllLeft(if status == recorded {
+            self.left
+        } else {
+            self.left_by_any
+        });
+        Err(Error::Left {
+            status,
+            recorded,
+            left,
+        })
     }
 }
 
@@ -130,16 +191,23 @@ fn feed(
     arena: &Arena,
     mut feeder: Feeder<'_, Log>,
     stop: &AtomicBool,
-) -> Result<Outcome, Error> {
+) -> Result<Stopped, Error> {
     let mut last = (Instant::now(), 0);
     let mut idle_rounds = 0;
     loop {
         let Ok(seen) = feeder.round();
+        // In this order: what a thread reported before the end must not be missed.
+        let ended = stop.load(Acquire);
         if let Some(divergence) = Divergence::reported(arena.control(), log) {
             return Err(Error::Diverged(Box::new(divergence)));
         }
-        if stop.load(Acquire) {
-            return Ok(Outcome::Ended);
+        if ended {
+            let taken = feeder.taken();
+            return Ok(Stopped::Ended(Ended {
+                recorded: log.status,
+                left: verdict::left(log, &taken, false),
+                left_by_any: verdict::left(log, &taken, true),
+            }));
         }
         if seen.progress || seen.consumed != last.1 {
             last = (Instant::now(), seen.consumed);
@@ -148,21 +216,33 @@ fn feed(
         }
         idle_rounds += 1;
         let waited = last.0.elapsed();
-        if seen.threads > 0 && seen.idle() == seen.threads && waited > Duration::from_millis(500) {
-            return Ok(Outcome::LogEnd);
+        if seen.threads > 0 && seen.idle() == seen.threads && waited > SETTLE {
+            return at_rest(log, standings(arena, log), waited);
         }
         if waited > STALL {
-            let (idle, threads, consumed) = (seen.idle(), seen.threads, seen.consumed);
             return Err(Error::Stalled {
-                idle,
-                threads,
-                consumed,
-                total: log.len(),
-                seconds: waited.as_secs(),
+                still: waited,
+                standings: Standings(standings(arena, log)),
             });
         }
         if idle_rounds > SPINS {
             thread::sleep(NAP);
         }
     }
+}
+
+/// No thread can go on: that is the log's end only where a signal ended the program.
+fn at_rest(log: &Log, standings: Vec<Standing>, still: Duration) -> Result<Stopped, Error> {
+    let waits_in_vain = |standing: &Standing| !verdict::waits_for_the_killed(log, standing);
+    if standings.iter().any(waits_in_vain) {
+        let standings = Standings(standings);
+        return Err(Error::Stalled { still, standings });
+    }
+    if verdict::by_signal(log.status) {
+        return Ok(Stopped::LogEnd);
+    }
+    Err(Error::Unfinished {
+        status: log.status,
+        standings: Standings(standings),
+    })
 }

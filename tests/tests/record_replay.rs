@@ -295,6 +295,24 @@ fn in_an_otherwise_empty_root_directory() {
     );
 }
 
+/// What others printed before they were ended with the program, or by its execve.
+#[test]
+fn what_others_printed_before_they_were_ended() {
+    let printed = twice(
+        &["bash", "-c", "for i in 1 2 3; do (echo $i) & done; exit 0"],
+        |_| {},
+        |_, _| {},
+    );
+    assert!(lines(&printed) <= 3, "{printed}");
+    let source = include_str!("programs/leaves.c");
+    let prepare = |scratch: &Path| drop(compile(&["gcc", "-O1", "-pthread"], source, scratch));
+    let printed = twice(&["./program"], prepare, |_, _| {});
+    assert!(
+        lines(&printed) > 3 && printed.ends_with("done\n"),
+        "{printed}"
+    );
+}
+
 #[test]
 fn signals_reach_the_program_and_its_status_comes_back() {
     let handled = "trap 'echo asked; exit 6' TERM INT HUP; echo begun; >begun; while :; do sleep 9 & wait; done";

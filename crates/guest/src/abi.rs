@@ -221,6 +221,9 @@ pub mod failure {
     pub const END: u32 = 5;
     /// More threads or connections than the arena holds.
     pub const CAPACITY: u32 = 6;
+    /// The payload holds something else than what the program passed: `expected` is where in the payload, `actual`
+    /// the kind.
+    pub const PAYLOAD: u32 = 7;
     /// Somebody is filling in the other fields.
     pub const CLAIMED: u32 = u32::MAX;
 }
@@ -247,7 +250,9 @@ pub struct Slot {
     pub time: AtomicU64,
     /// When its thread took that record, in cycles of this host; 0 once it has come to the next.
     pub taken_at: AtomicU64,
-    pad0: [u64; 2],
+    /// Replay: position of the record whose turn its thread waits for, while the state is [`slot::WAITING`].
+    pub awaits: AtomicU64,
+    pad0: u64,
     /// Bytes produced since the stream's start.
     pub head: AtomicU64,
     /// Futex: 1 while the consumer sleeps (replay: the guest).
@@ -417,6 +422,8 @@ pub struct ThreadBlock {
     pub signal: [AtomicU64; 16],
     /// The application's registers at the clone that made this thread; the child starts with them.
     pub birth: [AtomicU64; 16],
+    /// Replay: position of the record that it looked at last.
+    pub record: AtomicU64,
 }
 
 /// Sets of per-process tables in one address space: the process' own, and one for each child that

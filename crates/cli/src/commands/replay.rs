@@ -67,7 +67,7 @@ pub(crate) fn run(arguments: ReplayArguments) -> Result<i32, Failure> {
     replay.started()?;
     let ended = container.wait()?;
     drop(container);
-    Ok(match replay.finish()? {
+    Ok(match replay.finish(ended.code())? {
         Outcome::Ended => ended.code(),
         Outcome::LogEnd => recorded,
     })

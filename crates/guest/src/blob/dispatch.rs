@@ -153,7 +153,7 @@ pub(crate) fn fed_by(
     if log::now() == Mode::Replay
         && let Some(taken) = log::take(t, row.nr)
     {
-        taken.check_hash(shape.hash());
+        shape.check(&taken);
         shape.fill(&taken);
         let result = taken.header.result;
         taken.finish();
@@ -233,7 +233,7 @@ pub(crate) fn executed(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i
     if log::now() == Mode::Replay
         && let Some(taken) = log::take(t, row.nr)
     {
-        taken.check_hash(shape.hash());
+        shape.check(&taken);
         let result = taken.header.result;
         if result >= 0 {
             raw::call(regs.rax, args);

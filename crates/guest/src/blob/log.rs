@@ -156,6 +156,7 @@ pub(crate) fn peek(t: &ThreadBlock) -> Option<Taken<'_>> {
     if !ring.wait_for(end) {
         return None;
     }
+    t.record.store(at, Relaxed);
     Some(Taken {
         header,
         t,
@@ -217,6 +218,48 @@ impl Taken<'_> {
                 kind | u64::from(hash),
             );
         }
+    }
+
+    /// Compares a part of the payload with bytes that the program passed.
+    pub(crate) fn check_bytes(&self, offset: u64, at: u64, len: u64) {
+        let (mut logged, mut passed) = ([0_u8; 256], [0_u8; 256]);
+        let (mut done, have) = (0, u64::from(self.header.payload_len));
+        while done < len {
+            let n = (len - done).min(256);
+            let whole = offset + done + n <= have;
+            let _ = self.get(offset + done, logged.as_mut_ptr() as u64, n);
+            // What cannot be read was not read when it was recorded either.
+            if user::copy(passed.as_mut_ptr() as u64, at + done, n).is_err() {
+                return;
+            }
+            let n = n as usize;
+            if !whole || logged[..n] != passed[..n] {
+                self.wrong_payload(offset + done);
+            }
+            done += n as u64;
+        }
+    }
+
+    /// Compares one value of the payload with the program's.
+    pub(crate) fn check_value<T: user::Plain + Default + PartialEq>(&self, offset: u64, value: T) {
+        if self.value::<T>(offset) != value {
+            self.wrong_payload(offset);
+        }
+    }
+
+    /// The parts of the payload end here, as it does, if it is there at all.
+    #[inline]
+    pub(crate) fn check_end(&self, end: u64) {
+        let len = u64::from(self.header.payload_len);
+        if len != 0 && len != end {
+            self.wrong_payload(end.min(len));
+        }
+    }
+
+    #[cold]
+    fn wrong_payload(&self, offset: u64) -> ! {
+        let kind = u64::from(self.header.kind);
+        diverge(self.t, failure::PAYLOAD, offset, kind)
     }
 
     /// Consumes the record.

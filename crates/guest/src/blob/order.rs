@@ -72,7 +72,9 @@ pub(crate) fn await_that(t: &ThreadBlock, done: impl Fn() -> bool) -> bool {
     if done() {
         return true;
     }
-    let state = &slot_of(t.slot.load(Relaxed)).state;
+    let ring = slot_of(t.slot.load(Relaxed));
+    ring.awaits.store(t.record.load(Relaxed), Relaxed);
+    let state = &ring.state;
     state.store(slot::WAITING, SeqCst);
     let mut spins = 0;
     let reached = loop {

@@ -199,6 +199,38 @@ impl Shape {
         }
     }
 
+    /// Compares a record with the arguments of this call: their hash and, of what it keeps, what has no bytes that a
+    /// program may leave undefined.
+    #[inline(always)]
+    pub(crate) fn check(&self, taken: &Taken<'_>) {
+        taken.check_hash(self.hash());
+        if taken.header.payload_len != 0 && self.captures(taken.header.result) {
+            self.check_kept(taken);
+        }
+    }
+
+    fn check_kept(&self, taken: &Taken<'_>) {
+        let mut at = 0;
+        for (kind, arg) in self.kinds.iter().zip(self.args).take(self.row.arity()) {
+            match kind {
+                Arg::Int => taken.check_value(at, arg),
+                Arg::Fd => taken.check_value(at, arg as u32),
+                _ => {}
+            }
+            at += 8;
+        }
+        for i in 0..6 {
+            if let Arg::In(len) | Arg::InOut(len) = self.kinds[i] {
+                let logged = u64::from(taken.value::<u32>(at));
+                if matches!(len, Len::CStr) {
+                    taken.check_value(at, self.len_of(i, len, 0).min(MAX_INPUT) as u32);
+                    taken.check_bytes(at + 4, self.args[i], logged);
+                }
+                at += 4 + logged;
+            }
+        }
+    }
+
     /// Fills the application's buffers from a record.
     #[inline(always)]
     pub(crate) fn fill(&self, taken: &Taken<'_>) {
@@ -219,6 +251,7 @@ impl Shape {
                 _ => {}
             }
         }
+        taken.check_end(at);
     }
 
     fn fill_flat(&self, taken: &Taken<'_>, at: &mut u64, to: u64) {

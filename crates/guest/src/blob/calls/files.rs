@@ -35,7 +35,7 @@ pub(crate) fn open(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
     if log::now() == Mode::Replay
         && let Some(taken) = log::take(t, row.nr)
     {
-        taken.check_hash(shape.hash());
+        shape.check(&taken);
         let result = taken.header.result;
         taken.finish();
         if result >= 0 {
@@ -201,7 +201,7 @@ pub(crate) fn close_range(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -
     let result = if log::now() == Mode::Replay
         && let Some(taken) = log::take(t, row.nr)
     {
-        taken.check_hash(shape.hash());
+        shape.check(&taken);
         let result = taken.header.result;
         taken.finish();
         if result == 0 && flags & CLOSE_RANGE_CLOEXEC == 0 {

@@ -43,7 +43,7 @@ pub(crate) fn ordered(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i6
     if log::now() == Mode::Replay
         && let Some(taken) = log::take(t, row.nr)
     {
-        taken.check_hash(shape.hash());
+        shape.check(&taken);
         let (result, version) = (taken.header.result, taken.header.version);
         if version == 0 {
             taken.finish();

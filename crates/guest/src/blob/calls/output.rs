@@ -8,7 +8,7 @@ use sysabi::{Arg, Len, Syscall};
 
 use crate::dispatch::{fed, perform};
 use crate::entry::Regs;
-use crate::log::{self, Mode};
+use crate::log::{self, Mode, Taken};
 use crate::raw::{self, nr};
 use crate::shapes::{Run, Shape};
 use crate::tables::{self, Kind};
@@ -183,6 +183,7 @@ fn replay(t: &ThreadBlock, row: &Syscall, shape: &Shape, data: Run, target: Kind
     if target == Kind::Internal {
         let intent = log::take(t, kind::INTENT)?;
         intent.check_hash(shape.hash());
+        check_data(&intent, data);
         intent.finish();
     }
     let taken = log::take(t, row.nr)?;
@@ -192,6 +193,9 @@ fn replay(t: &ThreadBlock, row: &Syscall, shape: &Shape, data: Run, target: Kind
     if result > 0 && data.hash() != logged {
         log::diverge(t, failure::OUTPUT, logged, data.hash());
     }
+    if target == Kind::File {
+        check_data(&taken, data);
+    }
     let stamp = taken.value::<u64>(0);
     taken.finish();
     match target {
@@ -200,6 +204,19 @@ fn replay(t: &ThreadBlock, row: &Syscall, shape: &Shape, data: Run, target: Kind
         _ => {}
     }
     Some(result)
+}
+
+/// Compares the bytes that the log has of a write, if it has any, with those that the program writes.
+fn check_data(taken: &Taken<'_>, data: Run) {
+    let len = data.len().min(MAX_PAYLOAD as u64);
+    if taken.header.payload_len == 0 {
+        return;
+    }
+    let mut offset = 0;
+    data.part(0, len).each(|at, n| {
+        taken.check_bytes(offset, at, n);
+        offset += n;
+    });
 }
 
 /// Writes what the program printed, in the recorded order of all its processes.

@@ -89,6 +89,9 @@ pub(crate) fn clone(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 
     {
         let (result, stream) = (taken.header.result, taken.value::<u32>(0));
         let before = t.tsc.load(Relaxed);
+        if result >= 0 {
+            taken.check_value(4, wanted.args[0]);
+        }
         taken.finish();
         if result >= 0 {
             let replayed = Some((stream, result.cast_unsigned()));
@@ -310,11 +313,15 @@ pub(crate) fn exec(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
             None => true,
         };
         if failed && let Some(taken) = log::take(t, row.nr) {
-            taken.check_hash(shape.hash());
+            shape.check(&taken);
             let result = taken.header.result;
             taken.finish();
             return result;
         }
+    }
+    if log::now() == Mode::Replay {
+        // It ends this process's other threads.
+        await_others(t, |other| other == t.pid.load(Relaxed));
     }
     signals::block_all();
     init::hand_over(t);
@@ -380,9 +387,13 @@ fn leave(t: &ThreadBlock, status: u64, group: u32) {
         }
         Mode::Replay => {
             if let Some(taken) = log::take(t, kind::EXIT) {
+                if taken.header.result != status.cast_signed() {
+                    wrong_result(t, taken.header.result, status.cast_signed());
+                }
                 taken.finish();
                 if group != 0 {
-                    await_others(t, |other| other == t.pid.load(Relaxed));
+                    let (own, ends_all) = (t.pid.load(Relaxed), is_first(t));
+                    await_others(t, |other| ends_all || other == own);
                 }
             }
         }
@@ -392,6 +403,13 @@ fn leave(t: &ThreadBlock, status: u64, group: u32) {
         .state
         .store(slot::DONE, Release);
     ring::wake_drainer();
+}
+
+/// Whether this is the container's first process, whose end is that of all others.
+fn is_first(t: &ThreadBlock) -> bool {
+    const FIRST_STREAM: u32 = 1;
+    let first = slot_of(0);
+    first.stream.load(Relaxed) == FIRST_STREAM && first.pid.load(Relaxed) == t.pid.load(Relaxed)
 }
 
 /// Waits in replay until the other threads of some processes have come to the ends of their logs.
