@@ -64,9 +64,10 @@ impl Stopped {
             let mut waiting = Vec::new();
             for tid in fresh {
                 seen.push(tid);
+                let attached = seize(tid)?;
                 // A stop is noticed by the thread itself: it must get a processor, however busy they are.
                 hurried.extend(Hurried::new(tid));
-                if attach(tid)? {
+                if attached.interrupt(tid)? {
                     waiting.push(tid);
                 }
             }
@@ -87,7 +88,7 @@ impl Stopped {
             pid,
             threads: BTreeSet::new(),
         };
-        if attach(tid)? {
+        if seize(tid)?.interrupt(tid)? {
             let (mut waiting, mut seen) = (vec![tid], vec![tid]);
             while let Some(tid) = waiting.pop() {
                 stopped.await_stop(tid, &mut waiting, &mut seen)?;
@@ -178,17 +179,43 @@ impl Drop for Stopped {
     }
 }
 
-/// Attaches to a thread and asks it to stop; false when it is gone.
-fn attach(tid: pid_t) -> Result<bool, CheckpointError> {
-    match ptrace::seize(tid, Options::TRACECLONE) {
-        Ok(()) => {}
-        Err(error) if error.is_gone() => return Ok(false),
-        // Its creator was attached before it: so is it, and its first stop is on its way.
+/// Threads that a pause holds end with their tracer: one that is hurried then would otherwise keep a processor in
+/// real time for ever, and nobody would let it go.
+const OPTIONS: Options = Options(Options::TRACECLONE.0 | Options::EXITKILL.0);
+
+/// What came of attaching to a thread.
+enum Attached {
+    /// It is gone.
+    Gone,
+    /// It runs on.
+    Running,
+    /// Its creator was attached before it: so is it, and its first stop is on its way.
+    Stopping,
+}
+
+fn seize(tid: pid_t) -> Result<Attached, CheckpointError> {
+    match ptrace::seize(tid, OPTIONS) {
+        Ok(()) => Ok(Attached::Running),
+        Err(error) if error.is_gone() => Ok(Attached::Gone),
         Err(error) if error.source.raw_os_error() == Some(libc::EPERM) && is_ours(tid) => {
-            return Ok(true);
+            Ok(Attached::Stopping)
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => Err(error.into()),
     }
+}
+
+impl Attached {
+    /// Sees to it that the thread stops; false when it is gone.
+    fn interrupt(self, tid: pid_t) -> Result<bool, CheckpointError> {
+        match self {
+            Self::Gone => Ok(false),
+            Self::Stopping => Ok(true),
+            Self::Running => interrupt(tid),
+        }
+    }
+}
+
+fn interrupt(tid: pid_t) -> Result<bool, CheckpointError> {
     match ptrace::interrupt(tid) {
         Err(error) if error.is_gone() => Ok(false),
         other => other.map(|()| true).map_err(Into::into),

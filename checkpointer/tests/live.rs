@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
 use checkpointer::{Checkpointer, ImageStore, Settings, StoppedThread};
@@ -12,8 +13,30 @@ use common::{
 };
 use eventlog::image::{decode, encode};
 use nix::libc;
-use nix::sys::signal::Signal::SIGCONT;
+use nix::sys::signal::Signal::{SIGCONT, SIGKILL};
 use sys::ptrace;
+
+/// A thread that is to stop runs in real time until it has: left so, it would keep a processor from everybody.
+#[test]
+fn nothing_outlives_its_tracer_in_a_pause() {
+    const TRACED: &str = "TRACED";
+    if let Ok(pid) = std::env::var(TRACED) {
+        let pid = pid.parse().unwrap();
+        let mut checkpointer = Checkpointer::attach(pid, Settings::default()).unwrap();
+        let own = std::process::id() as i32;
+        let _ = checkpointer.checkpoint(&mut |_| signal(own, SIGKILL));
+        unreachable!("it was killed");
+    }
+    let directory = directory();
+    let mut target = Target::start(directory.path(), &directory.path().join("board"));
+    let name = std::thread::current().name().unwrap().to_owned();
+    let tracer = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &name])
+        .env(TRACED, target.pid().to_string())
+        .output();
+    assert_eq!(tracer.unwrap().status.signal(), Some(SIGKILL as i32));
+    assert_eq!(target.0.wait().unwrap().signal(), Some(SIGKILL as i32));
+}
 
 #[test]
 fn every_checkpoint_equals_the_stopped_process() {

@@ -255,12 +255,8 @@ impl Hurried {
         if !ordinary {
             return None;
         }
-        set_scheduler_of(
-            tid,
-            libc::SCHED_FIFO | policy & libc::SCHED_RESET_ON_FORK,
-            1,
-        )
-        .ok()?;
+        // What it creates meanwhile is not hurried: nobody would put that back.
+        set_scheduler_of(tid, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 1).ok()?;
         Some(Self { tid, policy })
     }
 }
