@@ -37,6 +37,8 @@ struct Asked {
     /// The acknowledgement of the whole output, its end included, if it has ended.
     whole: Option<u32>,
     answered: bool,
+    /// What the peer said it has.
+    has: Option<u32>,
     /// The peer knows no such connection.
     refused: bool,
     /// Its socket takes frames.
@@ -94,6 +96,7 @@ impl Prober {
                 .ended
                 .then(|| state.handshake.send_seq(state.written).wrapping_add(1)),
             answered: false,
+            has: None,
             refused: false,
             live: false,
         };
@@ -126,7 +129,7 @@ impl Prober {
                 && !asked.answered
                 && asked.is_answer(&segment)
             {
-                asked.answered = true;
+                (asked.answered, asked.has) = (true, Some(segment.ack));
                 let tsval = segment.timestamps.map(|(value, _)| value);
                 self.ready.push(Answer {
                     tuple,
@@ -213,7 +216,8 @@ impl Prober {
         Ok(delivered)
     }
 
-    /// False for a frame of which the log has all bytes, or that belongs to nothing any more.
+    /// False for a frame of which the log has all bytes and that acknowledges nothing of ours, or that belongs to
+    /// nothing any more.
     fn is_news(&self, frame: &HeldFrame, since: u64) -> bool {
         let asked = frame
             .segment()
@@ -221,7 +225,10 @@ impl Prober {
         match asked {
             None => frame.at >= since,
             Some((asked, s)) => {
-                s.flags & (flag::SYN | flag::RST) == 0 && distance(s.end(), asked.received) > 0
+                // An acknowledgement of what only the new socket can have sent: nobody says it again.
+                let acknowledges = asked.has.is_some_and(|has| distance(s.ack, has) > 0);
+                s.flags & (flag::SYN | flag::RST) == 0
+                    && (distance(s.end(), asked.received) > 0 || acknowledges)
             }
         }
     }
@@ -279,6 +286,7 @@ mod tests {
             received: 40,
             whole: Some(90),
             answered: false,
+            has: None,
             refused: false,
             live: false,
         };
