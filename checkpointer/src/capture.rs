@@ -4,6 +4,7 @@
 //! not is new (mmap, brk, mremap): everything stored for its addresses is void, it is registered, armed
 //! and copied. Arming always comes before copying, so a write in between is found by the next look.
 
+use std::collections::HashSet;
 use std::io;
 
 use libc::pid_t;
@@ -54,15 +55,27 @@ pub(crate) enum Kind {
     Whole,
 }
 
+/// Shared memory that several processes map: who writes to it is not seen in one of them.
+pub(crate) type Common = HashSet<((u32, u32), u64)>;
+
+/// What tells objects of shared memory apart.
+pub(crate) fn object(mapping: &Mapping) -> ((u32, u32), u64) {
+    (mapping.device, mapping.inode)
+}
+
 /// Whether the contents of a mapping of this map belong to the image.
-pub(crate) fn kind(mapping: &Mapping, maps: &[Mapping], skip: &[Range]) -> Kind {
+pub(crate) fn kind(mapping: &Mapping, maps: &[Mapping], skip: &[Range], common: &Common) -> Kind {
     let skipped = skip
         .iter()
         .any(|range| range.start <= mapping.range.start && mapping.range.end <= range.end);
     if skipped || mapping.is_kernels() || mapping.shared && !is_shared_memory(mapping) {
         Kind::Leave
     } else if mapping.shared {
-        shared_kind(mapping, maps)
+        if common.contains(&object(mapping)) {
+            Kind::Whole
+        } else {
+            shared_kind(mapping, maps)
+        }
     } else if mapping.protection() == 0 {
         Kind::Hidden
     } else {
@@ -118,6 +131,7 @@ pub(crate) struct Copier {
     pagemap: Pagemap,
     mem: Mem,
     skip: Vec<Range>,
+    common: Common,
     items: Vec<Item>,
     spare: Vec<Vec<u8>>,
     /// Large buffers whose memory is there: a pause must not wait for page faults of our own.
@@ -137,6 +151,7 @@ impl Copier {
             pagemap,
             mem,
             skip,
+            common: Common::new(),
             items: Vec::new(),
             spare: Vec::new(),
             ready,
@@ -144,6 +159,13 @@ impl Copier {
             written: Vec::new(),
             strangers: Vec::new(),
         })
+    }
+
+    /// Copies these objects of shared memory whole in each pause from now on.
+    pub(crate) fn copy_always(&mut self, common: &Common) {
+        if self.common != *common {
+            self.common.clone_from(common);
+        }
     }
 
     /// Forgets what was seen: everything is about to be copied again.
@@ -206,7 +228,7 @@ impl Copier {
     ) -> Result<Vec<Mapping>, CheckpointError> {
         let mut wanted = Vec::new();
         for mapping in mappings {
-            let is_wanted = match kind(mapping, maps, &self.skip) {
+            let is_wanted = match kind(mapping, maps, &self.skip, &self.common) {
                 Kind::Copy => true,
                 Kind::Hidden => self.holds_something(mapping)?,
                 Kind::Leave | Kind::Whole => false,
@@ -251,12 +273,12 @@ impl Copier {
         let mut pages = 0;
         let mut rest = maps;
         while let Some(first) = rest.first() {
-            let wanted = kind(first, maps, &self.skip);
+            let wanted = kind(first, maps, &self.skip, &self.common);
             let mut len = 1;
             while wanted == Kind::Copy
                 && rest.get(len).is_some_and(|next| {
                     next.range.start == rest[len - 1].range.end
-                        && kind(next, maps, &self.skip) == Kind::Copy
+                        && kind(next, maps, &self.skip, &self.common) == Kind::Copy
                 })
             {
                 len += 1;

@@ -15,14 +15,14 @@ use sys::uffd::{OPEN_FLAGS, Uffd};
 
 use crate::CheckpointError;
 use crate::build::Capture;
-use crate::capture::{Copier, is_shared_memory};
+use crate::capture::{Common, Copier, is_shared_memory};
 use crate::facts::{self, Facts};
 use crate::settle::{Guest, image_regs, is_interrupted, settle};
 use crate::stop::{Stopped, StoppedThread, list_threads};
 use crate::waits::Waits;
 
 /// Real-time priority of the pause: above that of the threads which are stopped.
-const PRIORITY: i32 = 2;
+pub(crate) const PRIORITY: i32 = 2;
 
 /// How checkpoints are taken.
 #[derive(Clone, Debug)]
@@ -59,10 +59,8 @@ pub struct Timing {
     pub stop: Duration,
     /// Of it: bringing threads to clean points.
     pub settle: Duration,
-    /// Of it: registers and other state of the threads.
+    /// Of it: the memory map, registers and other state of the threads.
     pub threads: Duration,
-    /// Of it: reading the memory map.
-    pub maps: Duration,
     /// Of it: finding and copying pages.
     pub pages: Duration,
     /// Of it: letting go.
@@ -100,31 +98,22 @@ impl Checkpointer {
     /// # Errors
     /// When it cannot be traced or the kernel lacks what watching needs.
     pub fn attach(pid: pid_t, settings: Settings) -> Result<Self, CheckpointError> {
-        let pidfd = PidFd::open(pid).map_err(failed("opening a descriptor", pid))?;
-        let mut maps = MapsFile::open(pid).map_err(failed("opening the memory map", pid))?;
-        let mut facts = Facts::default();
-        facts.read_proc(pid)?;
-        facts.read_flags(pid)?;
+        let mut outside = Outside::read(pid)?;
         let stopped = Stopped::all(pid)?;
-        let now = maps.read().map_err(failed("reading the memory map", pid))?;
-        facts.ask_all(&stopped, &now)?;
-        let uffd = take_uffd(&stopped, &pidfd, facts.syscall_at(pid, &now)?)?;
+        let asked = outside.ask(&stopped);
         let mut waits = Waits::default();
-        resume(stopped, &mut waits, facts.handled())?;
-        let copier = Copier::new(pid, uffd, settings.skip.clone())
-            .map_err(failed("opening the memory", pid))?;
-        Ok(Self {
-            pid,
-            settings,
-            maps,
-            copier,
-            facts,
-            waits,
-            sequence: 0,
-            full: true,
-            refresh: false,
-            sent_mappings: Vec::new(),
-        })
+        resume(stopped, &mut waits, outside.facts.handled())?;
+        outside.watch(asked?, waits, settings)
+    }
+
+    /// Starts to watch a process that stands still.
+    pub(crate) fn attach_stopped(
+        stopped: &Stopped,
+        settings: Settings,
+    ) -> Result<Self, CheckpointError> {
+        let mut outside = Outside::read(stopped.pid())?;
+        let uffd = outside.ask(stopped)?;
+        outside.watch(uffd, Waits::default(), settings)
     }
 
     /// Lets the numbers of checkpoints go on behind `sequence`: for a process whose earlier image was watched
@@ -163,19 +152,20 @@ impl Checkpointer {
     ) -> Result<(Capture, Timing), CheckpointError> {
         let began = Instant::now();
         let mut timing = Timing::default();
-        self.live_rounds(&mut timing)?;
+        self.live(&mut timing)?;
         timing.live = began.elapsed();
 
         // Only now, since the live rounds take long enough to be felt by whoever shares the processors.
         // Without the privilege the pause is longer, and still right.
         let real_time = RealTime::enter(PRIORITY);
         let began = Instant::now();
-        let mut stopped = Stopped::all(self.pid)?;
-        let mut lap = Lap(began);
+        let mut stopped = [Stopped::all(self.pid)?];
+        let mut lap = Lap::since(began);
         timing.stop = lap.time();
         // Whatever comes, the threads go on as if they had not been stopped.
         let cut = self.cut(&mut stopped, at_cut, &mut lap, &mut timing);
-        let resumed = resume(stopped, &mut self.waits, self.facts.handled());
+        let [stopped] = stopped;
+        let resumed = self.resume(stopped);
         timing.resume = lap.time();
         timing.pause = began.elapsed();
         drop(real_time);
@@ -187,7 +177,7 @@ impl Checkpointer {
     /// What happens while the process stands still.
     fn cut(
         &mut self,
-        stopped: &mut Stopped,
+        stopped: &mut [Stopped; 1],
         at_cut: &mut dyn FnMut(&[StoppedThread]),
         lap: &mut Lap,
         timing: &mut Timing,
@@ -196,20 +186,66 @@ impl Checkpointer {
             settle(stopped, self.settings.settle, guest)?;
         }
         timing.settle = lap.time();
+        let cut = self.look(&stopped[0])?;
+        at_cut(&cut.seen);
+        timing.threads = lap.time();
+        timing.pause_pages = self.copy(&cut)?;
+        timing.pages = lap.time();
+        Ok(cut)
+    }
+
+    /// Reads what belongs to the process beside its memory, when its threads are where a cut is allowed.
+    pub(crate) fn look(&mut self, stopped: &Stopped) -> Result<Cut, CheckpointError> {
         let maps = self.read_maps()?;
-        timing.maps = lap.time();
         self.ask(stopped, &maps)?;
         let (threads, seen) = self.read_threads(stopped)?;
         let process = self.read_process(stopped, &maps)?;
-        at_cut(&seen);
-        timing.threads = lap.time();
-        timing.pause_pages = self.copier.round(&maps, true)?;
-        timing.pages = lap.time();
         Ok(Cut {
             process,
             threads,
+            seen,
             maps,
         })
+    }
+
+    /// Copies what the live rounds left. Returns how many pages.
+    pub(crate) fn copy(&mut self, cut: &Cut) -> Result<u64, CheckpointError> {
+        self.copier.round(&cut.maps, true)
+    }
+
+    /// Shared memory that other processes map, too.
+    pub(crate) fn copy_always(&mut self, common: &Common) {
+        self.copier.copy_always(common);
+    }
+
+    /// Lets the process go on.
+    pub(crate) fn resume(&mut self, stopped: Stopped) -> Result<(), CheckpointError> {
+        resume(stopped, &mut self.waits, self.facts.handled())
+    }
+
+    /// What live rounds would have to begin with, for a process that was met in the pause.
+    pub(crate) fn start_stopped(&mut self) -> Result<(), CheckpointError> {
+        self.copier.start_over();
+        let maps = self.read_maps()?;
+        if let Some((range, bytes)) = facts::changed_vdso(self.pid, &maps)? {
+            self.copier.add(range, bytes);
+        }
+        Ok(())
+    }
+
+    /// Its number, as we see it.
+    pub(crate) const fn pid(&self) -> pid_t {
+        self.pid
+    }
+
+    /// Its number in its own namespace.
+    pub(crate) const fn number(&self) -> u32 {
+        self.facts.process.pid
+    }
+
+    /// When it was made.
+    pub(crate) const fn birth(&self) -> u64 {
+        self.facts.process.kin.birth
     }
 
     /// Gives a capture's buffers back, once its image is encoded.
@@ -223,7 +259,8 @@ impl Checkpointer {
             .map_err(failed("reading the memory map", self.pid))
     }
 
-    fn live_rounds(&mut self, timing: &mut Timing) -> Result<(), CheckpointError> {
+    /// The live rounds.
+    pub(crate) fn live(&mut self, timing: &mut Timing) -> Result<(), CheckpointError> {
         self.refresh |= self.facts.read_proc(self.pid)?;
         for tid in list_threads(self.pid)? {
             if !self.facts.threads.contains_key(&tid)
@@ -342,11 +379,13 @@ impl Checkpointer {
         Ok(process)
     }
 
-    fn capture(&mut self, cut: Cut) -> Result<Capture, CheckpointError> {
+    /// Turns a cut into what an image is made of.
+    pub(crate) fn capture(&mut self, cut: Cut) -> Result<Capture, CheckpointError> {
         let Cut {
             process,
             threads,
             maps,
+            ..
         } = cut;
         let skipped = |mapping: &&Mapping| {
             !self
@@ -444,17 +483,76 @@ fn resume(stopped: Stopped, waits: &mut Waits, handled: u64) -> Result<(), Check
     stopped.release()
 }
 
-/// State of a process that stood still.
-struct Cut {
-    process: Process,
-    threads: Vec<Thread>,
-    maps: Arc<[Mapping]>,
+/// What is known of a process before it is stopped to be watched.
+struct Outside {
+    pid: pid_t,
+    pidfd: PidFd,
+    maps: MapsFile,
+    facts: Facts,
 }
 
-struct Lap(Instant);
+impl Outside {
+    fn read(pid: pid_t) -> Result<Self, CheckpointError> {
+        let pidfd = PidFd::open(pid).map_err(failed("opening a descriptor", pid))?;
+        let maps = MapsFile::open(pid).map_err(failed("opening the memory map", pid))?;
+        let mut facts = Facts::default();
+        facts.read_proc(pid)?;
+        facts.read_flags(pid)?;
+        Ok(Self {
+            pid,
+            pidfd,
+            maps,
+            facts,
+        })
+    }
+
+    fn ask(&mut self, stopped: &Stopped) -> Result<Uffd, CheckpointError> {
+        let read = self.maps.read();
+        let now = read.map_err(failed("reading the memory map", self.pid))?;
+        self.facts.ask_all(stopped, &now)?;
+        take_uffd(stopped, &self.pidfd, self.facts.syscall_at(self.pid, &now)?)
+    }
+
+    fn watch(
+        self,
+        uffd: Uffd,
+        waits: Waits,
+        settings: Settings,
+    ) -> Result<Checkpointer, CheckpointError> {
+        let copier = Copier::new(self.pid, uffd, settings.skip.clone())
+            .map_err(failed("opening the memory", self.pid))?;
+        Ok(Checkpointer {
+            pid: self.pid,
+            settings,
+            maps: self.maps,
+            copier,
+            facts: self.facts,
+            waits,
+            sequence: 0,
+            full: true,
+            refresh: false,
+            sent_mappings: Vec::new(),
+        })
+    }
+}
+
+/// State of a process that stood still.
+pub(crate) struct Cut {
+    process: Process,
+    threads: Vec<Thread>,
+    seen: Vec<StoppedThread>,
+    pub(crate) maps: Arc<[Mapping]>,
+}
+
+/// Takes the time of one step after another.
+pub(crate) struct Lap(Instant);
 
 impl Lap {
-    fn time(&mut self) -> Duration {
+    pub(crate) const fn since(start: Instant) -> Self {
+        Self(start)
+    }
+
+    pub(crate) fn time(&mut self) -> Duration {
         let now = Instant::now();
         let lap = now - self.0;
         self.0 = now;

@@ -14,8 +14,8 @@ use sys::proc_maps::{Mapping, VmFlags, read_flags};
 use sys::ptrace::{self, SudConfig};
 use sys::remote::{self, Batch, RemoteError, SCRATCH_DATA_AT, SCRATCH_LEN};
 
-use crate::CheckpointError;
 use crate::stop::Stopped;
+use crate::{CheckpointError, kin};
 
 /// What is known of a thread from outside the pause.
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,6 +69,7 @@ impl Facts {
         self.masks = status.masks;
         self.process.pid = status.inner;
         self.process.umask = status.umask;
+        self.process.kin = kin::of(pid)?;
         self.process.layout = read_layout(pid)?;
         self.process.auxv =
             fs::read(format!("/proc/{pid}/auxv")).map_err(failed("reading auxv", pid))?;

@@ -3,6 +3,7 @@
 //! In: a process number, or the bytes of images. Out: images ([`eventlog::image`]), or a process that
 //! stands where the image was cut, every thread stopped under trace.
 //!
+//! * [`Tree`] takes the checkpoints of all processes of a container at one cut, with a [`Checkpointer`] each.
 //! * [`Checkpointer`] watches which pages a process writes and copies them while it runs (*rounds*); then
 //!   it stops all threads, brings those that are inside the guest to a point where a cut is allowed,
 //!   copies what is left and lets them go.
@@ -21,10 +22,12 @@ mod capture;
 mod changes;
 mod checkpoint;
 mod facts;
+mod kin;
 mod restore;
 mod settle;
 mod stop;
 mod store;
+mod tree;
 mod waits;
 
 pub use build::Capture;
@@ -36,6 +39,7 @@ pub use restore::{
 pub use settle::Guest;
 pub use stop::StoppedThread;
 pub use store::{ImageStore, StoreError};
+pub use tree::{Census, Tree, TreeCapture};
 
 use std::io;
 
@@ -73,6 +77,12 @@ pub enum CheckpointError {
     /// The process has no thread that could be stopped.
     #[error("process {pid} has ended")]
     Gone {
+        /// The process.
+        pid: i32,
+    },
+    /// A process is just being made or executes a program: try again soon.
+    #[error("process {pid} is being made, or executes another program")]
+    Busy {
         /// The process.
         pid: i32,
     },

@@ -12,6 +12,7 @@
 //! are set through [`Restored::run`].
 
 mod blank;
+mod children;
 mod data;
 mod difference;
 mod fill;
@@ -218,6 +219,10 @@ impl Drop for Child {
     }
 }
 
+/// Threads and children that it makes for us are traced, too.
+const OPTIONS: Options =
+    Options(Options::TRACECLONE.0 | Options::TRACEFORK.0 | Options::EXITKILL.0);
+
 /// A child with the image's number, stopped.
 fn make_child(wanted: u32, make: Option<Box<MakeChild<'_>>>) -> Result<Child> {
     let failed = |source| RestoreError::Number {
@@ -230,7 +235,7 @@ fn make_child(wanted: u32, make: Option<Box<MakeChild<'_>>>) -> Result<Child> {
     };
     let pid = made.map_err(failed)?;
     let child = Child { pid };
-    ptrace::seize(pid, Options::TRACECLONE | Options::EXITKILL)?;
+    ptrace::seize(pid, OPTIONS)?;
     ptrace::interrupt(pid)?;
     loop {
         match ptrace::wait(pid)? {

@@ -102,19 +102,24 @@ pub(crate) fn image_regs(
     Ok(image)
 }
 
-/// Lets threads inside the guest run to where a cut is allowed, at most for `limit` in all.
+/// A thread that runs to where a cut is allowed: which process it is of, its number, its block.
+type Runner = (usize, pid_t, u64);
+
+/// Lets threads inside the guest run to where a cut is allowed, at most for `limit` in all. Those of all processes
+/// run together: one may wait for what another holds.
 pub(crate) fn settle(
-    stopped: &mut Stopped,
+    stopped: &mut [Stopped],
     limit: Duration,
     guest: Guest,
 ) -> Result<(), CheckpointError> {
-    let pid = stopped.pid();
-    let mut running = Vec::new();
-    for tid in stopped.threads() {
-        let regs = ptrace::regs(tid)?;
-        if !is_clean(pid, &regs, guest)? {
-            memory::write_u64(pid, regs.gs_base + STOP, 1)?;
-            running.push((tid, regs.gs_base));
+    let mut running: Vec<Runner> = Vec::new();
+    for (index, process) in stopped.iter().enumerate() {
+        for tid in process.threads() {
+            let regs = ptrace::regs(tid)?;
+            if !is_clean(process.pid(), &regs, guest)? {
+                memory::write_u64(process.pid(), regs.gs_base + STOP, 1)?;
+                running.push((index, tid, regs.gs_base));
+            }
         }
     }
     if running.is_empty() {
@@ -124,13 +129,14 @@ pub(crate) fn settle(
     let all = running.clone();
     let hurried: Vec<_> = all
         .iter()
-        .filter_map(|&(tid, _)| Hurried::new(tid))
+        .filter_map(|&(_, tid, _)| Hurried::new(tid))
         .collect();
     let outcome = run_until_clean(stopped, running, began + limit, guest);
     let waited_us = began.elapsed().as_micros() as u64;
-    for &(tid, block) in &all {
-        if stopped.threads().contains(&tid) {
-            memory::write_u64(pid, block + STOP, 0)?;
+    for &(index, tid, block) in &all {
+        let process = &stopped[index];
+        if process.threads().contains(&tid) {
+            memory::write_u64(process.pid(), block + STOP, 0)?;
         }
     }
     drop(hurried);
@@ -146,38 +152,43 @@ const WHY: u64 = offset_of!(ThreadBlock, why) as u64;
 /// Runs these threads until each is held, or stops them where they are at the deadline. Returns a thread
 /// that is not clean; all are stopped.
 fn run_until_clean(
-    stopped: &mut Stopped,
-    mut running: Vec<(pid_t, u64)>,
+    stopped: &mut [Stopped],
+    mut running: Vec<Runner>,
     deadline: Instant,
     guest: Guest,
 ) -> Result<Option<pid_t>, CheckpointError> {
-    let pid = stopped.pid();
-    for &(tid, _) in &running {
+    for &(_, tid, _) in &running {
         gone_is_fine(ptrace::cont(tid, 0))?;
     }
     let mut late = None;
     while !running.is_empty() {
         if Instant::now() >= deadline {
-            for (tid, _) in running {
+            for (index, tid, _) in running {
+                let process = &mut stopped[index];
                 gone_is_fine(ptrace::interrupt(tid))?;
-                while report(stopped, tid, true, &mut late)? == Report::Running {}
-                if stopped.threads().contains(&tid) && !is_clean(pid, &ptrace::regs(tid)?, guest)? {
+                while report(process, tid, true, &mut late)? == Report::Running {}
+                if process.threads().contains(&tid)
+                    && !is_clean(process.pid(), &ptrace::regs(tid)?, guest)?
+                {
                     late = Some(tid);
                 }
             }
             break;
         }
         let mut left = Vec::new();
-        for (tid, block) in running {
-            let mut now = report(stopped, tid, false, &mut late)?;
-            if now == Report::Running && memory::read_u64(pid, block + WHY)? == trap::SETTLED {
+        for (index, tid, block) in running {
+            let process = &mut stopped[index];
+            let mut now = report(process, tid, false, &mut late)?;
+            if now == Report::Running
+                && memory::read_u64(process.pid(), block + WHY)? == trap::SETTLED
+            {
                 gone_is_fine(ptrace::interrupt(tid))?;
                 while now == Report::Running {
-                    now = report(stopped, tid, true, &mut late)?;
+                    now = report(process, tid, true, &mut late)?;
                 }
             }
             if now == Report::Running {
-                left.push((tid, block));
+                left.push((index, tid, block));
             }
         }
         running = left;

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use eventlog::image::{Image, Mapping, PAGE, Process, Run, Span, Thread};
+use eventlog::image::{Dead, Image, Mapping, PAGE, Process, Run, Span, Thread};
 
 use crate::changes::Changes;
 
@@ -33,6 +33,7 @@ pub struct ImageStore {
     sequence: u64,
     process: Process,
     threads: Vec<Thread>,
+    dead: Vec<Dead>,
     mappings: Vec<Mapping>,
     vdso: Vec<u8>,
     opaque: Vec<(u32, Vec<u8>)>,
@@ -65,6 +66,12 @@ impl ImageStore {
     #[must_use]
     pub fn threads(&self) -> &[Thread] {
         &self.threads
+    }
+
+    /// Processes of its container that have ended and were not waited for: in the store of the program.
+    #[must_use]
+    pub fn dead(&self) -> &[Dead] {
+        &self.dead
     }
 
     /// Its memory map.
@@ -136,6 +143,7 @@ impl ImageStore {
         self.sequence = image.sequence;
         self.process = image.process.clone();
         self.threads.clone_from(&image.threads);
+        self.dead.clone_from(&image.dead);
         self.opaque = image
             .opaque
             .iter()
@@ -169,6 +177,7 @@ impl ImageStore {
             base: 0,
             process: self.process.clone(),
             threads: self.threads.clone(),
+            dead: self.dead.clone(),
             mappings: Some(self.mappings.clone()),
             dropped: Vec::new(),
             runs,

@@ -102,7 +102,6 @@ fn report(timings: &[Timing]) -> u128 {
     };
     let median = part("pause", |timing| timing.pause);
     part("stop", |timing| timing.stop);
-    part("maps", |timing| timing.maps);
     part("threads", |timing| timing.threads);
     part("pages", |timing| timing.pages);
     part("resume", |timing| timing.resume);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use guest::abi::{MAX_SLOTS, slot};
 use sys::arena::Arena;
+use sys::follow::Caller;
 
 use crate::divergence::Divergence;
 use crate::feed::{Feeder, Seen, Source};
@@ -45,7 +46,7 @@ const NAP: Duration = Duration::from_micros(50);
 
 /// Feeds the guests of `arena` from `source` until nothing can happen any more: each thread is at its
 /// log's end, waits for a turn that does not come, or sleeps in a call of its own with its log consumed.
-/// `sleeps` tells whether a thread, by its number in the container, sleeps in the kernel, `ended` whether the
+/// `requests` hears of processes that are about to execute a program. `sleeps` tells whether a thread, by its number in the container, sleeps in the kernel, `ended` whether the
 /// container is gone. A replay that makes no progress for `stall` is stopped.
 ///
 /// # Errors
@@ -53,11 +54,12 @@ const NAP: Duration = Duration::from_micros(50);
 pub fn to_log_end<S: Source>(
     arena: &Arena,
     source: &S,
+    requests: Option<Caller>,
     sleeps: impl Fn(u32) -> bool,
     ended: impl Fn() -> bool,
     stall: Duration,
 ) -> Result<Seen, Incomplete<S::Error>> {
-    let mut feeder = Feeder::new(arena, source, None);
+    let mut feeder = Feeder::new(arena, source, requests);
     let (mut since, mut consumed, mut rounds) = (Instant::now(), 0, 0);
     loop {
         let seen = feeder.round().map_err(Incomplete::Source)?;

@@ -51,10 +51,13 @@ pub fn through_a_loss<C: Client>(
         let client = |number| {
             let (done, stop) = (&done, &stop);
             let run = move || {
-                let client = bed.host("client")?.inside(|| connect(service.address));
-                let client = C::begin(client?, number, Rng::new(seed, number));
-                let mut client = client.with_context(|| format!("client {number}"))?;
-                run(&mut client, done, stop).with_context(|| format!("client {number}"))
+                let all = || {
+                    let stream = connect(service.address)?;
+                    let mut client = C::begin(stream, number, Rng::new(seed, number))?;
+                    run(&mut client, done, stop)
+                };
+                let took = bed.host("client")?.inside(all);
+                took.with_context(|| format!("client {number}"))
             };
             scope.spawn(run)
         };
@@ -70,7 +73,11 @@ pub fn through_a_loss<C: Client>(
     })
 }
 
-fn connect(address: SocketAddr) -> Result<TcpStream> {
+/// A connection as clients have them. For one that begins another in a step.
+///
+/// # Errors
+/// If the server does not answer.
+pub fn connect(address: SocketAddr) -> Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;

@@ -238,3 +238,16 @@ fn wait(mut child: Child) -> Receiver<std::io::Result<ExitStatus>> {
     std::thread::spawn(move || sender.send(child.wait()));
     ended
 }
+
+/// Builds a program of one C file.
+///
+/// # Errors
+/// If it cannot be built.
+pub fn compile(source: &Path, program: &Path) -> Result<()> {
+    let built = Command::new("cc")
+        .args(["-O1", "-pthread", "-o"])
+        .args([program, source])
+        .status()?;
+    ensure!(built.success(), "{} cannot be built", source.display());
+    Ok(())
+}

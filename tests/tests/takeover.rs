@@ -151,6 +151,47 @@ fn a_server_that_a_script_executes_is_protected() {
     few_carry_on(&bed, &service, Loss::Shim);
 }
 
+/// The shell is the container's program then, and the server its child.
+#[test]
+fn a_server_below_a_shell() {
+    for _ in 0..repeats() {
+        let (bed, scratch) = (Bed::new().unwrap(), TempDir::new().unwrap());
+        let script = format!("{} '' & wait", redis(PORT).join(" "));
+        let command = ["sh", "-c", &script].map(str::to_owned);
+        let service = start_command(&bed, &scratch, &command);
+        few_carry_on(&bed, &service, Loss::Shim);
+    }
+}
+
+/// Redis forks for each of its snapshots: there is a child most of the time, which writes what the server's memory
+/// held at the fork.
+#[test]
+fn a_server_that_saves_in_a_child() {
+    for round in 0..repeats() {
+        let (bed, scratch) = (Bed::new().unwrap(), TempDir::new().unwrap());
+        let mut command = redis(PORT);
+        let data = scratch.path().display().to_string();
+        command.pop();
+        // A tenth of a millisecond for each key: seconds for all of them.
+        command.extend(["1 1", "--rdb-key-save-delay", "100", "--dir", &data].map(str::to_owned));
+        let service = start_command(&bed, &scratch, &command);
+        let config = Config {
+            duration: Duration::from_secs(6),
+            seed: u64::from(round) + 1,
+            closed: 20,
+            pipelined: 2,
+            fill_mib: 30,
+            value_len: 1024,
+            ..Config::new(service.address)
+        };
+        let (report, lost_at) = load_and_lose(&bed, &service, &config, Loss::Shim);
+        assert!(report.flawless() && report.resets == 0, "{report:#?}");
+        let gap = report.gap_around(lost_at).unwrap();
+        println!("gap {:.1} ms, {:?}", gap.ms, service.takeover());
+        assert!(gap.ended, "{gap:?}");
+    }
+}
+
 /// What clients send meanwhile is not kept for them: they send it again by themselves.
 #[test]
 fn without_the_tap() {

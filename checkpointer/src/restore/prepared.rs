@@ -3,6 +3,7 @@
 use std::os::fd::RawFd;
 
 use eventlog::image::{Mapping, Span};
+use libc::pid_t;
 use sys::memory::{Mem, Range};
 use sys::remote::SCRATCH_LEN;
 
@@ -45,8 +46,13 @@ impl Prepared {
     /// When it cannot be made; nothing is left behind then.
     pub fn new(store: &ImageStore, mut plan: Plan<'_>) -> Result<Self> {
         check(store)?;
+        let child = make_child(store.process().pid, plan.child.take())?;
+        Self::around(child, store, plan)
+    }
+
+    /// Makes a stopped process one for the images of `store`.
+    pub(super) fn around(child: Child, store: &ImageStore, plan: Plan<'_>) -> Result<Self> {
         let number = store.process().pid;
-        let child = make_child(number, plan.child.take())?;
         let scratch = blank::make(child.pid, store.mappings(), &plan.extra)?;
         let mem = Mem::open(child.pid).map_err(|source| RestoreError::Io {
             what: "opening the child's memory",
@@ -70,6 +76,23 @@ impl Prepared {
             shared: Shared::default(),
             pending: Vec::new(),
         })
+    }
+
+    /// Shares the memory files of its parent, whose descriptors it has.
+    pub(super) fn share(&mut self, parent: &Self) -> Result<()> {
+        self.shared = parent.shared.inherited()?;
+        Ok(())
+    }
+
+    /// Its number as we see it.
+    #[must_use]
+    pub const fn pid(&self) -> pid_t {
+        self.child.pid
+    }
+
+    /// Address of the scratch mapping.
+    pub(super) const fn scratch(&self) -> u64 {
+        self.scratch
     }
 
     /// The number of the image that the process follows; what it may still lack are pages.

@@ -56,6 +56,24 @@ fn of_shared_memory(mappings: &[Mapping]) -> impl Iterator<Item = &Mapping> {
 }
 
 impl Shared {
+    /// The same files in a child that has just been made, under the same numbers.
+    pub(super) fn inherited(&self) -> Result<Self> {
+        let mut objects = HashMap::new();
+        for (id, object) in &self.objects {
+            let file = object.file.try_clone();
+            let object = Object {
+                number: object.number,
+                file: file.map_err(failed("sharing a memory file"))?,
+                len: object.len,
+            };
+            objects.insert(*id, object);
+        }
+        Ok(Self {
+            objects,
+            stale: HashSet::new(),
+        })
+    }
+
     /// Makes the files that these mappings need and lets go of those that they do not.
     pub(super) fn provide(&mut self, pid: pid_t, scratch: u64, mappings: &[Mapping]) -> Result<()> {
         let mut lengths: HashMap<Id, u64> = HashMap::new();
@@ -114,7 +132,8 @@ impl Shared {
     fn resize(&mut self, lengths: &HashMap<Id, u64>) -> Result<()> {
         for (id, object) in &mut self.objects {
             let len = lengths.get(id).copied().unwrap_or_default();
-            if len != object.len {
+            // Another process may map more of it.
+            if len > object.len {
                 object
                     .file
                     .set_len(len)
@@ -159,8 +178,12 @@ impl Shared {
                 continue;
             };
             let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            let len = i64::try_from(object.len).unwrap_or(i64::MAX);
-            fallocate(&object.file, how, 0, len).map_err(failed("emptying shared memory"))?;
+            for mapping in of_shared_memory(store.mappings()).filter(|mapping| id(mapping) == key) {
+                let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+                let (at, len) = (mapping.offset, mapping.end - mapping.start);
+                fallocate(&object.file, how, number(at), number(len))
+                    .map_err(failed("emptying shared memory"))?;
+            }
             // Pages are up to date where the process may write: those come last.
             for writable in [false, true] {
                 let these = of_shared_memory(store.mappings())

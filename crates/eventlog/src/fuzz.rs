@@ -95,6 +95,7 @@ fn comes_back(merge: &Merge) -> bool {
 pub fn fuzz_image(data: &[u8]) {
     // The answer is of no interest, only that there is one.
     let _ = image::decode(data);
+    let _ = image::split(data);
     let bytes = sealed(data);
     if let Ok(found) = image::decode(&bytes) {
         let stored = image::encode(&found);

@@ -1,4 +1,6 @@
-//! The image of a process at a cut: what a checkpoint sends, keeps and is restored from.
+//! The image of a process at a cut: what a checkpoint sends, keeps and is restored from. A checkpoint of several
+//! processes is their images one after another ([`split`]): the container's program first, then each behind its
+//! parent.
 //!
 //! An image is full (`base` is 0) or the difference to the image with the sequence number `base`. It is a
 //! header and sections; all integers are little-endian, everything starts at a multiple of eight.
@@ -18,6 +20,7 @@
 //! * [`section::DROPPED`]: pairs of addresses whose stored pages are void, before the new pages apply.
 //! * [`section::PAGES`]: a count (u64), as many runs (address u64, pages u64), then the pages' bytes.
 //! * [`section::VDSO`]: the kernel's vDSO, in full images: whoever restores must run the same one.
+//! * [`section::DEAD`]: processes that have ended and nobody has waited for ([`Dead`]), 32 bytes each.
 //! * [`section::OPAQUE`] and above: the caller's (the fold's snapshot, unacknowledged output).
 //!
 //! A page that is stored nowhere holds what its mapping gives: zeroes, or the file's bytes.
@@ -26,7 +29,7 @@ mod decode;
 mod encode;
 mod layout;
 
-pub use decode::decode;
+pub use decode::{decode, split};
 pub use encode::encode;
 
 use std::borrow::Cow;
@@ -34,7 +37,7 @@ use std::borrow::Cow;
 /// First word of an image: `USIMAGE1`.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"USIMAGE1");
 /// Version of the layout.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of the header.
 pub const HEADER_LEN: usize = 48;
 /// Offset of the version.
@@ -61,6 +64,8 @@ pub const SIGNALS: usize = 64;
 pub const LAYOUT: usize = 11;
 /// Most sections of one image.
 pub const MAX_SECTIONS: u32 = 64;
+/// Most processes of one checkpoint.
+pub const MAX_PROCESSES: usize = 4096;
 /// Most bytes of a thread's extended state.
 pub const MAX_XSTATE: usize = 16 << 10;
 /// Most bytes of a path.
@@ -80,6 +85,8 @@ pub mod section {
     pub const PAGES: u32 = 5;
     /// The vDSO's bytes.
     pub const VDSO: u32 = 6;
+    /// [`super::Dead`]s.
+    pub const DEAD: u32 = 7;
     /// The first of the caller's own kinds.
     pub const OPAQUE: u32 = 0x1000;
 }
@@ -103,6 +110,8 @@ pub struct Image<'a> {
     pub runs: Vec<Run>,
     /// The pages' bytes, in pieces that follow one another.
     pub pieces: Vec<Cow<'a, [u8]>>,
+    /// Processes that have ended and nobody has waited for: in the image of the container's program.
+    pub dead: Vec<Dead>,
     /// The vDSO's bytes; empty when the section is absent.
     pub vdso: Cow<'a, [u8]>,
     /// The caller's sections.
@@ -127,11 +136,37 @@ pub struct Run {
     pub pages: u64,
 }
 
+/// Where a process stands among the others. Numbers are those of its own PID namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kin {
+    /// Its parent; 1 is the container's init.
+    pub parent: u32,
+    /// Its process group.
+    pub group: u32,
+    /// Its session.
+    pub session: u32,
+    /// When it was made, in clock ticks since its host started: tells processes apart that had the same number.
+    pub birth: u64,
+}
+
+/// A process that has ended and that its parent has not waited for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dead {
+    /// Its number.
+    pub pid: u32,
+    /// As wait(2) will tell it.
+    pub status: u32,
+    /// Its place.
+    pub kin: Kin,
+}
+
 /// What belongs to the process as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
     /// Its number in its own PID namespace.
     pub pid: u32,
+    /// Its place among the others.
+    pub kin: Kin,
     /// File creation mask.
     pub umask: u32,
     /// start_code, end_code, start_data, end_data, start_brk, brk, start_stack, arg_start, arg_end,
@@ -153,6 +188,7 @@ impl Default for Process {
     fn default() -> Self {
         Self {
             pid: 0,
+            kin: Kin::default(),
             umask: 0,
             layout: [0; LAYOUT],
             actions: [[0; 4]; SIGNALS],

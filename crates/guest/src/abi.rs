@@ -252,7 +252,10 @@ pub struct Slot {
     pub taken_at: AtomicU64,
     /// Replay: position of the record whose turn its thread waits for, while the state is [`slot::WAITING`].
     pub awaits: AtomicU64,
-    pad0: u64,
+    /// Recording: 1 while its thread is the only one of a process that runs on its parent's memory (vfork), until
+    /// that executes a program or ends.
+    pub lent: AtomicU32,
+    pad0: u32,
     /// Bytes produced since the stream's start.
     pub head: AtomicU64,
     /// Futex: 1 while the consumer sleeps (replay: the guest).

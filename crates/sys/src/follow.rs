@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -112,13 +112,35 @@ impl Follower {
                         }
                     },
                 ));
-                while let Ok(Job::Look) = queue.recv() {
-                    if let Err(e) = serve(&arena, &blob, init, &counts) {
-                        let _ = tell_error.send(e);
-                    }
-                }
+                attend(&queue, || serve(&arena, &blob, init, &counts), &tell_error);
             })?;
         is_seized.recv().map_err(|_| FollowError::Ended)??;
+        Ok(Self {
+            images,
+            jobs,
+            thread: Some(thread),
+            first,
+            errors,
+        })
+    }
+
+    /// Follows a container whose processes are there already: those of a restored one.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn of_restored(arena: Arc<Arena>, init: pid_t) -> Result<Self, FollowError> {
+        let (jobs, queue) = channel();
+        let (tell_first, first) = channel();
+        let (tell_error, errors) = channel();
+        let images = Images::default();
+        let counts = images.clone();
+        let _ = tell_first.send(Ok(()));
+        let thread = thread::Builder::new()
+            .name("follow".into())
+            .spawn(move || {
+                let blob = Blob::embedded();
+                attend(&queue, || serve(&arena, &blob, init, &counts), &tell_error);
+            })?;
         Ok(Self {
             images,
             jobs,
@@ -164,6 +186,34 @@ impl Drop for Follower {
     }
 }
 
+/// Serves requests as they are told of, until there will be no more.
+fn attend(
+    queue: &Receiver<Job>,
+    serve: impl Fn() -> Result<Served, FollowError>,
+    errors: &Sender<FollowError>,
+) {
+    let mut later = false;
+    loop {
+        let job = if later {
+            match queue.recv_timeout(STEP) {
+                Err(RecvTimeoutError::Timeout) => Ok(Job::Look),
+                other => other.map_err(drop),
+            }
+        } else {
+            queue.recv().map_err(drop)
+        };
+        let Ok(Job::Look) = job else {
+            return;
+        };
+        match serve() {
+            Ok(served) => later = served == Served::Later,
+            Err(error) => {
+                let _ = errors.send(error);
+            }
+        }
+    }
+}
+
 /// Calls a [`Follower`]'s attention.
 #[derive(Clone, Debug)]
 pub struct Caller(Sender<Job>);
@@ -202,8 +252,19 @@ fn prepare_first_ring(arena: &Arena) {
     first.state.store(slot::LIVE, Release);
 }
 
-/// Serves every request that is there.
-fn serve(arena: &Arena, blob: &Blob, init: pid_t, images: &Images) -> Result<(), FollowError> {
+/// What became of the requests that were there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Served {
+    /// All are answered.
+    All,
+    /// One has to wait: somebody looks into its process.
+    Later,
+}
+
+/// Serves every request that is there. None waits for another: a process that is being looked into may have to wait
+/// for one that was not served yet (its vfork child).
+fn serve(arena: &Arena, blob: &Blob, init: pid_t, images: &Images) -> Result<Served, FollowError> {
+    let mut served = Served::All;
     for index in 0..MAX_SLOTS {
         let ring = arena.slot(index);
         if ring.request.load(Acquire) != request::SEEN {
@@ -219,8 +280,24 @@ fn serve(arena: &Arena, blob: &Blob, init: pid_t, images: &Images) -> Result<(),
             continue;
         };
         let images = images.of(process);
-        let mut count = images.lock().unwrap_or_else(PoisonError::into_inner);
-        *count += 1;
+        let mut count = match images.try_lock() {
+            Ok(count) => count,
+            Err(TryLockError::Poisoned(count)) => count.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                served = Served::Later;
+                continue;
+            }
+        };
+        match ptrace::seize(thread, OPTIONS) {
+            Ok(()) => *count += 1,
+            // It is stopped to be looked into.
+            Err(error) if error.source.raw_os_error() == Some(libc::EPERM) => {
+                served = Served::Later;
+                continue;
+            }
+            Err(_) if ending.ends_within(ENDING) => continue,
+            Err(error) => return Err(error.into()),
+        }
         match follow_exec(arena, blob, index, process, thread) {
             // Killed meanwhile, with its container or by another process of it. Its tracer has to reap it.
             Err(_) if ending.ends_within(ENDING) => {
@@ -229,10 +306,10 @@ fn serve(arena: &Arena, blob: &Blob, init: pid_t, images: &Images) -> Result<(),
             followed => followed?,
         }
     }
-    Ok(())
+    Ok(served)
 }
 
-/// Lets a thread go on to its execve, traced, and injects its new image.
+/// Lets a traced thread go on to its execve and injects its new image.
 fn follow_exec(
     arena: &Arena,
     blob: &Blob,
@@ -240,7 +317,6 @@ fn follow_exec(
     process: pid_t,
     thread: pid_t,
 ) -> Result<(), FollowError> {
-    ptrace::seize(thread, OPTIONS)?;
     let ring = arena.slot(index);
     ring.request.store(request::GRANTED, Release);
     futex_wake(&ring.request);

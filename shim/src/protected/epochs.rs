@@ -2,12 +2,12 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering::Acquire;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Release};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use checkpointer::{Capture, CheckpointError, Checkpointer, Guest, Settings};
+use checkpointer::{Census, CheckpointError, Guest, Settings, Tree, TreeCapture};
 use eventlog::codec;
 use eventlog::fold::Merge;
 use eventlog::handover::{ConnectionCut, GuestState, ThreadState, section};
@@ -33,7 +33,7 @@ const ENDING: u16 = 1000;
 /// After a pause that could not be clean.
 const AGAIN: Duration = Duration::from_millis(3);
 
-/// Takes the checkpoints of one process.
+/// Takes the checkpoints of a container.
 #[derive(Debug)]
 pub(super) struct Epochs {
     shared: Arc<Shared>,
@@ -44,29 +44,44 @@ pub(super) struct Epochs {
     commits: CommitReceiver,
     merge: Merge,
     known_streams: BTreeSet<u32>,
-    /// The number of the last checkpoint that was taken.
-    taken: u64,
-}
-
-/// The program's image that is watched.
-#[derive(Debug)]
-struct Watched {
-    checkpointer: Checkpointer,
-    /// Images that the program had executed before.
-    image: u64,
 }
 
 /// A checkpoint that was taken and not sent.
 #[derive(Debug)]
 struct Taken {
-    capture: Capture,
+    capture: TreeCapture,
     at_cut: AtCut,
 }
 
-/// What is read from the arena while the process stands still.
+/// What the arena tells of the container's processes.
+struct Slots<'a>(&'a Arena);
+
+impl Census for Slots<'_> {
+    fn is_lent(&self) -> bool {
+        let mut rings = (0..MAX_SLOTS).map(|index| self.0.slot(index));
+        rings.any(|ring| ring.state.load(Acquire) == slot::LIVE && ring.lent.load(Acquire) != 0)
+    }
+
+    fn has_others(&self, known: &[u32]) -> bool {
+        let mut rings = (0..MAX_SLOTS).map(|index| self.0.slot(index));
+        rings.any(|ring| {
+            ring.state.load(Acquire) == slot::LIVE && !known.contains(&ring.pid.load(Acquire))
+        })
+    }
+
+    fn births(&self) -> u64 {
+        self.0.control().next_stream.load(Acquire).into()
+    }
+}
+
+/// What is read from the arena while all processes stand still.
 #[derive(Debug, Default)]
 struct AtCut {
     state: GuestState,
+    /// The processes that live.
+    living: Vec<u32>,
+    /// Streams of processes that were killed, and where they end.
+    killed: Vec<(u32, u64)>,
     output: Vec<u8>,
 }
 
@@ -89,7 +104,6 @@ impl Epochs {
             commits,
             merge,
             known_streams,
-            taken: 0,
         }
     }
 
@@ -118,28 +132,28 @@ impl Epochs {
             skip,
             ..Settings::default()
         };
-        let images = self.images.of(self.program);
-        let mut watched: Option<Watched> = None;
+        let images = self.images.clone();
+        let mut tree = Tree::new(self.shared.init, self.program, images, settings);
         let mut failures = 0;
         while !self.shared.stop.load(Acquire) {
             let began = Instant::now();
-            // Not while the program executes another: its memory is being replaced.
-            let image = images.lock().unwrap_or_else(PoisonError::into_inner);
-            let taken = self.take(&mut watched, *image, &settings);
-            drop(image);
-            match taken.and_then(|taken| self.send(taken, &mut watched)) {
+            match self
+                .take(&mut tree)
+                .and_then(|taken| self.send(taken, &mut tree))
+            {
                 Ok(()) => {
                     failures = 0;
                     thread::sleep(self.epoch.saturating_sub(began.elapsed()));
                 }
-                Err(Error::Checkpoint(CheckpointError::Unsettled { tid, waited_us })) => {
-                    tracing::debug!(tid, waited_us, "pause given up");
+                Err(Error::Checkpoint(
+                    error @ (CheckpointError::Unsettled { .. } | CheckpointError::Busy { .. }),
+                )) => {
+                    tracing::debug!(%error, "pause given up");
                     thread::sleep(AGAIN);
                 }
                 Err(Error::Checkpoint(error)) if failures < MOST_FAILURES => {
                     tracing::debug!(%error, "a checkpoint failed; the next one is a full one");
                     failures += 1;
-                    watched = None;
                     thread::sleep(AGAIN);
                 }
                 Err(e) => return Err(e),
@@ -148,58 +162,45 @@ impl Epochs {
         Ok(())
     }
 
-    /// Takes a checkpoint of the program's image number `image`.
-    fn take(
-        &mut self,
-        watched: &mut Option<Watched>,
-        image: u64,
-        settings: &Settings,
-    ) -> Result<Taken, Error> {
-        let now = match watched.take() {
-            Some(same) if same.image == image => same,
-            _ => {
-                let mut checkpointer = Checkpointer::attach(self.program, settings.clone())?;
-                checkpointer.go_on_behind(self.taken);
-                Watched {
-                    checkpointer,
-                    image,
-                }
-            }
-        };
-        let checkpointer = &mut watched.insert(now).checkpointer;
+    /// Takes a checkpoint of all processes.
+    fn take(&self, tree: &mut Tree) -> Result<Taken, Error> {
         let arena = Arc::clone(&self.shared.arena);
         let mut at_cut = AtCut::default();
-        let (capture, timing) = checkpointer.checkpoint(&mut |_| at_cut = AtCut::read(&arena))?;
+        let read = &mut |living: &[u32]| at_cut = AtCut::read(&arena, living);
+        let (capture, timing) = tree.checkpoint(&Slots(&arena), read)?;
         self.shared.stats().paused(timing.pause);
         tracing::debug!(?timing, "checkpoint");
-        self.taken = checkpointer.sequence();
         Ok(Taken { capture, at_cut })
     }
 
     /// Sends it with all that belongs to it, and waits until the backup has committed it.
-    fn send(&mut self, taken: Taken, watched: &mut Option<Watched>) -> Result<(), Error> {
+    fn send(&mut self, taken: Taken, tree: &mut Tree) -> Result<(), Error> {
         let Taken { capture, at_cut } = taken;
         let (handshakes, own_position) = self.shared.egress().handshakes();
-        let mut cut = self.fold_up_to(&at_cut.state)?;
+        let mut cut = self.fold_up_to(&at_cut)?;
         cut.streams.push((OWN_STREAM, own_position));
         let snapshot = self.merge.snapshot()?;
         let state = codec::encode(&at_cut.state)?;
-        let mut image = capture.image();
-        image.opaque.push((section::FOLD, Cow::Owned(snapshot)));
-        image.opaque.push((section::GUEST, Cow::Owned(state)));
-        image
-            .opaque
-            .push((section::OUTPUT, Cow::Owned(at_cut.output)));
-        image
-            .opaque
-            .push((section::HANDSHAKES, Cow::Owned(handshakes)));
-        let id = image.sequence;
-        let base = (image.base != 0).then_some(image.base);
-        let bytes = eventlog::image::encode(&image);
-        drop(image);
-        if let Some(watched) = watched {
-            watched.checkpointer.recycle(capture);
+        let mut images = capture.images();
+        let Some(first) = images.first_mut() else {
+            return Ok(());
+        };
+        let own = [
+            (section::FOLD, snapshot),
+            (section::GUEST, state),
+            (section::OUTPUT, at_cut.output),
+            (section::HANDSHAKES, handshakes),
+        ];
+        let own = own.map(|(kind, bytes)| (kind, Cow::Owned(bytes)));
+        first.opaque.extend(own);
+        let id = first.sequence;
+        let base = (first.base != 0).then_some(first.base);
+        let mut bytes = eventlog::image::encode(first);
+        for image in &images[1..] {
+            bytes.extend_from_slice(&eventlog::image::encode(image));
         }
+        drop(images);
+        tree.recycle(capture);
         self.sender.begin(&Begin {
             id,
             base,
@@ -214,9 +215,7 @@ impl Epochs {
             }
             Some(Commit::Refused { id, reason }) => {
                 tracing::warn!(id, reason, "checkpoint refused");
-                if let Some(watched) = watched {
-                    watched.checkpointer.make_full();
-                }
+                tree.make_full();
             }
             None => return Err(Error::NoCommit { id }),
         }
@@ -224,13 +223,16 @@ impl Epochs {
     }
 
     /// Brings the fold up to the cut. The drain thread has to come there first.
-    fn fold_up_to(&mut self, state: &GuestState) -> Result<Cut, Error> {
+    fn fold_up_to(&mut self, at_cut: &AtCut) -> Result<Cut, Error> {
+        let state = &at_cut.state;
         let positions: BTreeMap<u32, u64> = state
             .threads
             .iter()
             .map(|t| (t.stream, t.position))
             .collect();
-        while positions
+        let killed = at_cut.killed.iter().copied();
+        let ends: Vec<(u32, u64)> = positions.clone().into_iter().chain(killed).collect();
+        while ends
             .iter()
             .any(|(stream, position)| self.shared.tail().end(*stream) < *position)
         {
@@ -254,6 +256,7 @@ impl Epochs {
                 self.merge.feed(stream, &record?)?;
             }
         }
+        self.merge.only(&at_cut.living)?;
         Ok(Cut {
             streams: positions.into_iter().collect(),
             next_stream: state.next_stream,
@@ -262,16 +265,27 @@ impl Epochs {
 }
 
 impl AtCut {
-    /// Every thread of the container stands still.
-    fn read(arena: &Arena) -> Self {
+    /// Every thread of the container stands still; `living` are its processes.
+    fn read(arena: &Arena, living: &[u32]) -> Self {
         let control = arena.control();
-        let mut cut = Self::default();
+        let mut cut = Self {
+            living: living.to_vec(),
+            ..Self::default()
+        };
         cut.state.next_stream = control.next_stream.load(Acquire);
         cut.state.pids = control.pids.version.load(Acquire);
         cut.state.stdio = control.stdio.version.load(Acquire);
         for index in 0..MAX_SLOTS {
             let ring = arena.slot(index);
             if ring.state.load(Acquire) == slot::LIVE {
+                let pid = ring.pid.load(Acquire);
+                if pid != 0 && !living.contains(&pid) {
+                    // Killed: nobody says so but the kernel.
+                    let end = (ring.stream.load(Acquire), ring.head.load(Acquire));
+                    cut.killed.push(end);
+                    ring.state.store(slot::DONE, Release);
+                    continue;
+                }
                 cut.state.threads.push(ThreadState {
                     slot: index as u32,
                     stream: ring.stream.load(Acquire),

@@ -1,8 +1,9 @@
-//! Web servers with one process each, which answer from files of many sizes.
+//! Web servers, with one process or several, which answer from files of many sizes.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -32,22 +33,36 @@ fn lighttpd() {
 #[test]
 fn nginx_with_one_process() {
     survives::<Client>(8081, |directory| {
-        let root = directory.display();
-        let configuration = format!(
-            "daemon off; master_process off; user root; pid {root}/pid; error_log stderr;\n\
-             events {{ worker_connections 64; }}\n\
-             http {{ access_log off; sendfile on; keepalive_requests 1000000;\n\
-             client_body_temp_path {root}/body; proxy_temp_path {root}/proxy; fastcgi_temp_path {root}/fastcgi;\n\
-             uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;\n\
-             server {{ listen 8081; root {root}/files; }} }}\n"
-        );
-        prepare(directory, "nginx.conf", &configuration);
-        ["nginx", "-c"]
-            .map(str::to_owned)
-            .into_iter()
-            .chain([format!("{root}/nginx.conf")])
-            .collect()
+        nginx(directory, "master_process off; user root;")
     });
+}
+
+/// A master, and workers that gave their privileges up, accept from the same listener and share memory.
+#[test]
+fn nginx_with_two_workers() {
+    survives::<Client>(8081, |directory| {
+        // Its own user must reach what it answers with.
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).unwrap();
+        nginx(directory, "worker_processes 2; user www-data;")
+    });
+}
+
+fn nginx(directory: &Path, how: &str) -> Vec<String> {
+    let root = directory.display();
+    let configuration = format!(
+        "daemon off; {how} pid {root}/pid; error_log stderr;\n\
+         events {{ worker_connections 64; }}\n\
+         http {{ access_log off; sendfile on; keepalive_requests 1000000;\n\
+         client_body_temp_path {root}/body; proxy_temp_path {root}/proxy; fastcgi_temp_path {root}/fastcgi;\n\
+         uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;\n\
+         server {{ listen 8081; root {root}/files; }} }}\n"
+    );
+    prepare(directory, "nginx.conf", &configuration);
+    ["nginx", "-c"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain([format!("{root}/nginx.conf")])
+        .collect()
 }
 
 fn prepare(directory: &Path, name: &str, configuration: &str) {

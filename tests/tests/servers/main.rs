@@ -4,6 +4,7 @@
     reason = "the helpers of a test fail as the test does"
 )]
 
+mod forking;
 mod http;
 mod memcached;
 mod mqtt;

@@ -1,4 +1,4 @@
-//! The process of a container in waiting: made at the first committed checkpoint, brought to each later one.
+//! The processes of a container in waiting: made at the first committed checkpoint, brought to each later one.
 //!
 //! A commit waits for a part of the work at most: the next part leaves the image to it.
 
@@ -6,7 +6,7 @@ use shim::container::Container;
 
 use super::checkpoint::Checkpoint;
 use super::error::Result;
-use super::process::{Making, OpenFile, Process, Shared};
+use super::process::{Making, OpenFiles, Processes, Shared};
 use crate::guard::Guard;
 
 /// Pages brought over while commits wait: less than a millisecond's work.
@@ -15,14 +15,14 @@ const PAGES: usize = 512;
 /// doublings at most.
 const DOUBLINGS: u32 = 12;
 
-/// A process that follows the committed checkpoints, or none.
+/// Processes that follow the committed checkpoints, or none.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
-    process: Option<Making>,
-    /// Number of the image that the process is equal to.
+    processes: Option<Making>,
+    /// Number of the image that they are equal to.
     reached: Option<u64>,
     failures: u32,
-    /// Number of the first image that a process is made for, after a failure.
+    /// Number of the first image that processes are made for, after a failure.
     not_before: u64,
 }
 
@@ -39,7 +39,7 @@ impl Ahead {
             return false;
         }
         let mut committed = guard.image();
-        let sequence = committed.image.store().sequence();
+        let sequence = committed.image.program().sequence();
         if committed.begin.is_none() || self.reached == Some(sequence) || sequence < self.not_before
         {
             return false;
@@ -51,8 +51,8 @@ impl Ahead {
             Ok(done) => self.reached = done.then_some(sequence),
             Err(error) => {
                 let name = &guard.hello().name;
-                tracing::warn!(name, %error, "the process that stands by is of no use any more");
-                self.process = None;
+                tracing::warn!(name, %error, "the processes that stand by are of no use any more");
+                self.processes = None;
                 self.failures = DOUBLINGS.min(self.failures + 1);
                 self.not_before = sequence + (1 << self.failures);
             }
@@ -66,37 +66,34 @@ impl Ahead {
         shared: &Shared,
         checkpoint: &mut Checkpoint,
     ) -> Result<bool> {
-        let process = match self.process.take() {
-            Some(process) => process,
-            None => Making::begin(container, checkpoint.store(), shared)?,
+        let processes = match self.processes.take() {
+            Some(processes) => processes,
+            None => Making::begin()?,
         };
-        self.process.insert(process).update(checkpoint, PAGES)
+        let processes = self.processes.insert(processes);
+        processes.update(container, shared, checkpoint, PAGES)
     }
 
-    /// Brings the process to the checkpoint and lets it go: it replays. Without one, or where that fails, it
-    /// is made now. `files` were open at the cut.
+    /// Brings the processes to the checkpoint and lets them go: they replay. Without any, or where that fails, they
+    /// are made now. `files` were open at the cut.
     pub(super) fn finish(
         &mut self,
         container: &mut Container,
         shared: &Shared,
         checkpoint: &mut Checkpoint,
-        files: &[OpenFile],
-    ) -> Result<Process> {
-        if let Some(process) = self.process.take() {
-            let (prepared, committed) = (process.sequence(), checkpoint.store().sequence());
-            tracing::debug!(
-                prepared,
-                committed,
-                pages = process.missing(),
-                "what is missing"
-            );
-            match process.finish(container, checkpoint, files) {
-                Ok(process) => return Ok(process),
+        files: &OpenFiles,
+    ) -> Result<Processes> {
+        if let Some(processes) = self.processes.take() {
+            let (prepared, committed) = (processes.sequence(), checkpoint.program().sequence());
+            let pages = processes.missing();
+            tracing::debug!(prepared, committed, pages, "what is missing");
+            match processes.finish(container, shared, checkpoint, files) {
+                Ok(processes) => return Ok(processes),
                 Err(error) => {
-                    tracing::warn!(%error, "the process that stood by cannot take over");
+                    tracing::warn!(%error, "the processes that stood by cannot take over");
                 }
             }
         }
-        Making::begin(container, checkpoint.store(), shared)?.finish(container, checkpoint, files)
+        Making::begin()?.finish(container, shared, checkpoint, files)
     }
 }

@@ -89,7 +89,7 @@ fn time_of(checkpoint: &Checkpoint, thread: &ThreadState) -> Option<u64> {
         .checked_add(offset_of!(ThreadBlock, tsc) as u64)?;
     let (page, offset) = (at & !(PAGE - 1), (at & (PAGE - 1)) as usize);
     // A page that nothing was ever written to is not there.
-    let Some(bytes) = checkpoint.store().page(page) else {
+    let Some(bytes) = checkpoint.process(thread.pid)?.page(page) else {
         return Some(0);
     };
     let word = bytes.get(offset..offset + 8)?;

@@ -108,6 +108,15 @@ pub(super) struct Queued<'a> {
     /// The listener it came to, whose options it inherits.
     pub(super) listener: &'a Socket,
     port: u16,
+    local: SocketAddrV4,
+}
+
+impl Queued<'_> {
+    /// Whether a process may accept it. Each that may has a descriptor of it under the same number, and the one that
+    /// accepts it closes its own.
+    pub(super) fn is_for(&self, fold: &Fold, pid: Pid) -> bool {
+        listener(fold, pid, self.local).is_some()
+    }
 }
 
 /// Puts a stand-in into the listener's queue for each; `first` is the first object's index, `number` the
@@ -115,13 +124,16 @@ pub(super) struct Queued<'a> {
 pub(super) fn queue<'a>(
     all: &[Rebuilt],
     fold: &'a Fold,
-    pid: Pid,
+    pids: &[Pid],
     first: usize,
     number: i32,
 ) -> Vec<Queued<'a>> {
     let mut queued = Vec::new();
     for (rebuilt, (object, number)) in all.iter().zip((first..).zip(number..)) {
-        let Some(listener) = listener(fold, pid, rebuilt.local) else {
+        let mut listeners = pids
+            .iter()
+            .filter_map(|pid| listener(fold, *pid, rebuilt.local));
+        let Some(listener) = listeners.next() else {
             tracing::debug!(local = %rebuilt.local, "nobody listens for a new connection any more");
             continue;
         };
@@ -134,6 +146,7 @@ pub(super) fn queue<'a>(
                 },
                 listener,
                 port,
+                local: rebuilt.local,
             }),
             Err(error) => tracing::warn!(%error, "a new connection cannot be queued"),
         }

@@ -22,9 +22,6 @@ const ANSWERS: Duration = Duration::from_millis(30);
 pub(super) struct Connection {
     /// Its entry in the arena.
     pub(super) index: usize,
-    /// The descriptor it came with and the process.
-    pub(super) fd: i32,
-    pub(super) pid: u32,
     /// The application has closed it.
     pub(super) closed: bool,
     /// `None` if its handshake is not known.
@@ -73,8 +70,6 @@ pub(super) fn collect(
         }
         all.push(Connection {
             index,
-            fd: c.fd.load(Acquire).cast_signed(),
-            pid: c.pid.load(Acquire),
             closed,
             peer,
         });

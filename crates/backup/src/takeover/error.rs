@@ -69,16 +69,15 @@ pub enum TakeoverError {
     /// The process's memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// More processes than can be taken over.
-    #[error(
-        "the container has {count} processes ({numbers:?}), and only one can be taken over yet"
-    )]
+    /// A process that replay left, and that does not live as far as the log tells; or the other way round.
+    #[error("process {number} of the container is there after replay or not, unlike the log says")]
     Processes {
-        /// How many.
-        count: usize,
-        /// Their numbers.
-        numbers: Vec<u32>,
+        /// Its number in the container.
+        number: u32,
     },
+    /// Programs that are executed in replay cannot be followed.
+    #[error(transparent)]
+    Follow(#[from] sys::follow::FollowError),
     /// The container may not speak.
     #[error(transparent)]
     Live(#[from] LiveError),
@@ -136,7 +135,6 @@ impl TakeoverError {
                 | Self::Snapshot(_)
                 | Self::Malformed { .. }
                 | Self::Store(_)
-                | Self::Processes { .. }
         )
     }
 }

@@ -18,7 +18,7 @@ use sys::process::PidFd;
 
 use super::connections::{self, Ready};
 use super::error::{Result, TakeoverError, io};
-use super::process::Process;
+use super::process::Processes;
 
 /// Between two looks while output is on its way, and while nothing is.
 const BUSY: Duration = Duration::from_micros(500);
@@ -28,7 +28,8 @@ const IDLE: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct Live {
     pub(super) container: Container,
-    pub(super) process: Process,
+    /// The container's program, in our numbering.
+    pub(super) program: i32,
     /// Kept open: it holds the lease, and passes everything.
     pub(super) gate: Gate,
     pub(super) output: Output,
@@ -52,15 +53,15 @@ impl Output {
         arena: Arc<Arena>,
         room: Arc<OwnedFd>,
         init: i32,
-        process: &Process,
+        processes: &Processes,
     ) -> Result<Self> {
-        let main = PidFd::open(process.pid).map_err(io("opening the process"))?;
+        let main = PidFd::open(processes.program).map_err(io("opening the process"))?;
         Ok(Self {
             arena,
             room,
             sender: Sender::new()?,
             init,
-            main: (process.number, main),
+            main: (processes.number, main),
         })
     }
 
@@ -230,7 +231,7 @@ impl Live {
     /// The container's program, in our numbering.
     #[must_use]
     pub fn pid(&self) -> i32 {
-        self.process.pid
+        self.program
     }
 
     /// The gate in front of it, which is open.

@@ -35,7 +35,7 @@ const STREAM: u32 = 1;
 /// Status flags that can be set behind open.
 const STATUS: i32 = libc::O_NONBLOCK | libc::O_APPEND | libc::O_ASYNC | libc::O_NOATIME;
 
-/// The objects of a process and their numbers.
+/// The objects of all processes and their numbers.
 #[derive(Debug, Default)]
 pub(super) struct Objects {
     made: Vec<OwnedFd>,
@@ -44,20 +44,18 @@ pub(super) struct Objects {
 }
 
 impl Objects {
-    /// Makes all objects of process `pid` but those in `except`, which are added later. Called in the
+    /// Makes all objects of these processes but those in `except`, which are added later. Called in the
     /// container's network.
     pub(super) fn make(
         fold: &Fold,
-        pid: fold::Pid,
+        pids: &[fold::Pid],
         except: &BTreeSet<DescriptionId>,
     ) -> Result<Self> {
         let mut objects = Self::default();
         let mut pairs = Pairs::default();
-        let Some(table) = fold.table(pid) else {
-            return Ok(objects);
-        };
-        let wanted: BTreeSet<DescriptionId> =
-            table.entries.values().map(|e| e.description).collect();
+        let tables = pids.iter().filter_map(|pid| fold.table(*pid));
+        let entries = tables.flat_map(|table| table.entries.values());
+        let wanted: BTreeSet<DescriptionId> = entries.map(|e| e.description).collect();
         for id in wanted {
             let Some(description) = fold.descriptions().get(&id) else {
                 continue;

@@ -1,5 +1,6 @@
 //! What can only be set inside the process: interests of epoll sets, options of sockets, timers.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Release;
 
 use eventlog::fold::{DescriptionId, Fold, Interest, Kind, Pid, Socket};
@@ -109,22 +110,25 @@ fn watch(session: &mut Session, set: i32, fd: i32, interest: &Interest) -> Resul
 
 /// Tells the guest which epoll set watches which connection, and for what: the image's own notes were in the
 /// old arena.
-pub(super) fn note_watchers(arena: &Arena, fold: &Fold, pid: Pid, all: &[Ready]) {
+pub(super) fn note_watchers(
+    arena: &Arena,
+    fold: &Fold,
+    pid: Pid,
+    all: &[Ready],
+    ids: &BTreeMap<usize, DescriptionId>,
+) {
     let Some(table) = fold.table(pid) else { return };
-    let described =
-        |fd: i32| -> Option<DescriptionId> { Some(table.entries.get(&fd)?.description) };
     for (number, entry) in &table.entries {
         let description = fold.descriptions().get(&entry.description);
         let Some(Kind::Epoll(interests)) = description.map(|d| &d.kind) else {
             continue;
         };
-        for ready in all
-            .iter()
-            .filter(|r| !r.connection.closed && r.connection.pid == pid)
-        {
-            let fd = ready.connection.fd;
-            let Some(id) = described(fd) else { continue };
-            if let Some(interest) = interests.get(&(fd, id)) {
+        for ready in all {
+            let Some(id) = ids.get(&ready.connection.index) else {
+                continue;
+            };
+            let mut own = interests.iter().filter(|((_, watched), _)| watched == id);
+            if let Some((_, interest)) = own.next() {
                 let c = arena.conn(ready.connection.index);
                 c.wanted_events.store(interest.events, Release);
                 c.wanted_data.store(interest.data, Release);

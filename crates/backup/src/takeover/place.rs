@@ -22,7 +22,7 @@ pub(super) struct Target {
     pub(super) cloexec: bool,
 }
 
-/// Gives the process `objects` under the numbers of `targets` and takes all other descriptors away, but for
+/// Gives the process those of `objects` that `targets` name, under their numbers, and takes all other descriptors away, but for
 /// the guest's own. `limit` is what the process set as its limit of descriptors (soft, hard).
 pub(super) fn place(
     session: &mut Session,
@@ -31,6 +31,10 @@ pub(super) fn place(
     targets: &[Target],
     limit: Option<(u64, u64)>,
 ) -> Result<()> {
+    let mut used: Vec<usize> = targets.iter().map(|t| t.object).collect();
+    used.sort_unstable();
+    used.dedup();
+    let objects: Vec<&OwnedFd> = used.iter().map(|at| objects[*at]).collect();
     let highest = targets.iter().map(|t| t.number).max().unwrap_or(0);
     let floor = highest.max(ARENA_FD) as u64 + 1;
     let before = match limit {
@@ -40,7 +44,7 @@ pub(super) fn place(
     let enough = floor + objects.len() as u64 + 1;
     raise(session, (before.0.max(enough), before.1.max(enough)))?;
     close_range(session, 0, PASS_FD as u64 - 1)?;
-    receive(session, pass, objects, floor)?;
+    receive(session, pass, &objects, floor)?;
     // The guest's own descriptors stay.
     for fd in [PASS_FD, REPLAY_STDOUT_FD, REPLAY_STDERR_FD] {
         session.call("close", libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0], None)?;
@@ -51,7 +55,8 @@ pub(super) fn place(
         .filter(|t| ![ARENA_FD, ROOM_FD].contains(&t.number))
     {
         let flags = if target.cloexec { libc::O_CLOEXEC } else { 0 };
-        let from = floor + target.object as u64;
+        let at = used.partition_point(|object| *object < target.object);
+        let from = floor + at as u64;
         let args = [from, target.number as u64, flags as u64, 0, 0, 0];
         session.call("placing a descriptor", libc::SYS_dup3, args, None)?;
     }

@@ -1,5 +1,6 @@
-//! The process of a container, from its image to the moment it replays.
+//! The processes of a container, from their images to the moment they replay.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -7,14 +8,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use checkpointer::{ExtraMapping, ImageStore, Plan, Prepared, Restored};
+use checkpointer::{ExtraMapping, ImageStore, MakeChild, Plan, Prepared, Restored};
 use eventlog::fold::{Fold, Kind};
+use eventlog::image::Kin;
 use guest::abi::{ARENA_BASE, ARENA_FD, ARENA_LEN, REPLAY_STDERR_FD, REPLAY_STDOUT_FD, ROOM_FD};
 use nix::libc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use shim::container::{Container, Empty};
 use sys::arena::Arena;
+use sys::follow::find_thread;
 use sys::memory::{self, Range};
 use sys::process::RealTime;
 use sys::remote::Batch;
@@ -26,17 +29,17 @@ use super::error::{Result, TakeoverError, io as failed};
 /// Where the process keeps its end of the socket by which descriptors come.
 pub(super) const PASS_FD: RawFd = 1018;
 
-/// Priority of the thread that finishes a process, among real-time ones.
+/// Priority of the thread that finishes processes, among real-time ones.
 const PRIORITY: i32 = 1;
 
-/// A process that replays.
+/// The processes of a container, which replay.
 #[derive(Debug)]
-pub(super) struct Process {
-    /// In our numbering.
-    pub(super) pid: i32,
-    /// In the container's.
+pub(super) struct Processes {
+    /// The container's program, in our numbering.
+    pub(super) program: i32,
+    /// The same in the container's.
     pub(super) number: u32,
-    /// Our end of the socket by which descriptors come.
+    /// Our end of the socket by which descriptors come, one process after another.
     pub(super) pass: OwnedFd,
 }
 
@@ -48,8 +51,16 @@ pub(super) struct OpenFile {
     flags: u32,
 }
 
-/// The regular files of a process, by number, the highest first.
-pub(super) fn files(fold: &Fold, pid: u32) -> Vec<OpenFile> {
+/// The regular files of each process, by number, the highest first.
+pub(super) type OpenFiles = BTreeMap<u32, Vec<OpenFile>>;
+
+/// The regular files of all processes.
+pub(super) fn files(fold: &Fold) -> OpenFiles {
+    let all = fold.processes().keys();
+    all.map(|pid| (*pid, files_of(fold, *pid))).collect()
+}
+
+fn files_of(fold: &Fold, pid: u32) -> Vec<OpenFile> {
     let entries = fold.table(pid).map(|table| table.entries.iter().rev());
     let files = entries.into_iter().flatten().filter_map(|(number, entry)| {
         match &fold.descriptions().get(&entry.description)?.kind {
@@ -64,7 +75,7 @@ pub(super) fn files(fold: &Fold, pid: u32) -> Vec<OpenFile> {
     files.collect()
 }
 
-/// What the process shares with its host.
+/// What the processes share with their host.
 #[derive(Clone, Debug)]
 pub(super) struct Shared {
     pub(super) arena: Arc<Arena>,
@@ -84,34 +95,107 @@ impl Shared {
     }
 }
 
-/// A process that is not finished: it stands still and has descriptors, and memory that follows the
+/// Processes that are not finished: they stand still and have descriptors, and memory that follows the
 /// checkpoints.
 #[derive(Debug)]
 pub(super) struct Making {
-    prepared: Prepared,
-    empty: Empty,
+    /// In the checkpoint's order: parents before their children.
+    members: Vec<Member>,
     pass: OwnedFd,
+    /// The end that every process has as [`PASS_FD`].
+    inner: OwnedFd,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Member {
+    /// Its number in the container, and its place among the others as far as it was given to it.
+    number: u32,
+    kin: Kin,
+    prepared: Prepared,
+    /// For a child of the container's init.
+    empty: Option<Empty>,
 }
 
 impl Making {
-    /// Begins with one inside the container, for the images of a process.
-    pub(super) fn begin(
-        container: &mut Container,
-        store: &ImageStore,
-        shared: &Shared,
-    ) -> Result<Self> {
+    /// None yet.
+    pub(super) fn begin() -> Result<Self> {
         let kind = SockType::Stream;
         let (pass, inner) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC)
             .map_err(failed("making a socket pair"))?;
+        Ok(Self {
+            members: Vec::new(),
+            pass,
+            inner,
+        })
+    }
+
+    /// Brings them closer to a checkpoint, by up to `most` pages each; true once nothing is missing.
+    pub(super) fn update(
+        &mut self,
+        container: &mut Container,
+        shared: &Shared,
+        checkpoint: &mut Checkpoint,
+        most: usize,
+    ) -> Result<bool> {
+        self.bury(checkpoint)?;
+        let mut done = true;
+        for (at, store) in checkpoint.processes_mut().iter_mut().enumerate() {
+            if self.members.get(at).is_none_or(|m| !m.is_of(store)) {
+                let made = self.make(container, shared, store)?;
+                self.members.insert(at, made);
+            }
+            let member = &mut self.members[at];
+            member.move_to(store.process().kin)?;
+            done &= member.prepared.update(store, most)?;
+        }
+        Ok(done)
+    }
+
+    /// Ends those that the checkpoint does not have, children before their parents.
+    fn bury(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let stores = checkpoint.processes();
+        for at in (0..self.members.len()).rev() {
+            if stores.iter().any(|store| self.members[at].is_of(store)) {
+                continue;
+            }
+            let Member {
+                number,
+                kin,
+                prepared,
+                ..
+            } = self.members.remove(at);
+            drop(prepared);
+            if let Some(parent) = self.parent(kin) {
+                parent.prepared.bury(number)?;
+            }
+        }
+        // The others keep their order, as in the checkpoint.
+        let place = |m: &Member| stores.iter().position(|store| m.is_of(store));
+        self.members.sort_by_key(place);
+        Ok(())
+    }
+
+    fn parent(&self, kin: Kin) -> Option<&Member> {
+        self.members.iter().find(|m| m.number == kin.parent)
+    }
+
+    fn make(
+        &self,
+        container: &mut Container,
+        shared: &Shared,
+        store: &ImageStore,
+    ) -> Result<Member> {
+        let (number, kin) = (store.process().pid, store.process().kin);
         let (stdout, stderr) = (io::stdout(), io::stderr());
         let own: [(BorrowedFd<'_>, RawFd); 5] = [
-            (inner.as_fd(), PASS_FD),
+            (self.inner.as_fd(), PASS_FD),
             (shared.room.as_fd(), ROOM_FD),
             (stdout.as_fd(), REPLAY_STDOUT_FD),
             (stderr.as_fd(), REPLAY_STDERR_FD),
             (shared.arena.file(), ARENA_FD),
         ];
-        let mut made = None;
+        let mut empty = None;
         let plan = Plan {
             extra: vec![ExtraMapping {
                 range: Range {
@@ -124,61 +208,118 @@ impl Making {
                 offset: 0,
             }],
             keep: own.iter().map(|(_, number)| *number).collect(),
-            child: Some(Box::new(|number| {
+            child: None,
+        };
+        let prepared = if let Some(parent) = self.parent(kin) {
+            parent.prepared.beget(store, plan)?
+        } else {
+            let made = |number| {
                 let number = i32::try_from(number).map_err(io::Error::other)?;
                 // Not the container's program yet: that one's end is the container's.
-                let empty = container
+                let made = container
                     .spawn(Some(number), false, &own)
                     .map_err(io::Error::other)?;
-                Ok(made.insert(empty).pid)
-            })),
+                Ok(empty.insert(made).pid)
+            };
+            let child: Option<Box<MakeChild<'_>>> = Some(Box::new(made));
+            Prepared::new(store, Plan { child, ..plan })?
         };
-        let prepared = Prepared::new(store, plan)?;
-        let empty = made.ok_or(TakeoverError::Missing { what: "process" })?;
-        Ok(Self {
+        Ok(Member {
+            number,
+            kin: Kin {
+                group: 0,
+                session: 0,
+                ..kin
+            },
             prepared,
             empty,
-            pass,
         })
     }
 
-    /// Brings it closer to a checkpoint, by up to `most` pages; true once nothing is missing.
-    pub(super) fn update(&mut self, checkpoint: &mut Checkpoint, most: usize) -> Result<bool> {
-        Ok(self.prepared.update(checkpoint.store_mut(), most)?)
-    }
-
-    /// The image that it follows.
+    /// The image that they follow.
     pub(super) fn sequence(&self) -> u64 {
-        self.prepared.sequence()
+        self.members.first().map_or(0, |m| m.prepared.sequence())
     }
 
-    /// Pages that it lacks of that image.
+    /// Pages that they lack of that image.
     pub(super) fn missing(&self) -> usize {
-        self.prepared.missing()
+        self.members.iter().map(|m| m.prepared.missing()).sum()
     }
 
-    /// Makes it the checkpoint's process and the container's program, and lets it go: it replays from the
-    /// arena. `files` were open at the cut.
+    /// Makes them the checkpoint's processes, the first of them the container's program, and lets them go: they
+    /// replay from the arena. `files` were open at the cut.
     pub(super) fn finish(
-        self,
+        mut self,
         container: &mut Container,
+        shared: &Shared,
         checkpoint: &mut Checkpoint,
-        files: &[OpenFile],
-    ) -> Result<Process> {
-        // Many short waits for the process: each would let others go first. Without the privilege it takes
+        files: &OpenFiles,
+    ) -> Result<Processes> {
+        // Many short waits for the processes: each would let others go first. Without the privilege it takes
         // longer.
         let _priority = RealTime::enter(PRIORITY);
-        let restored = self.prepared.finish(checkpoint.store_mut())?;
-        let pid = restored.pid();
-        let number = checkpoint.store().process().pid;
+        self.update(container, shared, checkpoint, usize::MAX)?;
+        for dead in checkpoint.program().dead() {
+            // Of one that was its child, init would not have left it.
+            if let Some(parent) = self.parent(dead.kin) {
+                parent.prepared.beget_dead(dead)?;
+            }
+        }
+        let number = checkpoint.program().process().pid;
+        let mut program = None;
+        let mut all = Vec::new();
+        for (member, store) in self.members.into_iter().zip(checkpoint.processes_mut()) {
+            let restored = member.prepared.finish(store)?;
+            open_files(
+                &restored,
+                files.get(&member.number).map_or(&[], Vec::as_slice),
+            )?;
+            if all.is_empty() {
+                program = member.empty;
+            }
+            all.push(restored);
+        }
+        let program = program.ok_or(TakeoverError::Missing { what: "program" })?;
+        let pid = program.pid;
+        container.set_program(program)?;
+        // Not before all are there: one may look for another.
+        for restored in all {
+            restored.finish(&[])?;
+        }
+        Ok(Processes {
+            program: pid,
+            number,
+            pass: self.pass,
+        })
+    }
+}
+
+impl Member {
+    fn is_of(&self, store: &ImageStore) -> bool {
+        let process = store.process();
+        (self.number, self.kin.birth) == (process.pid, process.kin.birth)
+    }
+
+    /// Gives it its session and process group, before it has children that inherit them.
+    fn move_to(&mut self, kin: Kin) -> Result<()> {
         let mut batch = Batch::new();
-        batch.push(libc::SYS_setsid, [0; 6]);
-        restored.run(pid, &batch)?;
-        open_files(&restored, files)?;
-        container.set_program(self.empty)?;
-        restored.finish(&[])?;
-        let pass = self.pass;
-        Ok(Process { pid, number, pass })
+        if kin.session != self.kin.session && kin.session == self.number {
+            batch.push(libc::SYS_setsid, [0; 6]);
+        }
+        if kin.group != self.kin.group && kin.group != kin.session {
+            batch.push(libc::SYS_setpgid, [0, kin.group.into(), 0, 0, 0, 0]);
+        }
+        self.kin = kin;
+        if batch.is_empty() {
+            return Ok(());
+        }
+        for result in self.prepared.run(&batch)? {
+            if result < 0 {
+                let (number, error) = (self.number, io::Error::from_raw_os_error(-result as i32));
+                tracing::warn!(number, ?kin, %error, "a process cannot be put into its group");
+            }
+        }
+        Ok(())
     }
 }
 
@@ -212,16 +353,13 @@ fn is_regular(path: &[u8]) -> bool {
     fs::metadata(path).is_ok_and(|m| m.is_file())
 }
 
-/// Whether a thread of the process sleeps in the kernel. `number` is in the container's numbering.
-pub(super) fn sleeps(pid: i32, number: u32) -> bool {
-    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+/// Whether a thread of the container sleeps in the kernel. `number` is in the container's numbering, `init` in ours.
+pub(super) fn sleeps(init: i32, number: u32) -> bool {
+    let Some((process, thread)) = find_thread(init, number) else {
         return false;
     };
-    tasks.flatten().any(|task| {
-        let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
-        let inside = status.lines().find_map(|l| l.strip_prefix("NSpid:"));
-        let inside = inside.and_then(|l| l.split_ascii_whitespace().next_back()?.parse().ok());
-        let state = status.lines().find_map(|l| l.strip_prefix("State:"));
-        inside == Some(number) && state.is_some_and(|s| s.trim_start().starts_with('S'))
-    })
+    let status = fs::read_to_string(format!("/proc/{process}/task/{thread}/status"));
+    let status = status.unwrap_or_default();
+    let state = status.lines().find_map(|l| l.strip_prefix("State:"));
+    state.is_some_and(|s| s.trim_start().starts_with('S'))
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use eventlog::fold::{DescriptionId, Fold, Merge};
+use eventlog::fold::{DescriptionId, Merge};
 use eventlog::handover::Details;
 use gate::rebuild::{Prober, forged_end};
 use gate::{Config, Gate, Tap};
@@ -19,11 +19,13 @@ use replayer::{Incomplete, to_log_end};
 use shim::container::{Container, Isolation, Link, Spec};
 use stream::Nanos;
 use sys::arena::{Arena, futex_wake};
+use sys::follow::Follower;
 use sys::packet::PacketSocket;
 
 use super::ahead::Ahead;
 use super::checkpoint::Checkpoint;
-use super::connections::{self, Connection, Ready};
+use super::connections::{self, Ready};
+use super::described;
 use super::error::{Result, TakeoverError, io};
 use super::folding::{self, Folded};
 use super::handshakes::Handshakes;
@@ -31,7 +33,8 @@ use super::live::{Live, Output, has_ended};
 use super::log::Log;
 use super::objects::Objects;
 use super::peers::{self, Peer};
-use super::process::{self, Process, Shared};
+use super::population::Population;
+use super::process::{self, OpenFiles, Processes, Shared};
 use super::session::Session;
 use super::timing::Timing;
 use super::{arena, backlog, options, place, privileges};
@@ -45,7 +48,7 @@ const BEFORE: u64 = 300_000_000;
 const NEIGHBOUR: [u8; 6] = [2, 0x75, 0xff, 0xff, 0xff, 0xfe];
 
 /// A container without a program: namespaces, a link on the bridge, a closed gate that keeps what is sent to
-/// it, and a process that follows the checkpoints. Belongs to one thread, which traces.
+/// it, and processes that follow the checkpoints. Belongs to one thread, which traces.
 #[derive(Debug)]
 pub(super) struct Vacant {
     // Before the container, which ends with all its processes.
@@ -174,7 +177,7 @@ impl Vacant {
         })
     }
 
-    /// Does a part of what its process lacks of the committed checkpoint; true if there was something.
+    /// Does a part of what its processes lack of the committed checkpoint; true if there was something.
     pub(super) fn follow(&mut self, guard: &Guard<Checkpoint>) -> bool {
         self.ahead.step(&mut self.container, &self.shared, guard)
     }
@@ -195,30 +198,37 @@ impl Vacant {
         let checkpoint = &mut committed.image;
         let log = Log::new(Arc::clone(&guard));
         let merge = Merge::restore(checkpoint.fold()?)?;
-        let files = process::files(merge.fold(), checkpoint.store().process().pid);
+        let files = process::files(merge.fold());
         let Shared { arena, room } = self.shared.clone();
         arena::fill(&arena, checkpoint)?;
         timing.set(&arena);
         clock.step("prepare");
-        let (process, folded) = thread::scope(|scope| {
+        let (processes, folded) = thread::scope(|scope| {
             let folding = scope.spawn(|| folding::fold(merge, &log));
-            let process = self.replay(checkpoint, &files, &log, timing.stall, &mut clock);
+            let processes = self.replay(checkpoint, &files, &log, timing.stall, &mut clock);
             let folded = folding.join();
             let folded = folded.map_err(|_| TakeoverError::Panicked {
                 what: "folds the log",
             })?;
-            Ok::<_, TakeoverError>((process?, folded?))
+            Ok::<_, TakeoverError>((processes?, folded?))
         })?;
         let handshakes = Handshakes::read(&committed.image, &log)?;
-        let restored_bytes = committed.image.store().page_count() as u64 * 4096;
+        let restored_bytes = committed.image.page_count() as u64 * 4096;
         drop(committed);
         clock.step("fold");
         let fold = folded.merge.fold();
-        single_process(fold, process.number)?;
+        let population = Population::read(&arena, self.container.init_pid(), fold)?;
         attempt.wait_until_clear();
         attempt.confirm()?;
         clock.step("fence");
-        let ready = self.reconnect(&arena, handshakes, &folded, &process, suspicion, &mut clock)?;
+        let ready = self.reconnect(
+            handshakes,
+            &folded,
+            &processes,
+            &population,
+            suspicion,
+            &mut clock,
+        )?;
         let Reconnected { prober, ready } = ready;
         let generation = attempt.go_live().map_err(|(_, error)| error)?;
         let mut report = Report {
@@ -226,28 +236,41 @@ impl Vacant {
             restored_bytes,
             ..Report::default()
         };
-        let live = self.go_live(process, arena, room, ready, prober, suspicion, &mut report)?;
+        let live = self.go_live(
+            processes,
+            arena,
+            room,
+            ready,
+            prober,
+            suspicion,
+            &mut report,
+        )?;
+        population.tell_of_the_dead();
         clock.step("go live");
         report.steps = clock.steps;
         tracing::info!(generation, ?report, "live");
         Ok((live, report))
     }
 
-    /// Finishes the process and lets it replay to the end of the log.
+    /// Finishes the processes and lets them replay to the end of the log.
     fn replay(
         &mut self,
         checkpoint: &mut Checkpoint,
-        files: &[process::OpenFile],
+        files: &OpenFiles,
         log: &Log,
         stall: Duration,
         clock: &mut Clock,
-    ) -> Result<Process> {
+    ) -> Result<Processes> {
+        let init = self.container.init_pid();
+        // Before they run: one may execute another program at once.
+        let follower = Follower::of_restored(Arc::clone(&self.shared.arena), init)?;
         let (container, shared) = (&mut self.container, &self.shared);
-        let process = self.ahead.finish(container, shared, checkpoint, files)?;
+        let processes = self.ahead.finish(container, shared, checkpoint, files)?;
         clock.step("restore");
-        let sleeps = |number| process::sleeps(process.pid, number);
+        let sleeps = |number| process::sleeps(init, number);
         let ended = || has_ended(&self.container);
-        let seen = match to_log_end(&shared.arena, log, sleeps, ended, stall) {
+        let caller = Some(follower.caller());
+        let seen = match to_log_end(&shared.arena, log, caller, sleeps, ended, stall) {
             Err(Incomplete::Ended) => {
                 let ended = self.container.wait()?;
                 return Err(TakeoverError::Ended { ended });
@@ -257,22 +280,24 @@ impl Vacant {
         tracing::debug!(?seen, "replayed");
         complete(&self.shared.arena, log)?;
         clock.step("replay");
-        Ok(process)
+        Ok(processes)
     }
 
-    /// Gives the process its descriptors, connections among them.
+    /// Gives the processes their descriptors, connections among them.
     fn reconnect(
         &mut self,
-        arena: &Arena,
         mut handshakes: Handshakes,
         folded: &Folded,
-        process: &Process,
+        processes: &Processes,
+        population: &Population,
         suspicion: Suspicion,
         clock: &mut Clock,
     ) -> Result<Reconnected> {
-        let (fold, pid) = (folded.merge.fold(), process.number);
+        let (arena, fold) = (&*self.shared.arena, folded.merge.fold());
+        let numbers = population.numbers();
         let tap = Tap::since(&self.gate, suspicion.last.0.saturating_sub(BEFORE));
         let mut prober = Prober::open(tap)?;
+        let ids = described::all(fold, arena);
         let mut all = connections::collect(arena, &mut handshakes, &mut self.gate)?;
         let mut waiting = backlog::adopt(handshakes.not_accepted(arena), &mut self.gate)?;
         self.gate.set_lease(u64::MAX);
@@ -282,46 +307,53 @@ impl Vacant {
         peers.extend(waiting.iter_mut().map(|w| &mut w.peer));
         peers::probe(&mut peers, &self.gate, &mut prober);
         clock.step("probe");
-        let described = |c: &Connection| described(fold, pid, c);
-        let except: BTreeSet<DescriptionId> = all.iter().filter_map(described).collect();
+        let except: BTreeSet<DescriptionId> = ids.values().copied().collect();
         // Listeners come before the connections that share their ports.
-        let mut objects = Objects::make(fold, pid, &except)?;
+        let mut objects = Objects::make(fold, &numbers, &except)?;
         let built = connections::build(all, arena, &self.gate)?;
         let ready = connections::go_live(built, arena, &self.gate, &mut prober)?;
         for one in &ready {
-            if let Some(id) = described(&one.connection) {
+            if let Some(id) = ids.get(&one.connection.index) {
                 let copy = one
                     .socket
                     .try_clone()
                     .map_err(io("duplicating a connection"))?;
-                objects.add(fold, id, copy);
+                objects.add(fold, *id, copy);
             }
         }
         let waiting = backlog::build(waiting, &self.gate, &mut prober);
-        let mut targets = objects.targets(fold, pid);
-        let free = targets.iter().map(|t| t.number).max().unwrap_or(0);
-        let (next, free) = (objects.all().len(), free.max(ARENA_FD) + 1);
-        let queued = backlog::queue(&waiting, fold, pid, next, free);
-        targets.extend(queued.iter().map(|q| q.target));
+        let targets = numbers.iter().flat_map(|pid| objects.targets(fold, *pid));
+        let highest = targets.map(|t| t.number).max().unwrap_or(0);
+        // Free in every process: whichever of them accepts has to find it.
+        let (next, free) = (objects.all().len(), highest.max(ARENA_FD) + 1);
+        let queued = backlog::queue(&waiting, fold, &numbers, next, free);
         for one in waiting {
             objects.add_unnamed(one.socket);
         }
         clock.step("build");
-        let limit = fold
-            .processes()
-            .get(&pid)
-            .and_then(|p| p.limits.get(&NOFILE))
-            .copied();
-        let mut session = Session::open(process.pid)?;
-        place::place(&mut session, &process.pass, &objects.all(), &targets, limit)?;
-        options::apply(&mut session, fold, pid)?;
-        for one in &queued {
-            options::of_socket(&mut session, one.target.number, one.listener)?;
+        for (pid, process) in population.iter() {
+            let mut targets = objects.targets(fold, pid);
+            let accepts = |q: &&backlog::Queued<'_>| q.is_for(fold, pid);
+            targets.extend(queued.iter().filter(accepts).map(|q| q.target));
+            let known = fold.processes().get(&pid);
+            let limit = known.and_then(|p| p.limits.get(&NOFILE)).copied();
+            let mut session = Session::open(process)?;
+            place::place(
+                &mut session,
+                &processes.pass,
+                &objects.all(),
+                &targets,
+                limit,
+            )?;
+            options::apply(&mut session, fold, pid)?;
+            for one in queued.iter().filter(accepts) {
+                options::of_socket(&mut session, one.target.number, one.listener)?;
+            }
+            options::note_watchers(arena, fold, pid, &ready, &ids);
+            privileges::apply(&mut session, fold, pid)?;
+            session.close()?;
         }
         backlog::announce(arena, &queued);
-        options::note_watchers(arena, fold, pid, &ready);
-        privileges::apply(&mut session, fold, pid)?;
-        session.close()?;
         clock.step("place");
         Ok(Reconnected { prober, ready })
     }
@@ -330,7 +362,7 @@ impl Vacant {
     #[allow(clippy::too_many_arguments)]
     fn go_live(
         self,
-        process: Process,
+        processes: Processes,
         arena: Arc<Arena>,
         room: Arc<OwnedFd>,
         ready: Vec<Ready>,
@@ -339,7 +371,7 @@ impl Vacant {
         report: &mut Report,
     ) -> Result<Live> {
         let init = self.container.init_pid();
-        let mut output = Output::new(Arc::clone(&arena), room, init, &process)?;
+        let mut output = Output::new(Arc::clone(&arena), room, init, &processes)?;
         let mut ends = Vec::new();
         for one in ready {
             let broken = one.plan.is_none();
@@ -365,7 +397,7 @@ impl Vacant {
         }
         Ok(Live {
             container: self.container,
-            process,
+            program: processes.program,
             gate: self.gate,
             output,
             _sockets: (prober, self.link),
@@ -380,26 +412,4 @@ const NOFILE: u32 = 7;
 struct Reconnected {
     prober: Prober,
     ready: Vec<Ready>,
-}
-
-/// The description behind an open connection.
-fn described(fold: &Fold, pid: u32, c: &Connection) -> Option<DescriptionId> {
-    let open = !c.closed && c.pid == pid;
-    let entry = fold.table(pid)?.entries.get(&c.fd).filter(|_| open)?;
-    Some(entry.description)
-}
-
-fn single_process(fold: &Fold, number: u32) -> Result<()> {
-    let alive = fold
-        .processes()
-        .iter()
-        .filter(|(_, p)| p.ended.is_none() && !p.reaped);
-    let numbers: Vec<u32> = alive.map(|(pid, _)| *pid).collect();
-    if numbers == [number] {
-        return Ok(());
-    }
-    Err(TakeoverError::Processes {
-        count: numbers.len(),
-        numbers,
-    })
 }

@@ -4,7 +4,9 @@ use std::borrow::Cow;
 
 use eventlog::fold::Merge;
 use eventlog::handover::{ConnectionCut, GuestState, ThreadState, section};
-use eventlog::image::{Backing, Image, Mapping, PAGE, Process, Run, Span, Thread, encode};
+use eventlog::image::{
+    Backing, Dead, Image, Kin, Mapping, PAGE, Process, Run, Span, Thread, encode,
+};
 use eventlog::{codec, record};
 
 use super::wire;
@@ -45,6 +47,11 @@ pub(crate) fn images() -> Vec<Vec<u8>> {
         pieces: vec![Cow::Owned(vec![5; PAGE as usize])],
         vdso: Cow::Owned(vec![0xcc; 100]),
         opaque: opaque(),
+        dead: vec![Dead {
+            pid: 19,
+            status: 9,
+            kin: process().kin,
+        }],
         ..Image::default()
     };
     let difference = Image {
@@ -64,7 +71,8 @@ pub(crate) fn images() -> Vec<Vec<u8>> {
         threads: vec![thread(17, 0)],
         ..full.clone()
     };
-    vec![encode(&full), encode(&bare), encode(&difference)]
+    let both = [encode(&full), encode(&bare)].concat();
+    vec![encode(&full), encode(&bare), encode(&difference), both]
 }
 
 /// The sections of a hand-over.
@@ -96,6 +104,12 @@ fn opaque() -> Vec<(u32, Cow<'static, [u8]>)> {
 fn process() -> Process {
     Process {
         pid: 17,
+        kin: Kin {
+            parent: 1,
+            group: 17,
+            session: 1,
+            birth: 99,
+        },
         umask: 0o22,
         auxv: vec![3; 40],
         exe: "/usr/bin/redis-server".into(),

@@ -80,6 +80,15 @@ impl Merge {
         self.drain()
     }
 
+    /// Ends processes that are not among `living`, the kernel's own word: killed ones, which say nothing themselves.
+    ///
+    /// # Errors
+    /// What applying records that waited for it brings up.
+    pub fn only(&mut self, living: &[Pid]) -> Result<(), FoldError> {
+        self.fold.end_others(living);
+        self.drain()
+    }
+
     /// Takes the next record of a stream.
     ///
     /// # Errors

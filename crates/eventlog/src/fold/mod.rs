@@ -135,6 +135,7 @@ impl Fold {
             kind::EXIT => self.exit(id, header),
             kind::INTENT => self.intend(id, header, record.payload)?,
             kind::OUTPUT => self.output(id, header),
+            kind::CONNECTION => self.announce(id, record.payload),
             0..=1023 => self.call(id, record)?,
             _ => {}
         }

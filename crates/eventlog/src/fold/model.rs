@@ -351,6 +351,8 @@ pub struct Stream {
     pub seen: Option<u64>,
     /// The call it has begun and not ended.
     pub intent: Option<Intent>,
+    /// Own and peer's address of the connection that its next record makes, as the guest asked for them.
+    pub connection: Vec<u8>,
     /// The stream of the child that its clone has made, if that was seen before the clone's result.
     pub born: Option<StreamId>,
     /// It ended.

@@ -283,6 +283,18 @@ impl Fold {
         }
     }
 
+    /// Ends processes that are not among `living`.
+    pub(super) fn end_others(&mut self, living: &[Pid]) {
+        let alive = self.processes.iter().filter(|(_, p)| p.ended.is_none());
+        let others = alive.map(|(pid, _)| *pid);
+        for pid in others
+            .filter(|pid| !living.contains(pid))
+            .collect::<Vec<_>>()
+        {
+            self.end_process(pid, -1);
+        }
+    }
+
     /// wait4 or waitid told of a child. Its own log may not be folded to its end yet.
     pub(super) fn waited(&mut self, pid: Pid, killed: bool) {
         let Some(process) = self.processes.get_mut(&pid) else {

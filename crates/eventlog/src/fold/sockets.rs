@@ -9,12 +9,17 @@ use super::channel::Channel;
 use super::descriptors::{INTERNET, STREAM};
 use super::files::{O_CLOEXEC, O_NONBLOCK};
 use super::message::{int, word};
-use super::{ChannelId, Fold, FoldError, Kind, Socket, State, nr};
+use super::{ChannelId, Fold, FoldError, Kind, Socket, State, StreamId, nr};
 
 /// AF_UNIX.
 const UNIX: u32 = 1;
 /// AF_INET.
 const INET: u32 = 2;
+/// AF_INET6.
+const INET6: u32 = 10;
+/// Bytes of an IPv4 and an IPv6 address, as the kernel has them.
+const INET_LEN: usize = 16;
+const INET6_LEN: usize = 28;
 /// Options that a socket remembers.
 const MAX_OPTIONS: usize = 256;
 /// Connections that wait on one UNIX listener.
@@ -32,6 +37,16 @@ pub(super) struct Meeting {
     pub(super) connected: VecDeque<(ChannelId, ChannelId)>,
     /// accept was seen first.
     pub(super) accepted: VecDeque<(ChannelId, ChannelId)>,
+}
+
+/// An address without the room behind it; `None` for one of another family.
+fn whole(address: &[u8]) -> Option<Vec<u8>> {
+    let len = match word(address, 0, 2) as u32 {
+        INET => INET_LEN,
+        INET6 => INET6_LEN,
+        _ => return None,
+    };
+    address.get(..len).map(<[u8]>::to_vec)
 }
 
 impl Socket {
@@ -141,6 +156,7 @@ impl Fold {
     }
 
     pub(super) fn connected(&mut self, call: &Call<'_>, done: bool) -> Result<(), FoldError> {
+        let announced = self.announced(call.stream);
         let peer = call.input(1).unwrap_or_default();
         let Some(id) = self.named(call) else {
             return Ok(());
@@ -159,6 +175,9 @@ impl Fold {
             return Ok(());
         }
         socket.peer = peer.to_vec();
+        if let Some([own, _]) = announced {
+            socket.local = own;
+        }
         socket.state = if done {
             State::Connected
         } else {
@@ -174,12 +193,29 @@ impl Fold {
         Ok(())
     }
 
+    /// A connection is about to be made; whoever accepts it need not ask between whom it is.
+    pub(super) fn announce(&mut self, stream: StreamId, addresses: &[u8]) {
+        if let Some(stream) = self.streams.get_mut(&stream)
+            && addresses.len() == 2 * INET6_LEN
+        {
+            stream.connection = addresses.to_vec();
+        }
+    }
+
+    /// Own and peer's address, where the stream was told of them.
+    fn announced(&mut self, stream: StreamId) -> Option<[Vec<u8>; 2]> {
+        let addresses = std::mem::take(&mut self.streams.get_mut(&stream)?.connection);
+        let (own, peer) = addresses.split_at_checked(INET6_LEN)?;
+        Some([whole(own)?, whole(peer)?])
+    }
+
     pub(super) fn accepted(&mut self, call: &Call<'_>) -> Result<(), FoldError> {
         let flags = if call.nr == nr::ACCEPT4 {
             call.args()?[3] as u32
         } else {
             0
         };
+        let announced = self.announced(call.stream);
         let Some(listener) = self.named(call) else {
             return Ok(());
         };
@@ -192,7 +228,8 @@ impl Fold {
         let mut new = Socket::new(socket.domain, socket.kind, socket.protocol);
         new.local.clone_from(&socket.local);
         new.options.clone_from(&socket.options);
-        new.peer = call.filled(1).to_vec();
+        let peer = announced.map(|[_, peer]| peer);
+        new.peer = peer.unwrap_or_else(|| call.filled(1).to_vec());
         let port = port(&new.local);
         let mut ordinal = 0;
         if INTERNET.contains(&new.domain) {

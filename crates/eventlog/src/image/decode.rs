@@ -5,12 +5,38 @@ use std::borrow::Cow;
 
 use super::encode::section_crc;
 use super::{
-    BASE_AT, Backing, HEADER_CRC_AT, HEADER_LEN, Image, ImageError, LENGTH_AT, MAGIC, MAX_PATH,
-    MAX_SECTIONS, MAX_XSTATE, Mapping, PAGE, Process, Run, SECTION_LEN, SECTIONS_AT, SEQUENCE_AT,
-    Span, Thread, VERSION, VERSION_AT, layout, section,
+    BASE_AT, Backing, Dead, HEADER_CRC_AT, HEADER_LEN, Image, ImageError, Kin, LENGTH_AT, MAGIC,
+    MAX_PATH, MAX_PROCESSES, MAX_SECTIONS, MAX_XSTATE, Mapping, PAGE, Process, Run, SECTION_LEN,
+    SECTIONS_AT, SEQUENCE_AT, Span, Thread, VERSION, VERSION_AT, layout, section,
 };
 
 type Result<T> = std::result::Result<T, ImageError>;
+
+/// The images that `bytes` hold one after another, not decoded.
+///
+/// # Errors
+/// When their lengths do not add up, or they are too many.
+pub fn split(bytes: &[u8]) -> Result<Vec<&[u8]>> {
+    let mut rest = Rest(bytes);
+    let mut all = Vec::new();
+    while !rest.0.is_empty() {
+        let head = Rest(rest.0).take(HEADER_LEN)?;
+        let length = word(head, LENGTH_AT);
+        if length < HEADER_LEN as u64 {
+            return Err(ImageError::Bound {
+                what: "the length",
+                value: length,
+            });
+        }
+        all.push(rest.take_long(length)?);
+        bound(
+            "the number of processes",
+            all.len() as u64,
+            MAX_PROCESSES as u64,
+        )?;
+    }
+    Ok(all)
+}
 
 /// The image in `bytes`, which hold nothing else. Pages are borrowed, not copied.
 ///
@@ -92,6 +118,7 @@ fn read_section<'a>(image: &mut Image<'a>, kind: u32, payload: &'a [u8]) -> Resu
             image.runs = runs;
             image.pieces = vec![Cow::Borrowed(bytes)];
         }
+        section::DEAD => image.dead = all(payload, dead)?,
         section::VDSO => image.vdso = Cow::Borrowed(payload),
         section::OPAQUE.. => image.opaque.push((kind, Cow::Borrowed(payload))),
         _ => return Err(ImageError::Section(kind)),
@@ -206,6 +233,7 @@ fn process(payload: &[u8]) -> Result<Process> {
     let layout = words(fixed, at::LAYOUT_AT);
     Ok(Process {
         pid: half(fixed, at::PID),
+        kin: kin(&fixed[at::KIN..]),
         umask: half(fixed, at::UMASK),
         layout,
         actions,
@@ -213,6 +241,26 @@ fn process(payload: &[u8]) -> Result<Process> {
         exe,
         cwd,
         pending,
+    })
+}
+
+fn kin(bytes: &[u8]) -> Kin {
+    use layout::kin as at;
+    Kin {
+        parent: half(bytes, at::PARENT),
+        group: half(bytes, at::GROUP),
+        session: half(bytes, at::SESSION),
+        birth: word(bytes, at::BIRTH),
+    }
+}
+
+fn dead(rest: &mut Rest<'_>) -> Result<Dead> {
+    use layout::dead as at;
+    let fixed = rest.take(at::LEN)?;
+    Ok(Dead {
+        pid: half(fixed, at::PID),
+        status: half(fixed, at::STATUS),
+        kin: kin(&fixed[at::KIN..]),
     })
 }
 

@@ -1,8 +1,8 @@
 //! Values to bytes.
 
 use super::{
-    Backing, HEADER_CRC_AT, HEADER_LEN, Image, LENGTH_AT, MAGIC, Mapping, Process, SECTION_LEN,
-    SECTIONS_AT, Thread, VERSION, layout, section,
+    Backing, Dead, HEADER_CRC_AT, HEADER_LEN, Image, Kin, LENGTH_AT, MAGIC, Mapping, Process,
+    SECTION_LEN, SECTIONS_AT, Thread, VERSION, layout, section,
 };
 
 /// The bytes of an image.
@@ -59,6 +59,11 @@ pub fn encode(image: &Image<'_>) -> Vec<u8> {
             out.extend_from_slice(&image.vdso)
         });
     }
+    if !image.dead.is_empty() {
+        add(&mut out, section::DEAD, &|out| {
+            image.dead.iter().for_each(|one| dead(out, one))
+        });
+    }
     for (kind, bytes) in &image.opaque {
         add(&mut out, *kind, &|out| out.extend_from_slice(bytes));
     }
@@ -107,6 +112,7 @@ fn halves(out: &mut Vec<u8>, halves: &[u32]) {
 fn process(out: &mut Vec<u8>, process: &Process) {
     let at = out.len();
     halves(out, &[process.pid, process.umask]);
+    kin(out, &process.kin);
     words(out, &process.layout);
     process.actions.iter().for_each(|action| words(out, action));
     let lengths = [
@@ -129,6 +135,16 @@ fn process(out: &mut Vec<u8>, process: &Process) {
         .pending
         .iter()
         .for_each(|info| out.extend_from_slice(info));
+}
+
+fn kin(out: &mut Vec<u8>, kin: &Kin) {
+    halves(out, &[kin.parent, kin.group, kin.session, 0]);
+    words(out, &[kin.birth]);
+}
+
+fn dead(out: &mut Vec<u8>, dead: &Dead) {
+    halves(out, &[dead.pid, dead.status]);
+    kin(out, &dead.kin);
 }
 
 fn thread(out: &mut Vec<u8>, thread: &Thread) {

@@ -2,7 +2,7 @@
 
 use super::{LAYOUT, REGISTERS, SIGNALS};
 
-/// PROCESS: pid (u32), umask (u32), layout, actions, then the lengths of auxv, exe and cwd and the count
+/// PROCESS: pid (u32), umask (u32), kin, layout, actions, then the lengths of auxv, exe and cwd and the count
 /// of pending signals (u32 each), then these, each padded.
 pub(super) mod process {
     use super::{LAYOUT, SIGNALS};
@@ -10,8 +10,10 @@ pub(super) mod process {
     pub(crate) const PID: usize = 0;
     /// File creation mask.
     pub(crate) const UMASK: usize = 4;
+    /// Its place among the others.
+    pub(crate) const KIN: usize = 8;
     /// Memory layout.
-    pub(crate) const LAYOUT_AT: usize = 8;
+    pub(crate) const LAYOUT_AT: usize = KIN + super::kin::LEN;
     /// Signal actions.
     pub(crate) const ACTIONS: usize = LAYOUT_AT + LAYOUT * 8;
     /// Length of auxv.
@@ -24,6 +26,32 @@ pub(super) mod process {
     pub(crate) const PENDING: usize = CWD_LEN + 4;
     /// Bytes of the fixed part.
     pub(crate) const LEN: usize = PENDING + 4;
+}
+
+/// A place among processes: parent, group, session and a zero (u32 each), then the birth (u64).
+pub(super) mod kin {
+    /// Parent.
+    pub(crate) const PARENT: usize = 0;
+    /// Process group.
+    pub(crate) const GROUP: usize = 4;
+    /// Session.
+    pub(crate) const SESSION: usize = 8;
+    /// When it was made.
+    pub(crate) const BIRTH: usize = 16;
+    /// Bytes of it.
+    pub(crate) const LEN: usize = 24;
+}
+
+/// DEAD: for each process its number and its status (u32 each), then its place.
+pub(super) mod dead {
+    /// Number.
+    pub(crate) const PID: usize = 0;
+    /// Status.
+    pub(crate) const STATUS: usize = 4;
+    /// Place.
+    pub(crate) const KIN: usize = 8;
+    /// Bytes of it.
+    pub(crate) const LEN: usize = KIN + super::kin::LEN;
 }
 
 /// THREADS: for each thread this fixed part, then extended state and pending signals, each padded.

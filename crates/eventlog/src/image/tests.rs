@@ -6,10 +6,20 @@ use proptest::prelude::*;
 
 use super::*;
 
+fn kin(parent: u32) -> Kin {
+    Kin {
+        parent,
+        group: 17,
+        session: 16,
+        birth: 1 << 40,
+    }
+}
+
 fn sample() -> Image<'static> {
     let actions = std::array::from_fn(|signal| [signal as u64, 4, 0x7000, 1 << signal]);
     let process = Process {
         pid: 17,
+        kin: kin(1),
         umask: 0o22,
         layout: std::array::from_fn(|index| 0x1000 * index as u64),
         actions,
@@ -49,8 +59,14 @@ fn sample() -> Image<'static> {
         inode: 99,
         path: path.into(),
     };
+    let dead = Dead {
+        pid: 19,
+        status: 0x0b,
+        kin: kin(17),
+    };
     Image {
         sequence: 12,
+        dead: vec![dead],
         base: 11,
         process,
         threads: vec![thread(17), thread(18)],
@@ -76,6 +92,16 @@ fn sample() -> Image<'static> {
             (section::OPAQUE + 9, Cow::Owned(Vec::new())),
         ],
     }
+}
+
+#[test]
+fn images_that_follow_one_another_are_told_apart() {
+    let one = encode(&sample());
+    let both = [&one[..], &one].concat();
+    assert_eq!(split(&both), Ok(vec![&one[..], &one[..]]));
+    assert!(split(&both[..both.len() - 1]).is_err());
+    assert!(split(&both[1..]).is_err());
+    assert!(split(&[0; HEADER_LEN]).is_err());
 }
 
 #[test]

@@ -102,9 +102,19 @@ fn replay_announcement(t: &ThreadBlock) -> Option<(u64, u32)> {
     let generation = next.header.version as u32;
     let mut addresses = [0_u8; ADDRESSES_LEN];
     let _ = next.get(0, addresses.as_mut_ptr() as u64, ADDRESSES_LEN as u64);
+    // Whoever had the entry before may be another process, and behind this one.
+    order::await_that(t, || is_free_for(entry(index), generation));
     next.finish();
     open(t, index, fd, generation, &addresses);
     Some((fd, index))
+}
+
+/// Replay: whether the last connection that had an entry has come to its end, and none before this is missing.
+fn is_free_for(c: &Conn, generation: u32) -> bool {
+    // Of an entry that was free at the cut it is not known how often it had been taken.
+    let last = c.generation.load(Acquire);
+    let before = last == 0 || last == generation.wrapping_sub(1);
+    before && c.state.load(Acquire) != conn::OPEN
 }
 
 fn open(t: &ThreadBlock, index: u32, fd: u64, generation: u32, addresses: &[u8; ADDRESSES_LEN]) {

@@ -61,6 +61,7 @@ fn take_over(t: &ThreadBlock, boot: &Boot) {
     let ring = thread::slot_of(boot.slot);
     let pid = raw::call(nr::GETPID, [0; 6]) as u32;
     t.slot.store(boot.slot, Relaxed);
+    ring.lent.store(0, Release);
     t.stream.store(ring.stream.load(Relaxed), Relaxed);
     t.tid.store(raw::call(nr::GETTID, [0; 6]) as u32, Relaxed);
     t.pid.store(pid, Relaxed);

@@ -2,6 +2,7 @@
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
+use eventlog::record::{Header, LONG_LEN, SHORT_LEN};
 use guest::abi::{ARENA_BASE, RING_LEN, RINGS_AT, Slot, ThreadBlock, mode, slot};
 
 use crate::thread::{control, slot_of};
@@ -28,7 +29,12 @@ impl Ring {
     /// The ring of a thread.
     #[inline(always)]
     pub(crate) fn of(t: &ThreadBlock) -> Self {
-        let index = t.slot.load(Relaxed);
+        Self::at(t.slot.load(Relaxed))
+    }
+
+    /// The ring with this index.
+    #[inline(always)]
+    pub(crate) fn at(index: u32) -> Self {
         Self {
             slot: slot_of(index),
             base: base(index),
@@ -78,6 +84,22 @@ impl Ring {
         } else {
             Ok(())
         }
+    }
+
+    /// The header of the first record of a stream that nobody has read from.
+    pub(crate) fn first(self) -> Option<Header> {
+        let mut bytes = [0_u8; LONG_LEN];
+        if !self.wait_for(SHORT_LEN as u64) {
+            return None;
+        }
+        let _ = self.get(0, bytes.as_mut_ptr() as u64, SHORT_LEN as u64);
+        if Header::is_long(&bytes) {
+            if !self.wait_for(LONG_LEN as u64) {
+                return None;
+            }
+            let _ = self.get(0, bytes.as_mut_ptr() as u64, LONG_LEN as u64);
+        }
+        Some(Header::parse(&bytes))
     }
 
     /// Commits everything before `at`: the host may read it.

@@ -1,14 +1,19 @@
 //! Thread blocks: one for each thread, found through gs.
 
 use core::arch::{asm, naked_asm};
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{
+    AtomicU64,
+    Ordering::{Relaxed, Release},
+};
 
+use eventlog::record::kind;
 use guest::abi::{
     ARENA_BASE, Control, INHERIT_AT, INHERIT_FDS, MAX_THREADS, SLOTS_AT, Slot, THREAD_LEN,
     THREADS_BASE, ThreadBlock, slot,
 };
 
 use crate::raw::{self, nr};
+use crate::ring::Ring;
 
 /// Bit n: block n is taken.
 static TAKEN: [AtomicU64; MAX_THREADS / 64] = [const { AtomicU64::new(0) }; MAX_THREADS / 64];
@@ -60,7 +65,10 @@ pub(crate) fn claim_slot() -> Option<u32> {
         {
             s.head.store(0, Relaxed);
             s.tail.store(0, Relaxed);
-            s.end.store(0, Relaxed);
+            // Its thread says who it is; until then it is nobody the last one was.
+            for word in [&s.end, &s.tid, &s.pid, &s.lent] {
+                word.store(0, Relaxed);
+            }
             s.request.store(0, Relaxed);
             s.consumer_asleep.store(0, Relaxed);
             s.producer_asleep.store(0, Relaxed);
@@ -69,6 +77,20 @@ pub(crate) fn claim_slot() -> Option<u32> {
         }
     }
     None
+}
+
+/// Replay: the number of the thread whose log a stream is, as its first record says; `None` if there is no record.
+pub(crate) fn born_in(stream: u32) -> Option<i64> {
+    let index = claim_slot()?;
+    let ring = slot_of(index);
+    ring.stream.store(stream, Relaxed);
+    ring.state.store(slot::LIVE, Release);
+    let first = Ring::at(index).first();
+    // The host, which feeds it, gives it back.
+    ring.state.store(slot::DONE, Release);
+    first
+        .filter(|header| header.kind == kind::BIRTH)
+        .map(|header| header.result)
 }
 
 /// Faults in the ring's pages, so that no record waits for one.

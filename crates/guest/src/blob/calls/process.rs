@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 
 use eventlog::record::{Header, kind};
-use guest::abi::{MAX_SLOTS, ThreadBlock, request, slot};
+use guest::abi::{MAX_SLOTS, Slot, ThreadBlock, request, slot};
 use sysabi::Syscall;
 
 use crate::dispatch::{self, wrong_result};
@@ -85,52 +85,93 @@ pub(crate) fn clone(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 
     };
     let _turn = heap::before_clone(t, wanted.has(CLONE_VM), wanted.has(CLONE_VFORK));
     if log::now() == Mode::Replay
-        && let Some(taken) = log::take(t, row.nr)
+        && let Some(result) = replay(t, regs, row, &wanted)
     {
-        let (result, stream) = (taken.header.result, taken.value::<u32>(0));
-        let before = t.tsc.load(Relaxed);
-        if result >= 0 {
-            taken.check_value(4, wanted.args[0]);
-        }
-        taken.finish();
-        if result >= 0 {
-            let replayed = Some((stream, result.cast_unsigned()));
-            let got = spawn(t, regs, wanted, replayed, before);
-            if got != result {
-                wrong_result(t, result, got);
-            }
-        }
         return result;
     }
     spawn_recorded(t, regs, row, wanted)
 }
 
+/// What the log has of a call: an intent that names the child's stream, for whatever the child does may be seen
+/// before this thread goes on, and then the result. `None` when the log ends before the call.
+fn replay(t: &ThreadBlock, regs: &Regs, row: &'static Syscall, wanted: &Wanted) -> Option<i64> {
+    let announced = log::peek(t).is_some_and(|next| next.header.kind == kind::INTENT);
+    if !announced {
+        // It failed before there was a child.
+        let taken = log::take(t, row.nr)?;
+        let result = taken.header.result;
+        taken.finish();
+        return Some(result);
+    }
+    let intent = log::take(t, kind::INTENT)?;
+    let stream = intent.value::<u32>(0);
+    intent.check_value(4, wanted.args[0]);
+    intent.finish();
+    let before = t.tsc.load(Relaxed);
+    let known = log::peek(t).is_some();
+    let result = if known {
+        let taken = log::take(t, row.nr)?;
+        let result = taken.header.result;
+        taken.finish();
+        result
+    } else if let Some(number) = thread::born_in(stream) {
+        number
+    } else {
+        // Nothing has come of it: it waits here, and is made live.
+        let _ = log::take(t, row.nr);
+        return None;
+    };
+    if result >= 0 {
+        let replayed = Some((stream, result.cast_unsigned()));
+        let got = spawn(t, regs, wanted, replayed, before);
+        if got != result {
+            wrong_result(t, result, got);
+        }
+    }
+    Some(result)
+}
+
 fn spawn_recorded(t: &ThreadBlock, regs: &Regs, row: &Syscall, wanted: Wanted) -> i64 {
-    let flags = wanted.args[0];
-    // The call's own record is made when the child may already run.
-    let result = spawn(t, regs, wanted, None, t.tsc.load(Relaxed));
+    let result = spawn(t, regs, &wanted, None, t.tsc.load(Relaxed));
     if log::now() == Mode::Record {
         let header = Header {
             kind: row.nr,
             result,
-            payload_len: if result >= 0 { 12 } else { 0 },
+            payload_len: if result >= 0 { CHILD_LEN } else { 0 },
             ..Header::default()
         };
         let mut w = log::begin(t, header);
         if result >= 0 {
             w.value(t.child_stream.load(Relaxed));
-            w.value(flags);
+            w.value(wanted.args[0]);
         }
         w.commit(false);
     }
     result
 }
 
+/// Bytes that a record has of a child: its stream and the flags it was made with.
+const CHILD_LEN: u32 = 12;
+
+/// Committed before the child runs.
+fn intent(t: &ThreadBlock, call: u16, stream: u32, flags: u64) {
+    let header = Header {
+        kind: kind::INTENT,
+        result: call.into(),
+        payload_len: CHILD_LEN,
+        ..Header::default()
+    };
+    let mut w = log::begin(t, header);
+    w.value(stream);
+    w.value(flags);
+    w.commit(false);
+}
+
 /// Makes the child, after the record of the time `before`. In replay: with this stream and this number.
 fn spawn(
     t: &ThreadBlock,
     regs: &Regs,
-    mut wanted: Wanted,
+    wanted: &Wanted,
     replayed: Option<(u32, u64)>,
     before: u64,
 ) -> i64 {
@@ -144,7 +185,12 @@ fn spawn(
         |(stream, _)| stream,
     );
     ring.stream.store(stream, Relaxed);
-    let Some((block, own_tables)) = prepare_block(t, regs, &wanted) else {
+    if let Some((_, number)) = replayed {
+        // Whoever waits for the child's log must know that there is one before the child says so itself.
+        let own = wanted.has(CLONE_THREAD).then(|| t.pid.load(Relaxed));
+        ring.pid.store(own.unwrap_or(number as u32), Relaxed);
+    }
+    let Some((block, own_tables)) = prepare_block(t, regs, wanted) else {
         ring.state.store(slot::FREE, Release);
         return -raw::EAGAIN;
     };
@@ -157,6 +203,9 @@ fn spawn(
     }
     thread::prefault(index);
     signals::block_all();
+    if log::now() == Mode::Record {
+        intent(t, regs.rax as u16, stream, wanted.args[0]);
+    }
     let forks = !wanted.has(CLONE_VM);
     let locks = forks.then(|| {
         (
@@ -164,12 +213,23 @@ fn spawn(
             order::lock(t, &order::DESCRIPTORS),
         )
     });
+    let lends = !forks && !wanted.has(CLONE_THREAD);
+    ring.lent.store(u32::from(lends), Relaxed);
     ring.state.store(slot::LIVE, Release);
     if !wanted.has(CLONE_FILES) {
         connections::retain_all(tables::of(t));
     }
-    let result = make(&mut wanted, block, replayed.map(|(_, tid)| tid));
+    let result = make(wanted, block, replayed.map(|(_, tid)| tid));
     drop(locks);
+    if result > 0 && ring.stream.load(Relaxed) == stream {
+        // The child may not have come to say so itself, and the host must know whose the ring is.
+        let number = result as u32;
+        let own = wanted.has(CLONE_THREAD).then(|| t.pid.load(Relaxed));
+        let _ = ring.tid.compare_exchange(0, number, Relaxed, Relaxed);
+        let _ = ring
+            .pid
+            .compare_exchange(0, own.unwrap_or(number), Relaxed, Relaxed);
+    }
     if result < 0 && !wanted.has(CLONE_FILES) {
         connections::release_all(tables::of(t));
     }
@@ -177,6 +237,9 @@ fn spawn(
         ring.state.store(slot::FREE, Release);
     }
     if !forks && (result < 0 || wanted.has(CLONE_VFORK)) {
+        if ring.stream.load(Relaxed) == stream {
+            ring.lent.store(0, Release);
+        }
         // A vfork child has called execve or ended by now: its block and tables are free again.
         thread::release_block(block);
         if let Some(set) = own_tables {
@@ -197,6 +260,7 @@ fn prepare_block<'a>(
     let block = if shares { thread::claim_block()? } else { t };
     let mut own_tables = None;
     if shares {
+        block.inside.store(1, Relaxed);
         block.mask.store(t.mask.load(Relaxed), Relaxed);
         block.pid.store(
             if wanted.has(CLONE_THREAD) {
@@ -233,27 +297,30 @@ fn prepare_block<'a>(
     Some((block, own_tables))
 }
 
-fn make(wanted: &mut Wanted, block: &ThreadBlock, tid: Option<u64>) -> i64 {
+fn make(wanted: &Wanted, block: &ThreadBlock, tid: Option<u64>) -> i64 {
     let number = tid.unwrap_or(0) as u32;
+    let mut args = wanted.args;
     if tid.is_some() {
-        wanted.args[SET_TID] = (&raw const number) as u64;
-        wanted.args[SET_TID_SIZE] = 1;
+        args[SET_TID] = (&raw const number) as u64;
+        args[SET_TID_SIZE] = 1;
     }
     let call = |args: &[u64; CLONE_ARGS_WORDS]| {
         let a = [args.as_ptr() as u64, CLONE_ARGS_LEN, 0, 0, 0, 0];
         entry::clone_into(nr::CLONE3, &a, block)
     };
-    let result = call(&wanted.args);
+    let result = call(&args);
     if tid.is_some() && result == -raw::EPERM {
         // Privileges were dropped: the number comes right if replay makes children in the recorded order.
-        wanted.args[SET_TID_SIZE] = 0;
-        return call(&wanted.args);
+        args[SET_TID_SIZE] = 0;
+        return call(&args);
     }
     result
 }
 
 /// The child's first code, on its own hook stack.
 pub(crate) extern "C" fn child_started(block: &ThreadBlock) {
+    // No place for a cut from its first instruction on: what it logs here has an effect on its memory, too.
+    block.inside.store(1, Relaxed);
     let index = block.child_slot.load(Relaxed);
     let tid = raw::call(nr::GETTID, [0; 6]) as u32;
     let pid = raw::call(nr::GETPID, [0; 6]) as u32;
@@ -271,6 +338,9 @@ pub(crate) extern "C" fn child_started(block: &ThreadBlock) {
     block.hook_sp.store(block.hook_top.load(Relaxed), Relaxed);
     pace::inherit(block);
     if forked {
+        // It was the parent that was asked to stop.
+        block.stop.store(0, Relaxed);
+        block.why.store(0, Relaxed);
         thread::keep_only(block);
         order::reset_owners();
         heap::after_fork();
@@ -300,6 +370,8 @@ pub(crate) extern "C" fn child_started(block: &ThreadBlock) {
         Mode::Live => {}
     }
     signals::unblock(block);
+    block.inside.store(0, Relaxed);
+    dispatch::hold_if_asked(block);
 }
 
 /// `execve`, `execveat`: the host attaches first, so that it can inject the guest into the next image.
@@ -475,5 +547,38 @@ fn reap(t: &ThreadBlock, child: u64, killed: bool) {
         await_others(t, |pid| u64::from(pid) == child);
         raw::call(nr::KILL, [child, SIGKILL, 0, 0, 0, 0]);
     }
-    while raw::call(nr::WAIT4, [child, 0, WALL, 0, 0, 0]) == -raw::EINTR {}
+    const WNOHANG: u64 = 1;
+    let mut spins = 0;
+    loop {
+        let result = raw::call(nr::WAIT4, [child, 0, WALL | WNOHANG, 0, 0, 0]);
+        if result != 0 && result != -raw::EINTR {
+            return rings_of(child).for_each(|s| s.state.store(slot::DONE, Release));
+        }
+        // The application may not have asked how it ended: one that stands at its log's end was killed.
+        if is_parked(child) {
+            raw::call(nr::KILL, [child, SIGKILL, 0, 0, 0, 0]);
+        }
+        if log::now() != Mode::Replay {
+            return;
+        }
+        order::pause(&mut spins);
+    }
+}
+
+/// Whether a process has threads, and all of them stand at the ends of their logs.
+fn is_parked(process: u64) -> bool {
+    let mut all = rings_of(process)
+        .map(|s| s.state.load(Acquire) == slot::PARKED)
+        .peekable();
+    all.peek().is_some() && all.all(|parked| parked)
+}
+
+/// The rings of a process's threads that have not ended.
+fn rings_of(process: u64) -> impl Iterator<Item = &'static Slot> {
+    let rings = (0..MAX_SLOTS as u32).map(slot_of);
+    rings.filter(move |s| {
+        let state = s.state.load(Acquire);
+        let used = !matches!(state, slot::FREE | slot::CLAIMED | slot::DONE);
+        used && u64::from(s.pid.load(Relaxed)) == process
+    })
 }
