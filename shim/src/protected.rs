@@ -8,7 +8,9 @@
 //! * [`handshakes`]: what a takeover would need to know of all connections.
 //! * [`epochs`]: checkpoints, and the fold that goes into their images.
 //! * [`tail`]: the log since the last cut, for the fold.
+//! * [`bereft`]: connections whose last holder was killed.
 
+mod bereft;
 mod drain;
 mod egress;
 mod epochs;

@@ -93,6 +93,8 @@ pub struct ConnectionCut {
     pub shut: u32,
     /// The application read the end of the peer's.
     pub read_end: u32,
+    /// The process that read from it last, 0 when none has.
+    pub holder: u32,
     /// Bytes read.
     pub read: u64,
     /// Bytes written.
@@ -166,10 +168,11 @@ mod tests {
             pid: 6,
             shut: 7,
             read_end: 8,
-            read: 9,
-            written: 10,
-            trimmed: 11,
-            ends: 12,
+            holder: 9,
+            read: 10,
+            written: 11,
+            trimmed: 12,
+            ends: 13,
         };
         let state = GuestState {
             next_stream: 7,
@@ -190,8 +193,8 @@ mod tests {
             longs(&[8, 9, 1]),
             words(1..=4),
             longs(&[5, 6, 1]),
-            words(1..=8),
-            longs(&[9, 10, 11, 12]),
+            words(1..=9),
+            longs(&[10, 11, 12, 13]),
         ];
         assert_eq!(encode(&state).unwrap(), bytes.concat());
         assert_eq!(

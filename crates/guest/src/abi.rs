@@ -343,7 +343,9 @@ pub struct Conn {
     pub lock: AtomicU32,
     /// Guest: between whom it is, when over IPv4: see [`ends`].
     pub ends: AtomicU64,
-    pad: [u64; 2],
+    /// Guest: the process that read from it last, by its number inside; 0 when none has.
+    pub holder: AtomicU32,
+    pad: [u32; 3],
 }
 
 /// [`Conn::ends`]: the peer's address and port and the own port, in network order from the highest byte on.

@@ -21,6 +21,7 @@ use sys::follow::Images;
 use sys::memory::Range;
 use sys::process::{PidFd, lock_memory};
 
+use super::bereft;
 use super::egress::Shared;
 use crate::Error;
 
@@ -256,7 +257,8 @@ impl Epochs {
                 self.merge.feed(stream, &record?)?;
             }
         }
-        self.merge.only(&at_cut.living)?;
+        let bereft = bereft::end_others(&mut self.merge, &at_cut.living)?;
+        bereft::close(&self.shared.arena, &bereft, &state.connections);
         Ok(Cut {
             streams: positions.into_iter().collect(),
             next_stream: state.next_stream,
@@ -322,6 +324,7 @@ impl AtCut {
             pid: c.pid.load(Acquire),
             shut: c.shut.load(Acquire),
             read_end: c.read_end.load(Acquire),
+            holder: c.holder.load(Acquire),
             read: c.read.load(Acquire),
             written,
             trimmed,

@@ -46,6 +46,8 @@ static void serve(int connection, int tell) {
       if (n <= 0) exit(3);
       len += n;
     } while (line[len - 1] != '\n');
+    // Then nobody closes the connection but the kernel.
+    if (!strncmp(line, "die\n", len)) kill(getpid(), SIGKILL);
     for (size_t i = 0; i < len; i++) chain = (chain ^ (unsigned char)line[i]) * 0x100000001b3;
     pthread_mutex_lock(&shared->lock);
     uint64_t total = ++shared->total;

@@ -54,6 +54,9 @@ impl crowd::Client for Client {
 
     fn step(&mut self) -> Result<()> {
         if self.left == 0 {
+            if self.rng.below(4) == 0 {
+                self.is_killed()?;
+            }
             self.begin_again()?;
         }
         let request = format!("{}\n", self.rng.below(1 << 40));
@@ -85,6 +88,15 @@ impl crowd::Client for Client {
 }
 
 impl Client {
+    /// Has the process killed that serves it: its connection ends.
+    fn is_killed(&mut self) -> Result<()> {
+        self.reader.get_ref().write_all(b"die\n")?;
+        let mut line = String::new();
+        let len = self.reader.read_line(&mut line)?;
+        ensure!(len == 0, "a process that was killed says {line:?}");
+        Ok(())
+    }
+
     fn begin_again(&mut self) -> Result<()> {
         let stream = crowd::connect(self.reader.get_ref().peer_addr()?)?;
         let total = self.total;

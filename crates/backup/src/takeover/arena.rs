@@ -104,6 +104,7 @@ fn fill_connection(arena: &Arena, index: usize, cut: &ConnectionCut) {
         (&c.pid, cut.pid),
         (&c.shut, cut.shut),
         (&c.read_end, cut.read_end),
+        (&c.holder, cut.holder),
         (&c.generation, cut.generation),
         // Its host's duplicate comes with the takeover.
         (&c.adopted, 1),

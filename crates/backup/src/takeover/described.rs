@@ -6,12 +6,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use eventlog::fold::{Description, DescriptionId, Fold, Kind, State};
+use eventlog::fold::{Description, DescriptionId, Ends, Fold};
 use guest::abi::{Conn, conn, ends};
 use sys::arena::Arena;
 
 use super::connections::entries;
-use super::objects::{Name, name};
 
 /// The description behind each open connection, by its entry in the arena.
 pub(super) type Ids = BTreeMap<usize, DescriptionId>;
@@ -59,23 +58,10 @@ fn number(fold: &Fold, c: &Conn) -> Option<DescriptionId> {
 
 /// Between whom a connection over IPv4 is, as the arena has it.
 fn between(description: &Description) -> Option<u64> {
-    let Kind::Socket(socket) = &description.kind else {
-        return None;
-    };
-    let (ip, port) = v4(&socket.peer)?;
-    let own = match (v4(&socket.local), socket.state) {
-        (Some((_, own)), _) => own,
-        (None, State::Accepted { port, .. }) => port,
-        _ => return None,
-    };
-    Some(ends(ip, port.to_be_bytes(), own.to_be_bytes()))
-}
-
-/// Address and port, also of an IPv4 address in IPv6's clothes.
-fn v4(address: &[u8]) -> Option<([u8; 4], u16)> {
-    match name(address)? {
-        Name::V4(ip, port) => Some((ip.octets(), port)),
-        Name::V6(ip, port) => Some((ip.to_ipv4_mapped()?.octets(), port)),
-        Name::Path(_) => None,
-    }
+    let Ends { peer, port } = description.ends()?;
+    Some(ends(
+        peer.ip().octets(),
+        peer.port().to_be_bytes(),
+        port.to_be_bytes(),
+    ))
 }

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU32};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gate::rebuild::Prober;
 use gate::{Adopted, ArenaOutput, End, Gate, Outcome, OutputBuffer, OutputState, Sender, Touched};
@@ -18,11 +18,14 @@ use sys::process::PidFd;
 
 use super::connections::{self, Ready};
 use super::error::{Result, TakeoverError, io};
+use super::killed;
 use super::process::Processes;
 
 /// Between two looks while output is on its way, and while nothing is.
 const BUSY: Duration = Duration::from_micros(500);
 const IDLE: Duration = Duration::from_millis(20);
+/// Between two looks for processes that were killed.
+const CENSUS: Duration = Duration::from_millis(100);
 
 /// A container that went live here.
 #[derive(Debug)]
@@ -137,6 +140,26 @@ impl Output {
         }
     }
 
+    /// Closes what processes held that were killed. `processes` lists the container's, in our numbering.
+    fn bury(&mut self, processes: impl FnOnce() -> Option<Vec<i32>>) {
+        let Some(living) = killed::give_back(&self.arena, processes) else {
+            return;
+        };
+        let held = living.sockets();
+        for index in connections::entries(&self.arena) {
+            let arena = Arc::clone(&self.arena);
+            let c = arena.conn(index);
+            let own = self.sender.socket(index).and_then(killed::inode);
+            let open = c.state.load(Acquire) == conn::OPEN;
+            if open && own.is_some_and(|inode| !held.contains(&inode)) {
+                c.refs.store(0, Release);
+                c.shut.store(1, Release);
+                c.state.store(conn::CLOSED, Release);
+                self.release(index);
+            }
+        }
+    }
+
     fn adopt(&mut self, index: usize) -> Result<()> {
         let c = self.arena.conn(index);
         let (pid, fd) = (c.pid.load(Acquire), c.fd.load(Acquire).cast_signed());
@@ -206,7 +229,8 @@ impl Live {
     /// # Errors
     /// When its output cannot be sent any more, or its end not be seen; it is gone then.
     pub fn host(mut self, stop: &AtomicBool) -> Result<Ended> {
-        let mut looked = std::time::Instant::now();
+        let mut looked = Instant::now();
+        let mut counted = looked;
         loop {
             if self.output.turn()? {
                 if looked.elapsed() < IDLE {
@@ -216,7 +240,12 @@ impl Live {
                 self.output.sleep();
             }
             if looked.elapsed() >= IDLE || stop.load(Acquire) {
-                looked = std::time::Instant::now();
+                looked = Instant::now();
+                if counted.elapsed() >= CENSUS {
+                    counted = looked;
+                    let container = &self.container;
+                    self.output.bury(|| container.processes().ok());
+                }
                 if stop.load(Acquire) {
                     self.container.kill()?;
                     return Ok(self.container.wait()?);

@@ -53,6 +53,7 @@ pub use error::FoldError;
 pub use merge::{MAX_HELD, Merge, Remains};
 pub use model::*;
 pub use snapshot::{MAX_SNAPSHOT, SnapshotError};
+pub use sockets::Ends;
 
 use crate::record::{Record, kind};
 

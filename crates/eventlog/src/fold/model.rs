@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
+use super::Ends;
 use crate::payload::{self, Parsed};
 use crate::record::{Header, kind};
 
@@ -161,6 +162,17 @@ pub struct Description {
     pub lock: Option<u32>,
     /// What it is.
     pub kind: Kind,
+}
+
+impl Description {
+    /// Between whom it is, for a connection of which that is known.
+    #[must_use]
+    pub fn ends(&self) -> Option<Ends> {
+        match &self.kind {
+            Kind::Socket(socket) => socket.ends(),
+            _ => None,
+        }
+    }
 }
 
 /// Kinds of open file description.

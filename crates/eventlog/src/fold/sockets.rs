@@ -1,6 +1,7 @@
 //! Sockets: addresses, options, connections.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
 use serde::{Deserialize, Serialize};
 
@@ -49,7 +50,39 @@ fn whole(address: &[u8]) -> Option<Vec<u8>> {
     address.get(..len).map(<[u8]>::to_vec)
 }
 
+/// Between whom a connection over IPv4 is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ends {
+    /// The peer's address and port.
+    pub peer: SocketAddrV4,
+    /// The own port.
+    pub port: u16,
+}
+
+/// An IPv4 address, also in IPv6's clothes.
+fn v4(address: &[u8]) -> Option<SocketAddrV4> {
+    let port = u16::from_be_bytes(*address.get(2..)?.first_chunk()?);
+    let ip = match word(address, 0, 2) as u32 {
+        INET => Ipv4Addr::from(*address.get(4..)?.first_chunk::<4>()?),
+        INET6 => Ipv6Addr::from(*address.get(8..)?.first_chunk::<16>()?).to_ipv4_mapped()?,
+        _ => return None,
+    };
+    Some(SocketAddrV4::new(ip, port))
+}
+
 impl Socket {
+    /// Between whom it is, if it is a connection over IPv4 and that is known.
+    #[must_use]
+    pub fn ends(&self) -> Option<Ends> {
+        let peer = v4(&self.peer)?;
+        let port = match (v4(&self.local), self.state) {
+            (Some(local), _) => local.port(),
+            (None, State::Accepted { port, .. }) => port,
+            _ => return None,
+        };
+        Some(Ends { peer, port })
+    }
+
     const fn new(domain: u32, kind: u32, protocol: u32) -> Self {
         Self {
             domain,

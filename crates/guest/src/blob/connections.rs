@@ -14,6 +14,7 @@ use guest::abi::{
 };
 use sysabi::Syscall;
 
+use crate::calls::process;
 use crate::dispatch::fed;
 use crate::entry::Regs;
 use crate::log::{self, Mode, Taken};
@@ -114,7 +115,10 @@ fn is_free_for(c: &Conn, generation: u32) -> bool {
     // Of an entry that was free at the cut it is not known how often it had been taken.
     let last = c.generation.load(Acquire);
     let before = last == 0 || last == generation.wrapping_sub(1);
-    before && c.state.load(Acquire) != conn::OPEN
+    // One that was killed does not close it.
+    let holder = c.holder.load(Acquire);
+    let left = holder != 0 && process::has_nothing_left(holder);
+    before && (left || c.state.load(Acquire) != conn::OPEN)
 }
 
 fn open(t: &ThreadBlock, index: u32, fd: u64, generation: u32, addresses: &[u8; ADDRESSES_LEN]) {
@@ -126,6 +130,7 @@ fn open(t: &ThreadBlock, index: u32, fd: u64, generation: u32, addresses: &[u8; 
         &c.read_end,
         &c.error,
         &c.muted_in,
+        &c.holder,
         &c.wanted_events,
         &c.watched_in,
     ] {
@@ -247,6 +252,7 @@ fn is_loopback(address: &[u8]) -> bool {
 /// Counts what a call read from a connection; behind its record.
 pub(crate) fn read(t: &ThreadBlock, index: u32, asked: bool, result: i64) {
     let c = entry(index);
+    c.holder.store(t.pid.load(Relaxed), Relaxed);
     if result > 0 {
         c.read.fetch_add(result.cast_unsigned(), Release);
     } else if result == 0 && asked {

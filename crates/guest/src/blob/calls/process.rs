@@ -567,10 +567,12 @@ fn reap(t: &ThreadBlock, child: u64, killed: bool) {
 
 /// Whether a process has threads, and all of them stand at the ends of their logs.
 fn is_parked(process: u64) -> bool {
-    let mut all = rings_of(process)
-        .map(|s| s.state.load(Acquire) == slot::PARKED)
-        .peekable();
-    all.peek().is_some() && all.all(|parked| parked)
+    rings_of(process).next().is_some() && has_nothing_left(process as u32)
+}
+
+/// Whether all threads of a process that was there stand at the ends of their logs, or have ended.
+pub(crate) fn has_nothing_left(process: u32) -> bool {
+    rings_of(process.into()).all(|s| s.state.load(Acquire) == slot::PARKED)
 }
 
 /// The rings of a process's threads that have not ended.
