@@ -24,6 +24,9 @@ use super::status::Stats;
 use super::tail::Tail;
 use crate::Error;
 
+/// Processes whose descriptors are kept open, at most: a container may make and end any number.
+const MOST_PROCESSES: usize = 256;
+
 /// What the threads of a run share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -195,6 +198,10 @@ impl Egress {
         let (process, _) = find_thread(init, pid).ok_or(Error::NoProcess { pid })?;
         let process = PidFd::open(process).map_err(Error::Arena)?;
         let socket = process.take_descriptor(fd).map_err(Error::Arena)?;
+        if self.processes.len() >= MOST_PROCESSES {
+            // Those that have ended are among them.
+            self.processes.clear();
+        }
         self.processes.insert(pid, process);
         Ok(socket)
     }
