@@ -91,6 +91,11 @@ pub(crate) fn birth(pid: pid_t) -> Result<u64, CheckpointError> {
     Ok(Stat::read(pid)?.number(START_TIME))
 }
 
+/// Whether a process has ended, or is gone.
+pub(crate) fn has_ended(pid: pid_t) -> bool {
+    Stat::read(pid).map_or(true, |stat| stat.has_ended())
+}
+
 /// How a process ended; `None` for one that lives, or that was waited for.
 pub(crate) fn dead(pid: pid_t) -> Option<Dead> {
     let stat = Stat::read(pid).ok().filter(Stat::has_ended)?;

@@ -410,13 +410,8 @@ fn common(cuts: &[Cut]) -> Common {
 
 /// Whether a process has ended, or is about to and holds nothing any more.
 fn has_ended(pid: pid_t) -> bool {
-    let state = || {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        stat.rsplit_once(") ")?.1.chars().next()
-    };
     // One that is killed has no memory any more shortly before that shows in its state.
-    let ends = || resident(pid) == 0;
-    matches!(state(), None | Some('Z' | 'X')) || ends()
+    kin::has_ended(pid) || resident(pid) == 0
 }
 
 /// Bytes of memory that a process holds.

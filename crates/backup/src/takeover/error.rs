@@ -69,8 +69,8 @@ pub enum TakeoverError {
     /// The process's memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// A process that replay left, and that does not live as far as the log tells; or the other way round.
-    #[error("process {number} of the container is there after replay or not, unlike the log says")]
+    /// A process has threads after replay, but has ended, or has as far as the log tells.
+    #[error("process {number} of the container has threads left after replay, and has ended")]
     Processes {
         /// Its number in the container.
         number: u32,
