@@ -16,6 +16,8 @@ pub(super) struct Living {
     numbers: BTreeSet<u32>,
     /// Ours.
     pids: Vec<i32>,
+    /// Some were killed since the last look.
+    pub(super) has_less: bool,
 }
 
 impl Living {
@@ -50,7 +52,7 @@ impl Living {
     }
 }
 
-/// Gives the rings of processes back that are gone; who is left, if there were any. `processes` lists the container's
+/// Gives the rings of processes back that are gone; who is left, if that can be told. `processes` lists the container's
 /// processes, in our numbering.
 pub(super) fn give_back(
     arena: &Arena,
@@ -60,15 +62,14 @@ pub(super) fn give_back(
     let used = rings.filter(|ring| ring.state.load(Acquire) == slot::LIVE);
     let used: Vec<_> = used.map(|ring| (ring, ring.pid.load(Acquire))).collect();
     // Only now: whoever said that it is there is listed if it still is.
-    let living = Living::read(processes()?);
-    let mut gone = false;
+    let mut living = Living::read(processes()?);
     for (ring, pid) in used {
         if pid != 0 && !living.numbers.contains(&pid) && ring.pid.load(Acquire) == pid {
             ring.state.store(slot::FREE, Release);
-            gone = true;
+            living.has_less = true;
         }
     }
-    gone.then_some(living)
+    Some(living)
 }
 
 /// The inode of a socket.

@@ -1,5 +1,6 @@
 //! The container after takeover: its output goes on through the arena, released at once.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release, SeqCst};
@@ -48,6 +49,8 @@ pub(super) struct Output {
     sender: Sender<ArenaOutput>,
     init: i32,
     main: (u32, PidFd),
+    /// Connections that nobody held at the last look, with their generations.
+    suspects: BTreeSet<(usize, u32)>,
 }
 
 impl Output {
@@ -65,6 +68,7 @@ impl Output {
             sender: Sender::new()?,
             init,
             main: (processes.number, main),
+            suspects: BTreeSet::new(),
         })
     }
 
@@ -142,20 +146,30 @@ impl Output {
 
     /// Closes what processes held that were killed. `processes` lists the container's, in our numbering.
     fn bury(&mut self, processes: impl FnOnce() -> Option<Vec<i32>>) {
-        let Some(living) = killed::give_back(&self.arena, processes) else {
+        let gone = killed::give_back(&self.arena, processes);
+        let Some(living) = gone.filter(|living| living.has_less || !self.suspects.is_empty())
+        else {
             return;
         };
         let held = living.sockets();
+        // One that is passed on while the lists are read is in none of them, the first time.
+        let before = std::mem::take(&mut self.suspects);
         for index in connections::entries(&self.arena) {
             let arena = Arc::clone(&self.arena);
             let c = arena.conn(index);
             let own = self.sender.socket(index).and_then(killed::inode);
             let open = c.state.load(Acquire) == conn::OPEN;
-            if open && own.is_some_and(|inode| !held.contains(&inode)) {
+            if !open || own.is_none_or(|inode| held.contains(&inode)) {
+                continue;
+            }
+            let suspect = (index, c.generation.load(Acquire));
+            if before.contains(&suspect) {
                 c.refs.store(0, Release);
                 c.shut.store(1, Release);
                 c.state.store(conn::CLOSED, Release);
                 self.release(index);
+            } else {
+                self.suspects.insert(suspect);
             }
         }
     }
