@@ -1,13 +1,10 @@
 //! Children of a process in the making: made by itself, so that it is their parent, and waits for them.
 
 use eventlog::image::Dead;
-use libc::pid_t;
-use sys::process::CloneArgs;
 use sys::ptrace::{self, Stop};
-use sys::remote::{self, Batch, SCRATCH_SYSCALL_AT};
+use sys::remote::{Batch, SCRATCH_SYSCALL_AT};
 
-use super::data::Data;
-use super::{Child, Plan, Prepared, RestoreError, Result, check};
+use super::{Child, Plan, Prepared, RestoreError, Result, check, threads};
 use crate::store::ImageStore;
 
 impl Prepared {
@@ -77,32 +74,7 @@ impl Prepared {
     }
 
     fn fork(&self, wanted: u32) -> Result<Child> {
-        let (parent, scratch) = (self.pid(), self.scratch());
-        let mut data = Data::new(parent, scratch);
-        let set_tid = data.put(&wanted.to_le_bytes())?;
-        let args = CloneArgs {
-            exit_signal: libc::SIGCHLD as u64,
-            set_tid,
-            set_tid_size: 1,
-            ..CloneArgs::default()
-        }
-        .to_bytes();
-        let at = data.put(&args)?;
-        let call = [at, args.len() as u64, 0, 0, 0, 0];
-        let instruction = scratch + SCRATCH_SYSCALL_AT;
-        let (got, child) = remote::syscall_and_child(parent, instruction, libc::SYS_clone3, call)?;
-        let Some(pid) = child.filter(|_| got == i64::from(wanted)) else {
-            return Err(RestoreError::Thread { wanted, got });
-        };
-        let child = Child { pid };
-        first_stop(pid)?;
-        Ok(child)
-    }
-}
-
-fn first_stop(pid: pid_t) -> Result<()> {
-    match ptrace::wait(pid)? {
-        Stop::Interrupt => Ok(()),
-        stop => Err(RestoreError::Unexpected { tid: pid, stop }),
+        let pid = threads::create_one(self.pid(), self.scratch(), wanted, 0, libc::SIGCHLD)?;
+        Ok(Child { pid })
     }
 }

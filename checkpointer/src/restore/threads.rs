@@ -30,7 +30,7 @@ pub(super) fn create(restored: &mut Restored, store: &ImageStore) -> Result<()> 
         dispatch: dispatch(first),
     });
     for image in images {
-        let tid = create_one(leader, restored.scratch(), image.tid)?;
+        let tid = create_one(leader, restored.scratch(), image.tid, THREAD, 0)?;
         restored.add(RestoredThread {
             tid,
             number: image.tid,
@@ -50,11 +50,19 @@ fn dispatch(image: &Thread) -> SudConfig {
     }
 }
 
-fn create_one(leader: pid_t, scratch: u64, wanted: u32) -> Result<pid_t> {
-    let mut data = Data::new(leader, scratch);
+/// Makes a thread, or a child that tells its end by `exit_signal`, with this number; it arrives stopped.
+pub(super) fn create_one(
+    maker: pid_t,
+    scratch: u64,
+    wanted: u32,
+    flags: libc::c_int,
+    exit_signal: libc::c_int,
+) -> Result<pid_t> {
+    let mut data = Data::new(maker, scratch);
     let set_tid = data.put(&wanted.to_le_bytes())?;
     let args = CloneArgs {
-        flags: THREAD as u64,
+        flags: flags as u64,
+        exit_signal: exit_signal as u64,
         set_tid,
         set_tid_size: 1,
         ..CloneArgs::default()
@@ -63,7 +71,7 @@ fn create_one(leader: pid_t, scratch: u64, wanted: u32) -> Result<pid_t> {
     let at = data.put(&args)?;
     let call = [at, args.len() as u64, 0, 0, 0, 0];
     let (got, child) =
-        remote::syscall_and_child(leader, scratch + SCRATCH_SYSCALL_AT, libc::SYS_clone3, call)?;
+        remote::syscall_and_child(maker, scratch + SCRATCH_SYSCALL_AT, libc::SYS_clone3, call)?;
     let Some(tid) = child.filter(|_| got == i64::from(wanted)) else {
         return Err(RestoreError::Thread { wanted, got });
     };

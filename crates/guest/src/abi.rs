@@ -15,6 +15,7 @@
 //! The arena's file has the same layout as its mapping: see [`Control`], [`Slot`], [`Conn`] and the
 //! `*_AT` offsets. Every field that both sides touch is atomic.
 
+use core::net::SocketAddrV4;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// Where the heap lies that stands in for the C library's.
@@ -353,6 +354,13 @@ pub struct Conn {
 pub const fn ends(peer: [u8; 4], peer_port: [u8; 2], own_port: [u8; 2]) -> u64 {
     let ([a, b, c, d], [e, f], [g, h]) = (peer, peer_port, own_port);
     u64::from_be_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// The same, of addresses.
+#[must_use]
+pub fn ends_between(peer: SocketAddrV4, own_port: u16) -> u64 {
+    let own = own_port.to_be_bytes();
+    ends(peer.ip().octets(), peer.port().to_be_bytes(), own)
 }
 
 /// Values of [`Conn::state`].

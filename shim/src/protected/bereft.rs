@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 
 use eventlog::fold::{Ends, Fold, FoldError, Merge};
 use eventlog::handover::ConnectionCut;
-use guest::abi::{conn, ends};
+use guest::abi::{conn, ends_between};
 use sys::arena::Arena;
 
 /// Ends processes of the fold that are not among `living`; the connections that were theirs alone. Over IPv6 their ends
@@ -32,23 +32,14 @@ pub(super) fn end_others(merge: &mut Merge, living: &[u32]) -> Result<BTreeSet<u
             theirs.remove(&ends);
         }
     }
-    Ok(theirs.into_iter().map(word).collect())
+    let theirs = theirs.into_iter();
+    Ok(theirs.map(|of| ends_between(of.peer, of.port)).collect())
 }
 
 fn killed(fold: &Fold, living: &[u32]) -> Vec<u32> {
     let all = fold.processes().iter();
     let killed = all.filter(|(pid, p)| p.ended.is_none() && !living.contains(pid));
     killed.map(|(pid, _)| *pid).collect()
-}
-
-/// As the arena has it.
-fn word(of: Ends) -> u64 {
-    let Ends { peer, port } = of;
-    ends(
-        peer.ip().octets(),
-        peer.port().to_be_bytes(),
-        port.to_be_bytes(),
-    )
 }
 
 /// Closes connections with these ends that were open at the cut, as their holders would have.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use eventlog::fold::{Description, DescriptionId, Ends, Fold};
-use guest::abi::{Conn, conn, ends};
+use guest::abi::{Conn, conn, ends_between};
 use sys::arena::Arena;
 
 use super::connections::entries;
@@ -59,9 +59,5 @@ fn number(fold: &Fold, c: &Conn) -> Option<DescriptionId> {
 /// Between whom a connection over IPv4 is, as the arena has it.
 fn between(description: &Description) -> Option<u64> {
     let Ends { peer, port } = description.ends()?;
-    Some(ends(
-        peer.ip().octets(),
-        peer.port().to_be_bytes(),
-        port.to_be_bytes(),
-    ))
+    Some(ends_between(peer, port))
 }

@@ -8,7 +8,7 @@ use eventlog::handover::{HandshakeRecord, OpeningRecord};
 use eventlog::record::{Record, Records, kind};
 use eventlog::recording::OWN_STREAM;
 use gate::{Handshake, Tuple};
-use guest::abi::{Conn, MAX_CONNS, ends};
+use guest::abi::{Conn, MAX_CONNS, ends_between};
 use replayer::Source;
 use sys::arena::Arena;
 
@@ -139,11 +139,7 @@ fn known(said: &HandshakeRecord) -> Result<Known> {
 }
 
 fn ends_of(tuple: &Tuple) -> u64 {
-    ends(
-        tuple.peer.ip().octets(),
-        tuple.peer.port().to_be_bytes(),
-        tuple.local.port().to_be_bytes(),
-    )
+    ends_between(tuple.peer, tuple.local.port())
 }
 
 #[cfg(test)]
