@@ -89,7 +89,9 @@ fn run(client: &mut impl Client, done: &AtomicU64, stop: &AtomicBool) -> Result<
     let mut longest = Duration::ZERO;
     while !stop.load(Relaxed) {
         let began = Instant::now();
-        client.step()?;
+        client
+            .step()
+            .with_context(|| format!("after {} answers to all", done.load(Relaxed)))?;
         longest = longest.max(began.elapsed());
         done.fetch_add(1, Relaxed);
     }
@@ -102,9 +104,10 @@ fn lose(bed: &Bed, service: &Service, loss: Loss, seed: u64, done: &AtomicU64) -
     ensure!(service.takeover().is_none(), "nothing was lost yet");
     service.lose(bed, loss, &mut rng)?;
     let line = service.await_takeover(PATIENCE)?;
-    wait_for(done, done.load(Relaxed) + AFTER)
+    let taken_over = done.load(Relaxed);
+    wait_for(done, taken_over + AFTER)
         .with_context(|| format!("{line}; the backup said: {}", service.said("backup")))?;
-    Ok(line)
+    Ok(format!("after {taken_over} answers: {line}"))
 }
 
 fn wait_for(done: &AtomicU64, answers: u64) -> Result<()> {

@@ -36,6 +36,7 @@
 #define PERMIT_OWNED 1 // user space holds this entry
 #define PERMIT_RESET 2 // the log holds the close that causes a reset
 #define PERMIT_HELD 4  // what the peer sends is kept in `held`: its socket is not there yet
+#define PERMIT_FIN 8   // user space has ended the stream: the FIN at rel_snd is the application's
 
 // Values of connection.state.
 #define STATE_OPEN 1
@@ -642,7 +643,8 @@ static __always_inline int gate_segment(struct __sk_buff *skb, struct key *key, 
         return TC_ACT_SHOT;
     }
     __u32 end = s->seq + s->payload + s->fin;
-    if (!s->rst && after(end, c->rel_snd)) {
+    // A socket whose holders were killed ends where its queue does, which may be before released bytes.
+    if ((s->fin && !(c->permit & PERMIT_FIN)) || (!s->rst && after(end, c->rel_snd))) {
         count(COUNT_UNRELEASED);
         return TC_ACT_SHOT;
     }

@@ -144,6 +144,9 @@ impl Gate {
         self.word(entry, connection::SND_NXT).store(sent, Release);
         self.word(entry, connection::REL_SND)
             .store(released, Release);
+        if plan.finish {
+            self.allow_fin(entry);
+        }
     }
 
     /// The adopted connection's socket is live: what its peer sends from now on is delivered.
@@ -263,8 +266,12 @@ impl Gate {
             .store(seq.wrapping_add(u32::from(eof)), Release);
     }
 
-    /// The container's bytes up to stream position `bytes` may leave, and the FIN behind them if `fin`.
+    /// The container's bytes up to stream position `bytes` may leave, and the FIN behind them if `fin`: with it the
+    /// kernel must have all these bytes.
     pub fn allow_send(&self, entry: Entry, bytes: u64, fin: bool) {
+        if fin {
+            self.allow_fin(entry);
+        }
         let seq = self
             .word(entry, connection::ISS)
             .load(Relaxed)
@@ -272,6 +279,11 @@ impl Gate {
             .wrapping_add(bytes as u32);
         self.word(entry, connection::REL_SND)
             .store(seq.wrapping_add(u32::from(fin)), Release);
+    }
+
+    fn allow_fin(&self, entry: Entry) {
+        self.word(entry, connection::PERMIT)
+            .fetch_or(permit::FIN, Release);
     }
 
     /// The log holds a close that resets the connection: the reset may leave.

@@ -41,6 +41,7 @@ pub(crate) mod permit {
     pub(crate) const OWNED: u32 = 1;
     pub(crate) const RESET: u32 = 2;
     pub(crate) const HELD: u32 = 4;
+    pub(crate) const FIN: u32 = 8;
 }
 
 /// Values of the state word.

@@ -213,6 +213,19 @@ fn bytes_ends_and_resets_wait_for_their_release() {
     assert_eq!((c.unreleased, c.reset), (3, 1));
 }
 
+/// The kernel was given less than what was released, and all who held its socket were killed.
+#[test]
+fn an_end_before_released_bytes_does_not_leave() {
+    let (bench, entry) = Bench::established();
+    bench.gate.allow_send(entry, 1000, false);
+    let ack = IRS + 1;
+    assert_eq!(bench.send(ISS + 1, ack, flag::ACK, &[], &[0; 100]).0, OK);
+    for payload in [&[][..], &[0; 50]] {
+        let end = bench.send(ISS + 101, ack, flag::ACK | flag::FIN, &[], payload);
+        assert_eq!(end.0, SHOT);
+    }
+}
+
 #[test]
 fn acknowledgements_are_believed_up_to_what_left() {
     let (bench, entry) = Bench::established();
