@@ -282,6 +282,13 @@ impl Container {
         Ok(())
     }
 
+    /// Ends every process inside but init, and waits until their numbers are free. The caller must not trace any.
+    pub fn clear(&mut self) -> Result<(), Error> {
+        self.tell(&Request::Clear, &[])?;
+        self.program = None;
+        Ok(())
+    }
+
     /// Makes `last` the number that was given to a process inside last: the next gets the one after.
     pub fn set_last_number(&self, last: i32) -> Result<(), Error> {
         self.tell(&Request::LastNumber(last), &[]).map(drop)

@@ -53,7 +53,6 @@ pub(crate) use handshakes::Handshakes;
 pub use live::Live;
 pub use search::Search;
 pub use standby::Report;
-pub use timing::Timing;
-pub use waiting::Standby;
+pub use waiting::{Standby, Tell};
 
 pub use eventlog::handover::Details;

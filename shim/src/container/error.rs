@@ -29,11 +29,13 @@ pub enum Step {
     LastNumber = 8,
     /// Understanding a request.
     Request = 9,
+    /// Ending every process.
+    Clear = 10,
 }
 
 impl Step {
     /// All, for decoding.
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Descriptors,
         Self::Session,
         Self::Namespaces,
@@ -43,6 +45,7 @@ impl Step {
         Self::Fork,
         Self::LastNumber,
         Self::Request,
+        Self::Clear,
     ];
 
     fn text(self) -> &'static str {
@@ -56,6 +59,7 @@ impl Step {
             Self::Fork => "fork a process",
             Self::LastNumber => "set the last process number",
             Self::Request => "understand a request",
+            Self::Clear => "end its processes",
         }
     }
 }

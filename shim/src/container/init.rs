@@ -237,6 +237,10 @@ fn take_request(setup: &mut Setup, main: &mut Option<i32>) -> bool {
             *main = Some(number);
             Ok(None)
         }
+        Some(Request::Clear) => {
+            *main = None;
+            clear().map(|()| None)
+        }
         Some(Request::LastNumber(last)) => {
             std::fs::write("/proc/sys/kernel/ns_last_pid", last.to_string())
                 .map(|()| None)
@@ -332,6 +336,23 @@ fn program(plan: &Plan) -> i32 {
     };
     descriptors::write_all(exec, &errno.to_ne_bytes());
     if errno == libc::ENOENT { 127 } else { 126 }
+}
+
+/// Ends every process inside, and waits until their numbers are free.
+fn clear() -> Result<(), Failure> {
+    // As PID 1, all others of the namespace. One that forks at this moment does not escape: the fork sees the signal.
+    match kill(Pid::from_raw(-1), Signal::SIGKILL) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(errno) => return Err((Step::Clear, errno)),
+    }
+    loop {
+        // What they leave behind becomes a child of init.
+        match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::__WALL)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(Errno::ECHILD) => return Ok(()),
+            Err(errno) => return Err((Step::Clear, errno)),
+        }
+    }
 }
 
 /// An empty process that waits to be filled.

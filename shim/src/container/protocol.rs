@@ -13,6 +13,7 @@ const START: i32 = 1;
 const SPAWN: i32 = 2;
 const LAST_NUMBER: i32 = 3;
 const MAIN: i32 = 4;
+const CLEAR: i32 = 5;
 
 /// From the handle to init.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub(crate) enum Request {
     LastNumber(i32),
     /// Take the process with this number for the program.
     Main(i32),
+    /// End every process inside but init; there is no program then.
+    Clear,
 }
 
 fn words(list: &[i32]) -> Vec<u8> {
@@ -52,6 +55,7 @@ impl Request {
             Self::Start => words(&[START]),
             Self::LastNumber(last) => words(&[LAST_NUMBER, *last]),
             Self::Main(number) => words(&[MAIN, *number]),
+            Self::Clear => words(&[CLEAR]),
             Self::Spawn {
                 number,
                 main,
@@ -68,6 +72,7 @@ impl Request {
             [START] => Some(Self::Start),
             [LAST_NUMBER, last] => Some(Self::LastNumber(*last)),
             [MAIN, number] => Some(Self::Main(*number)),
+            [CLEAR] => Some(Self::Clear),
             [SPAWN, number, main @ (0 | 1), targets @ ..] => Some(Self::Spawn {
                 number: (*number != 0).then_some(*number),
                 main: *main == 1,
@@ -150,6 +155,7 @@ mod tests {
             any,
             Request::LastNumber(9),
             Request::Main(2),
+            Request::Clear,
         ] {
             assert_eq!(Request::decode(&request.encode()), Some(request));
         }

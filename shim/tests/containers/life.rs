@@ -273,6 +273,26 @@ fn a_process_can_become_the_program_later() {
 }
 
 #[test]
+fn a_container_is_cleared_and_used_again() {
+    let spec = spec(&unique("cleared"), Isolation::FULL, None);
+    let mut container = Container::stand_by(&spec).unwrap();
+    let mut before = Vec::new();
+    for _ in 0..3 {
+        let main = container.spawn(Some(2), true, &[]).unwrap();
+        let other = container.spawn(Some(900), false, &[]).unwrap();
+        assert!(!before.iter().copied().any(alive));
+        before = vec![main.pid, other.pid];
+        container.clear().unwrap();
+    }
+    assert!(container.signaller().unwrap().is_none());
+    // Its program's end was none of the container's.
+    drop(container.spawn(Some(2), true, &[]).unwrap());
+    let signaller = container.signaller().unwrap().unwrap();
+    signaller.send(libc::SIGTERM).unwrap();
+    assert_eq!(container.wait().unwrap(), Ended::Signaled(15));
+}
+
+#[test]
 fn many_come_and_go_and_leave_nothing() {
     let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
     drop(run(Isolation::FULL, shell("exit 0")));

@@ -31,11 +31,10 @@ fn survives<C: Client>(port: u16, prepare: impl Fn(&Path) -> Vec<String>) {
         let directory = scratch.path().join("service");
         let service = Service::protected(&bed, &directory, &protection, &command, port).unwrap();
         let went_on = through_a_loss::<C>(&bed, &service, Loss::Shim, seed);
-        let (longest, line) = went_on
-            .unwrap_or_else(|e| {
-                let [run, backup] = ["run", "backup"].map(|name| service.said(name));
-                panic!("{seed}: {e:#}; the server said: {run}; the backup: {backup}")
-            });
+        let (longest, line) = went_on.unwrap_or_else(|e| {
+            let [run, backup] = ["run", "backup"].map(|name| service.said(name));
+            panic!("{seed}: {e:#}; the server said: {run}; the backup: {backup}")
+        });
         println!("{seed}: longest reply {longest:.0?}, {line}");
     }
 }

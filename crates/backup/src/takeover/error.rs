@@ -137,6 +137,12 @@ impl TakeoverError {
                 | Self::Store(_)
         )
     }
+
+    /// Whether that other attempt can be made in the same container.
+    pub(super) fn may_be_tried_here(&self) -> bool {
+        // With its program, a container has ended.
+        self.may_come_right() && !matches!(self, Self::Ended { .. } | Self::Container(_))
+    }
 }
 
 pub(super) type Result<T> = std::result::Result<T, TakeoverError>;

@@ -12,19 +12,21 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guest::abi::MAX_TURNS;
 use replayer::Incomplete;
 
 use super::checkpoint::Checkpoint;
 use super::error::TakeoverError;
+use super::log::Log;
 use super::timeline::Timeline;
 use super::timing::{Timing, Turn};
-use crate::guard::Guard;
 
 /// Other orders that are tried at one place, at most.
 const ORDERS: usize = 16;
+/// An attempt that makes no progress is given up after the budget of all divided by this.
+const STALLS: u32 = 2;
 /// So many cycles around the two records are looked at, at least.
 const AROUND: u64 = 50_000;
 
@@ -38,14 +40,16 @@ struct Place {
 }
 
 /// The attempts of one takeover so far.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Search {
     /// Whether the order of time is kept at all.
     ordered: bool,
-    stall: Duration,
+    /// Another attempt may begin until so long after `began`.
+    budget: Duration,
+    began: Instant,
     /// Of the attempt that is to come, from 1.
     number: u32,
-    timeline: Option<Timeline>,
+    timeline: Option<Arc<Timeline>>,
     /// What is dealt with.
     at: Option<Place>,
     /// What has led so far.
@@ -57,13 +61,14 @@ pub struct Search {
 }
 
 impl Search {
-    /// Before the first attempt. `ordered`: whether the order of time is to be kept at all. An attempt that makes no
-    /// progress for `stall` is given up.
+    /// Before the first attempt, from which on the `budget` counts. `ordered`: whether the order of time is to be kept
+    /// at all.
     #[must_use]
-    pub fn new(ordered: bool, stall: Duration) -> Self {
+    pub fn new(ordered: bool, budget: Duration) -> Self {
         Self {
             ordered,
-            stall,
+            budget,
+            began: Instant::now(),
             number: 1,
             timeline: None,
             at: None,
@@ -79,27 +84,37 @@ impl Search {
         self.number
     }
 
-    /// How the attempt that is to come is timed.
+    /// Whether another attempt may begin.
     #[must_use]
-    pub fn timing(&self) -> Timing {
+    pub fn may_go_on(&self) -> bool {
+        self.began.elapsed() < self.budget
+    }
+
+    /// How the attempt that is to come is timed.
+    pub(super) fn timing(&self) -> Timing {
         let by_chance = self.number > 1 && self.trial.is_none();
         Timing {
             ordered: self.ordered && !(by_chance && self.number.is_multiple_of(2)),
             seed: if by_chance { self.number } else { 0 },
-            stall: self.stall,
+            stall: self.budget / STALLS,
             turns: self.kept.iter().chain(&self.trial).copied().collect(),
         }
     }
 
-    /// The attempt to take over from this guard's primary failed.
-    pub fn failed(&mut self, error: &TakeoverError, guard: &Arc<Guard<Checkpoint>>) {
+    /// The attempt failed otherwise than in replay.
+    pub fn missed(&mut self) {
+        self.learn(None);
+    }
+
+    /// The attempt failed in the replay of this log.
+    pub(super) fn failed(&mut self, error: &TakeoverError, checkpoint: &Checkpoint, log: &Log) {
         let place = match error {
             TakeoverError::Replay(Incomplete::Diverged(d)) => Some((d.stream, d.position)),
             _ => None,
         };
         if self.ordered && self.timeline.is_none() {
             // Without it what is left is chance.
-            self.timeline = Timeline::of(guard).ok();
+            self.timeline = Timeline::of(checkpoint, log).ok().map(Arc::new);
         }
         self.learn(place);
     }

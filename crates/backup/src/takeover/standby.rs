@@ -35,8 +35,10 @@ use super::objects::Objects;
 use super::peers::{self, Peer};
 use super::population::Population;
 use super::process::{self, OpenFiles, Processes, Shared};
+use super::search::Search;
 use super::session::Session;
 use super::timing::Timing;
+use super::waiting::Tell;
 use super::{arena, backlog, options, place, privileges};
 use crate::detector::Suspicion;
 use crate::guard::{Attempt, Guard};
@@ -182,12 +184,28 @@ impl Vacant {
         self.ahead.step(&mut self.container, &self.shared, guard)
     }
 
-    /// Takes over. The calling thread enters the container's network for good.
+    /// Takes over, with as many attempts as `search` allows; `tell` hears of those that failed. The calling thread
+    /// enters the container's network for good.
     pub(super) fn take_over(
+        self,
+        attempt: Attempt<Checkpoint>,
+        suspicion: Suspicion,
+        search: &mut Search,
+        tell: &mut Tell,
+    ) -> Result<(Live, Report)> {
+        let taken = self.try_all(attempt, suspicion, search, tell);
+        taken.inspect_err(|error| {
+            tell(search.number(), error);
+            search.missed();
+        })
+    }
+
+    fn try_all(
         mut self,
         attempt: Attempt<Checkpoint>,
         suspicion: Suspicion,
-        timing: Timing,
+        search: &mut Search,
+        tell: &mut Tell,
     ) -> Result<(Live, Report)> {
         let mut clock = Clock::start();
         let network = self.container.namespace("net")?;
@@ -199,19 +217,29 @@ impl Vacant {
         let log = Log::new(Arc::clone(&guard));
         let merge = Merge::restore(checkpoint.fold()?)?;
         let files = process::files(merge.fold());
-        let Shared { arena, room } = self.shared.clone();
-        arena::fill(&arena, checkpoint)?;
-        timing.set(&arena);
         clock.step("prepare");
         let (processes, folded) = thread::scope(|scope| {
             let folding = scope.spawn(|| folding::fold(merge, &log));
-            let processes = self.replay(checkpoint, &files, &log, timing.stall, &mut clock);
+            let processes = loop {
+                let timing = search.timing();
+                match self.replay(checkpoint, &files, &log, &timing, &mut clock) {
+                    Err(error) if error.may_be_tried_here() && search.may_go_on() => {
+                        attempt.confirm()?;
+                        tell(search.number(), &error);
+                        search.failed(&error, checkpoint, &log);
+                        self.clear()?;
+                        clock.step("clear");
+                    }
+                    other => break other?,
+                }
+            };
             let folded = folding.join();
             let folded = folded.map_err(|_| TakeoverError::Panicked {
                 what: "folds the log",
             })?;
-            Ok::<_, TakeoverError>((processes?, folded?))
+            Ok::<_, TakeoverError>((processes, folded?))
         })?;
+        let Shared { arena, room } = self.shared.clone();
         let handshakes = Handshakes::read(&committed.image, &log)?;
         let restored_bytes = committed.image.page_count() as u64 * 4096;
         drop(committed);
@@ -252,15 +280,25 @@ impl Vacant {
         Ok((live, report))
     }
 
+    /// Ends what an attempt has left: the container is as it was before it.
+    fn clear(&mut self) -> Result<()> {
+        self.ahead = Ahead::default();
+        self.container.clear()?;
+        self.shared = Shared::new()?;
+        Ok(())
+    }
+
     /// Finishes the processes and lets them replay to the end of the log.
     fn replay(
         &mut self,
         checkpoint: &mut Checkpoint,
         files: &OpenFiles,
         log: &Log,
-        stall: Duration,
+        timing: &Timing,
         clock: &mut Clock,
     ) -> Result<Processes> {
+        arena::fill(&self.shared.arena, checkpoint)?;
+        timing.set(&self.shared.arena);
         let init = self.container.init_pid();
         // Before they run: one may execute another program at once.
         let follower = Follower::of_restored(Arc::clone(&self.shared.arena), init)?;
@@ -270,7 +308,7 @@ impl Vacant {
         let sleeps = |number| process::sleeps(init, number);
         let ended = || has_ended(&self.container);
         let caller = Some(follower.caller());
-        let seen = match to_log_end(&shared.arena, log, caller, sleeps, ended, stall) {
+        let seen = match to_log_end(&shared.arena, log, caller, sleeps, ended, timing.stall) {
             Err(Incomplete::Ended) => {
                 let ended = self.container.wait()?;
                 return Err(TakeoverError::Ended { ended });

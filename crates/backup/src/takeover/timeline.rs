@@ -1,7 +1,6 @@
 //! When each record of a log was made, by the clock of the host that recorded it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use eventlog::record::{Records, cycles_of};
 use replayer::Source;
@@ -10,7 +9,6 @@ use super::arena;
 use super::checkpoint::Checkpoint;
 use super::error::Result;
 use super::log::Log;
-use crate::guard::Guard;
 
 /// Bytes read at a time.
 const STEP: usize = 256 << 10;
@@ -30,17 +28,13 @@ pub(super) struct Timeline {
 }
 
 impl Timeline {
-    /// That of a container whose takeover has begun: its log does not grow any more.
-    pub(super) fn of(guard: &Arc<Guard<Checkpoint>>) -> Result<Self> {
+    /// That of the log behind a checkpoint.
+    pub(super) fn of(checkpoint: &Checkpoint, log: &Log) -> Result<Self> {
         let mut timeline = Self::default();
-        let begins = {
-            let committed = guard.image();
-            arena::times(&committed.image)?
-        };
-        let log = Log::new(Arc::clone(guard));
+        let begins = arena::times(checkpoint)?;
         for range in log.streams() {
             if let Some(begin) = begins.get(&range.stream) {
-                timeline.add(&log, range.stream, *begin)?;
+                timeline.add(log, range.stream, *begin)?;
             }
         }
         Ok(timeline)

@@ -8,7 +8,7 @@ use sys::arena::Arena;
 
 /// How one attempt replays; see [`super::Search`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Timing {
+pub(super) struct Timing {
     /// Whether records are taken in the order of their times.
     pub(super) ordered: bool,
     /// Seed of small delays, 0 for none.

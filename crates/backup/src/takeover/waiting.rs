@@ -9,8 +9,8 @@ use eventlog::handover::Details;
 use super::checkpoint::Checkpoint;
 use super::error::{Result, TakeoverError, io};
 use super::live::Live;
+use super::search::Search;
 use super::standby::{Report, Vacant};
-use super::timing::Timing;
 use crate::detector::Suspicion;
 use crate::guard::{Attempt, Guard};
 
@@ -25,15 +25,18 @@ struct Waiting {
     thread: JoinHandle<Option<Outcome>>,
 }
 
+/// Hears of each attempt that failed, by its number.
+pub type Tell = Box<dyn FnMut(u32, &TakeoverError) + Send>;
+
 /// To take over.
-#[derive(Debug)]
 struct Order {
     attempt: Attempt<Checkpoint>,
     suspicion: Suspicion,
-    timing: Timing,
+    search: Search,
+    tell: Tell,
 }
 
-type Outcome = Result<(Live, Report)>;
+type Outcome = (Search, Result<(Live, Report)>);
 
 impl Standby {
     /// Makes it, with its link on `bridge`. From now on commits of `guard` are followed here and nowhere
@@ -55,26 +58,34 @@ impl Standby {
         Ok(Self(Some(Waiting { orders, thread })))
     }
 
-    /// Takes over. The caller goes on with [`Live::host`].
+    /// Takes over, with as many attempts as `search` allows. The caller goes on with [`Live::host`].
     ///
     /// # Errors
-    /// [`TakeoverError`]; what was made is gone then, and the attempt is called off.
+    /// That of the last attempt, which `tell` and `search` have heard of; what was made is gone then, and the takeover
+    /// is called off.
     pub fn take_over(
         mut self,
         attempt: Attempt<Checkpoint>,
         suspicion: Suspicion,
-        timing: Timing,
+        search: &mut Search,
+        tell: Tell,
     ) -> Result<(Live, Report)> {
         const PANICKED: TakeoverError = TakeoverError::Panicked { what: "takes over" };
         let Waiting { orders, thread } = self.0.take().ok_or(PANICKED)?;
         let order = Order {
             attempt,
             suspicion,
-            timing,
+            search: search.clone(),
+            tell,
         };
         orders.send(order).map_err(|_| PANICKED)?;
         thread.thread().unpark();
-        thread.join().ok().flatten().unwrap_or(Err(PANICKED))
+        let Some((learnt, outcome)) = thread.join().ok().flatten() else {
+            search.missed();
+            return Err(PANICKED);
+        };
+        *search = learnt;
+        outcome
     }
 }
 
@@ -98,7 +109,14 @@ fn wait(
     loop {
         match orders.try_recv() {
             Ok(order) => {
-                return Some(vacant.take_over(order.attempt, order.suspicion, order.timing));
+                let Order {
+                    attempt,
+                    suspicion,
+                    mut search,
+                    mut tell,
+                } = order;
+                let taken = vacant.take_over(attempt, suspicion, &mut search, &mut tell);
+                return Some((search, taken));
             }
             Err(TryRecvError::Disconnected) => return None,
             Err(TryRecvError::Empty) => {}

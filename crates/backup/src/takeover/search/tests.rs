@@ -91,7 +91,7 @@ fn replay(world: &World, timing: &Timing) -> Option<(u32, u64)> {
 
 fn attempts(world: &World) -> u32 {
     let mut search = Search::new(true, Duration::from_secs(1));
-    search.timeline = Some(Timeline::from_moments(world.streams.clone()));
+    search.timeline = Some(Arc::new(Timeline::from_moments(world.streams.clone())));
     while let Some(place) = replay(world, &search.timing()) {
         search.learn(Some(place));
         if search.number() > 500 {
@@ -119,7 +119,7 @@ fn the_first_attempt_is_the_plain_one_and_attempts_by_chance_differ() {
     assert!(first.ordered && first.seed == 0 && first.turns.is_empty());
     let mut seen = vec![first];
     for _ in 0..50 {
-        search.learn(None);
+        search.missed();
         let next = search.timing();
         assert!(!seen.contains(&next));
         seen.push(next);
@@ -132,6 +132,6 @@ fn without_the_order_of_time_no_attempt_keeps_it() {
     let mut search = Search::new(false, Duration::ZERO);
     for _ in 0..50 {
         assert!(!search.timing().ordered);
-        search.learn(None);
+        search.missed();
     }
 }

@@ -1,23 +1,22 @@
 //! The containers that a backup watches, and those it has taken over.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use backup::arbiter::Phase;
 use backup::detector::Suspicion;
 use backup::server::Handle;
-use backup::takeover::{Checkpoint, Details, Live, Report, Search, Standby, TakeoverError, Timing};
+use backup::takeover::{Checkpoint, Details, Live, Report, Search, Standby, TakeoverError};
 use backup::{Back, Event, Guard};
 use eventlog::codec;
 
 use super::Attempts;
 
-/// An attempt that makes no progress is given up after the budget of all divided by this.
-const STALLS: u32 = 2;
 /// Between two attempts for which nothing could stand by.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Between two looks whether an end was asked for.
@@ -199,12 +198,12 @@ impl Hosting {
 enum Failed {
     /// None is needed.
     CalledOff(Back),
-    /// Another may end otherwise.
-    Tried(TakeoverError),
+    /// Another may end otherwise; it was told.
+    Tried,
     /// It did not come so far as to be tried.
     NotReady(String),
-    /// So would every other.
-    Impossible(String),
+    /// So would every other; it was told.
+    Impossible,
 }
 
 fn standby(guard: &Arc<Guard<Checkpoint>>, bridge: Option<&str>) -> Result<Standby, String> {
@@ -223,37 +222,29 @@ fn take_over(
     attempts: Attempts,
 ) -> Option<Live> {
     let name = &guard.hello().name;
-    let began = Instant::now();
-    let mut search = Search::new(attempts.ordered, attempts.budget / STALLS);
+    let mut search = Search::new(attempts.ordered, attempts.budget);
     loop {
-        let number = search.number();
-        match try_once(guard, prepared.take(), bridge, suspicion, search.timing()) {
+        match try_once(guard, prepared.take(), bridge, suspicion, &mut search) {
             Ok((live, report)) => {
-                println!("takeover {name} {report} attempts={number}");
+                println!("takeover {name} {report} attempts={}", search.number());
                 return Some(live);
             }
             Err(Failed::CalledOff(back)) => {
                 eprintln!("understudy: takeover of {name} called off: {back}");
                 return None;
             }
-            Err(Failed::Impossible(error)) => {
-                eprintln!("understudy: takeover of {name}, attempt {number}: {error}");
-                break;
-            }
+            Err(Failed::Impossible) => break,
             Err(Failed::NotReady(error)) => {
-                eprintln!("understudy: takeover of {name}, attempt {number}: {error}");
+                tell(name, search.number(), &error);
                 thread::sleep(PAUSE);
             }
-            Err(Failed::Tried(error)) => {
-                eprintln!("understudy: takeover of {name}, attempt {number}: {error}");
-                search.failed(&error, guard);
-            }
+            Err(Failed::Tried) => {}
         }
         if let Err(back) = guard.is_silent_since(last_beat) {
             eprintln!("understudy: takeover of {name} called off: {back}");
             return None;
         }
-        if began.elapsed() >= attempts.budget {
+        if !search.may_go_on() {
             break;
         }
     }
@@ -261,24 +252,31 @@ fn take_over(
     None
 }
 
+fn tell(name: &str, attempt: u32, error: &dyn Display) {
+    eprintln!("understudy: takeover of {name}, attempt {attempt}: {error}");
+}
+
 fn try_once(
     guard: &Arc<Guard<Checkpoint>>,
     prepared: Option<Standby>,
     bridge: Option<&str>,
     suspicion: Suspicion,
-    timing: Timing,
+    search: &mut Search,
 ) -> Result<(Live, Report), Failed> {
-    let attempt = guard
-        .take_over()
-        .map_err(|e| Failed::Impossible(e.to_string()))?;
+    let name = guard.hello().name.clone();
+    let attempt = guard.take_over().map_err(|error| {
+        tell(&name, search.number(), &error);
+        Failed::Impossible
+    })?;
     let standby = match prepared {
         Some(standby) => standby,
         None => standby(guard, bridge).map_err(Failed::NotReady)?,
     };
-    let taken = standby.take_over(attempt, suspicion, timing);
+    let told = Box::new(move |number, error: &TakeoverError| tell(&name, number, error));
+    let taken = standby.take_over(attempt, suspicion, search, told);
     taken.map_err(|error| match error {
         TakeoverError::Back(back) => Failed::CalledOff(back),
-        other if other.may_come_right() => Failed::Tried(other),
-        other => Failed::Impossible(other.to_string()),
+        other if other.may_come_right() => Failed::Tried,
+        _ => Failed::Impossible,
     })
 }
