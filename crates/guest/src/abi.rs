@@ -143,7 +143,8 @@ pub struct Control {
 pub struct Turn {
     /// The record's stream.
     pub stream: AtomicU32,
-    pad: u32,
+    /// 1: its thread and the others give each other the time that they had then, and no more.
+    pub paced: AtomicU32,
     /// Its position in the stream.
     pub position: AtomicU64,
     /// The time, in cycles of the recording host.
@@ -256,12 +257,16 @@ pub struct Slot {
     /// Recording: 1 while its thread is the only one of a process that runs on its parent's memory (vfork), until
     /// that executes a program or ends.
     pub lent: AtomicU32,
-    pad0: u32,
+    /// Replay: 1 when its thread took its last record at a turn that is paced; see [`Turn::paced`].
+    pub paced: AtomicU32,
+    /// At a takeover: bytes of the write that its thread's last record announces which a reader has, the host having
+    /// seen so before it turns `mode`.
+    pub settled: AtomicU64,
     /// Bytes produced since the stream's start.
     pub head: AtomicU64,
     /// Futex: 1 while the consumer sleeps (replay: the guest).
     pub consumer_asleep: AtomicU32,
-    pad1: [u32; 13],
+    pad1: [u32; 11],
     /// Bytes consumed since the stream's start.
     pub tail: AtomicU64,
     /// Futex: 1 while the producer waits for room (recording: the guest).

@@ -2,9 +2,13 @@
 
 use std::collections::VecDeque;
 
-use eventlog::fold::Merge;
+use std::sync::atomic::Ordering::{Acquire, Release};
+
+use eventlog::fold::{Merge, Settled};
 use eventlog::record::{Malformed, Records};
+use guest::abi::{MAX_SLOTS, slot};
 use replayer::Source;
+use sys::arena::Arena;
 
 use super::error::{Result, TakeoverError};
 use super::log::Log;
@@ -19,6 +23,8 @@ pub(super) struct Folded {
     pub(super) merge: Merge,
     /// Records of the log.
     pub(super) events: u64,
+    /// Writes whose effect is known by what was read.
+    pub(super) settled: Vec<Settled>,
 }
 
 /// The part of a stream that was not folded yet.
@@ -66,5 +72,24 @@ pub(super) fn fold(mut merge: Merge, log: &Log) -> Result<Folded> {
     for remains in merge.finish() {
         tracing::debug!(?remains, "records that came after something lost");
     }
-    Ok(Folded { merge, events })
+    let settled = merge.settle();
+    Ok(Folded {
+        merge,
+        events,
+        settled,
+    })
+}
+
+/// Tells threads how much readers have of the writes that they are about to make again.
+pub(super) fn tell_settled(arena: &Arena, settled: &[Settled]) {
+    for ring in (0..MAX_SLOTS).map(|index| arena.slot(index)) {
+        let stream = ring.stream.load(Acquire);
+        let own = settled.iter().find(|settled| settled.stream == stream);
+        if let Some(Settled { taken, .. }) = own
+            && ring.state.load(Acquire) == slot::PARKED
+        {
+            tracing::debug!(stream, taken, "a write is settled");
+            ring.settled.store(*taken, Release);
+        }
+    }
 }

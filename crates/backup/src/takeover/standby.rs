@@ -244,6 +244,7 @@ impl Vacant {
         let restored_bytes = committed.image.page_count() as u64 * 4096;
         drop(committed);
         clock.step("fold");
+        folding::tell_settled(&arena, &folded.settled);
         let fold = folded.merge.fold();
         let population = Population::read(&arena, self.container.init_pid(), fold)?;
         attempt.wait_until_clear();

@@ -39,6 +39,7 @@ mod message;
 mod model;
 mod nr;
 mod process;
+mod settle;
 mod snapshot;
 mod sockets;
 mod timers;
@@ -52,6 +53,7 @@ pub use channel::{Channel, MAX_UNREAD};
 pub use error::FoldError;
 pub use merge::{MAX_HELD, Merge, Remains};
 pub use model::*;
+pub use settle::Settled;
 pub use snapshot::{MAX_SNAPSHOT, SnapshotError};
 pub use sockets::Ends;
 

@@ -1,7 +1,7 @@
 //! A server's start and its connections.
 
 use super::tape::*;
-use crate::fold::{Interest, Kind, Merge, State};
+use crate::fold::{Interest, Kind, Merge, Settled, State};
 use crate::record::kind;
 
 const CLIENT: [u8; 4] = [10, 0, 0, 9];
@@ -311,6 +311,7 @@ fn pipes_hold_what_was_not_read() {
         Some((1, 6)),
         "unsettled"
     );
+    assert_eq!(merge.settle(), [], "nobody has read of it");
     play(
         &mut merge,
         [
@@ -319,6 +320,38 @@ fn pipes_hold_what_was_not_read() {
         ],
     );
     assert!(merge.fold().describe().contains("0 channels"));
+}
+
+/// The reader's record came into the log, and the writer's did not.
+#[test]
+fn writes_without_a_result_are_settled_by_what_was_read() {
+    let write = |data| Event::call("write", &[6], 3, &[]).data(data).intended();
+    for (read, taken) in [(&b"xy"[..], 2), (b"xyz", 3)] {
+        let mut merge = started();
+        merge.introduce(2, 1, 2).unwrap();
+        let count = read.len() as i64;
+        let read = Event::call("read", &[5], count, &[read]).on(2);
+        play(&mut merge, [write(b"xyz"), read]);
+        assert_eq!(merge.settle(), [Settled { stream: 1, taken }]);
+        assert_eq!(merge.settle(), [], "once");
+    }
+    let mut merge = container();
+    merge.introduce(2, 1, 2).unwrap();
+    let one = 1_u64.to_le_bytes();
+    play(
+        &mut merge,
+        [
+            Event::call("eventfd2", &[0, 0x80800], 3, &[]),
+            Event::call("write", &[3], 8, &[]).data(&one).intended(),
+            Event::call("read", &[3], 8, &[&one]).on(2),
+        ],
+    );
+    let taken = Settled {
+        stream: 1,
+        taken: 8,
+    };
+    assert_eq!(merge.settle(), [taken]);
+    assert!(merge.fold().describe().contains("eventfd at 0"));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Calls that write: what they wrote is hashed, and in replay compared instead of written again.
 
-use core::sync::atomic::Ordering::Release;
+use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 
 use eventlog::record::{Header, MAX_PAYLOAD, kind};
 use guest::abi::{REPLAY_STDERR_FD, REPLAY_STDOUT_FD, ThreadBlock, failure};
@@ -12,7 +12,7 @@ use crate::log::{self, Mode, Taken};
 use crate::raw::{self, nr};
 use crate::shapes::{Run, Shape};
 use crate::tables::{self, Kind};
-use crate::thread::control;
+use crate::thread::{control, slot_of};
 use crate::{connections, order};
 
 /// Class `Suppressed`.
@@ -186,7 +186,10 @@ fn replay(t: &ThreadBlock, row: &Syscall, shape: &Shape, data: Run, target: Kind
         check_data(&intent, data);
         intent.finish();
     }
-    let taken = log::take(t, row.nr)?;
+    let Some(taken) = log::take(t, row.nr) else {
+        let settled = target == Kind::Internal;
+        return settled.then(|| write_on(t, shape, data)).flatten();
+    };
     taken.check_hash(shape.hash());
     let (result, logged) = (taken.header.result, taken.header.version);
     let data = written(data, result);
@@ -204,6 +207,21 @@ fn replay(t: &ThreadBlock, row: &Syscall, shape: &Shape, data: Run, target: Kind
         _ => {}
     }
     Some(result)
+}
+
+/// Goes live in a write that was announced: behind what a reader has of it. `None` if that is nothing: it is made.
+fn write_on(t: &ThreadBlock, shape: &Shape, data: Run) -> Option<i64> {
+    let mut done = slot_of(t.slot.load(Relaxed)).settled.swap(0, AcqRel);
+    if done == 0 {
+        return None;
+    }
+    let rest = data.len().saturating_sub(done);
+    data.part(done, rest).each(|at, n| {
+        // A write may be cut short, and what was taken of it is its result then.
+        let wrote = raw::call(nr::WRITE, [shape.args[0], at, n, 0, 0, 0]);
+        done += u64::try_from(wrote).unwrap_or(0);
+    });
+    Some(done.cast_signed())
 }
 
 /// Compares the bytes that the log has of a write, if it has any, with those that the program writes.
