@@ -2,13 +2,22 @@
 //!
 //! What threads do to one another without a call or a lock is in no log: whether it comes about again is a matter of
 //! timing. The first attempt keeps to the order of time as it was recorded. Where that leaves the log, the thread that
-//! left it had done something between its last two records before or after some other thread did, otherwise than when it
-//! was recorded; so these two records are put before, or behind, records that others made at about the same time, the
-//! nearest first. What leads further is kept, and the next place is dealt with in the same way. So a log with many races
-//! takes some attempts for each of them, and not for every combination.
+//! left it had done something between its last two records before, behind, or together with what some other thread did,
+//! otherwise than when it was recorded; so the first of these two records, or one just before it, gets other turns: before
+//! or behind records that others made at about the same time, the nearest first, and, against what two did together, at its own time and
+//! close to it in the pace of the recording. What leads further is kept, and the next place is dealt with in the same
+//! way; where nothing leads further, what had led there is tried otherwise. So a log with many races takes some attempts
+//! for each of them, and not for every combination.
 //!
-//! Where all that is used up, attempts are timed by chance: with and without the order of time, with delays that a seed
+//! Two that did something at the same moment may each have seen half of what the other did. Then one order leaves the log
+//! in the one thread, and the other order a moment later in the other thread: the truth lies in between, and is looked
+//! for there by halving, see [`Window`].
+//!
+//! Where all that is used up, an attempt is timed by chance: with or without the order of time, with delays that a seed
 //! chooses.
+
+mod trials;
+mod window;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,13 +31,17 @@ use super::error::TakeoverError;
 use super::log::Log;
 use super::timeline::Timeline;
 use super::timing::{Timing, Turn};
+use window::Window;
 
-/// Other orders that are tried at one place, at most.
-const ORDERS: usize = 16;
+/// Attempts that fail before a place until something else is tried: first there where they fail, if that had led on, else
+/// at the place.
+const LAPSES: u32 = 4;
+/// Two places of different threads so close together, in cycles, may be of one and the same race.
+const NEAR: u64 = 8_000;
+/// Windows that are opened for one place.
+const WINDOWS: u32 = 2;
 /// An attempt that makes no progress is given up after the budget of all divided by this.
 const STALLS: u32 = 2;
-/// So many cycles around the two records are looked at, at least.
-const AROUND: u64 = 50_000;
 
 /// Where an attempt left the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +50,26 @@ struct Place {
     position: u64,
     /// When the record there was made.
     time: u64,
+}
+
+/// A place that is dealt with.
+#[derive(Clone, Debug)]
+struct Step {
+    at: Place,
+    /// When its thread made the record before.
+    since: u64,
+    /// What is tried, or has led on.
+    trial: Turn,
+    /// What else can be tried.
+    left: VecDeque<Turn>,
+    /// Attempts that failed before the place, or at it after this trial had led on, since the last that did not.
+    lapses: u32,
+    /// Between which times of the trial's record the truth is looked for.
+    window: Option<Window>,
+    /// Windows opened so far.
+    windows: u32,
+    /// The same race at the other thread.
+    other: Option<Place>,
 }
 
 /// The attempts of one takeover so far.
@@ -50,14 +83,8 @@ pub struct Search {
     /// Of the attempt that is to come, from 1.
     number: u32,
     timeline: Option<Arc<Timeline>>,
-    /// What is dealt with.
-    at: Option<Place>,
-    /// What has led so far.
-    kept: Vec<Turn>,
-    /// What the attempt that is to come tries.
-    trial: Option<Turn>,
-    /// What else can be tried there.
-    left: VecDeque<Turn>,
+    /// The trials of all but the last have led on.
+    steps: Vec<Step>,
 }
 
 impl Search {
@@ -71,10 +98,7 @@ impl Search {
             began: Instant::now(),
             number: 1,
             timeline: None,
-            at: None,
-            kept: Vec::new(),
-            trial: None,
-            left: VecDeque::new(),
+            steps: Vec::new(),
         }
     }
 
@@ -92,12 +116,12 @@ impl Search {
 
     /// How the attempt that is to come is timed.
     pub(super) fn timing(&self) -> Timing {
-        let by_chance = self.number > 1 && self.trial.is_none();
+        let by_chance = self.number > 1 && self.steps.is_empty();
         Timing {
             ordered: self.ordered && !(by_chance && self.number.is_multiple_of(2)),
             seed: if by_chance { self.number } else { 0 },
             stall: self.budget / STALLS,
-            turns: self.kept.iter().chain(&self.trial).copied().collect(),
+            turns: self.steps.iter().map(|step| step.trial).collect(),
         }
     }
 
@@ -117,66 +141,137 @@ impl Search {
             self.timeline = Timeline::of(checkpoint, log).ok().map(Arc::new);
         }
         self.learn(place);
+        let last = self.steps.last();
+        tracing::debug!(
+            number = self.number,
+            ?place,
+            steps = self.steps.len(),
+            ?last,
+            "next attempt"
+        );
     }
 
     /// The attempt left the log at this record, or ended otherwise.
     fn learn(&mut self, place: Option<(u32, u64)>) {
         self.number += 1;
         let place = place.and_then(|(stream, position)| {
-            let (_, at) = self.timeline.as_ref()?.pair(stream, position)?;
+            let time = self.timeline.as_ref()?.time(stream, position)?;
             Some(Place {
                 stream,
                 position,
-                time: at.time,
+                time,
             })
         });
-        let trial = self.trial.take();
-        match (place, self.at) {
-            (Some(place), Some(at)) if place.time > at.time => {
-                self.kept.extend(trial);
-                self.begin(place);
+        let Some(place) = place else {
+            return self.try_another();
+        };
+        for step in &mut self.steps {
+            if place.time > step.at.time + NEAR {
+                step.lapses = 0;
             }
-            (Some(place), None) => self.begin(place),
-            _ => {}
         }
-        self.trial = self.left.pop_front();
-        if self.trial.is_none() {
-            self.at = None;
+        let known = self.steps.iter().position(|step| step.is_of(place));
+        match (known, self.steps.last_mut()) {
+            (Some(index), _) => self.again(index, place),
+            (None, Some(last)) if last.may_be_of(place) => self.look_between(place),
+            (None, Some(last)) if place.time < last.at.time => {
+                last.lapses += 1;
+                if last.lapses > LAPSES {
+                    self.try_another();
+                }
+            }
+            _ => self.begin(place),
         }
     }
 
-    fn begin(&mut self, place: Place) {
-        self.at = Some(place);
-        self.left.clear();
+    /// The attempt failed at a place that is dealt with already.
+    fn again(&mut self, index: usize, place: Place) {
+        let last = index + 1 == self.steps.len();
+        let step = &mut self.steps[index];
+        if let Some(window) = &mut step.window {
+            window.learn(step.trial.time, place == step.at);
+            if let Some(time) = window.next() {
+                step.trial.time = time;
+                return;
+            }
+        } else if !last {
+            step.lapses += 1;
+            if step.lapses <= LAPSES {
+                return;
+            }
+            // It leads on now and then: there may be better.
+            step.left.push_back(step.trial);
+        }
+        self.steps.truncate(index + 1);
+        self.try_another();
+    }
+
+    /// One race shows itself at the last place and at this one.
+    fn look_between(&mut self, place: Place) {
+        let own = self.steps.last().and_then(|last| {
+            let timeline = self.timeline.as_ref()?;
+            timeline.time(last.trial.stream, last.trial.position)
+        });
+        let (Some(own), Some(last)) = (own, self.steps.last_mut()) else {
+            return;
+        };
+        let mut window = Window::new(own, last.trial.time);
+        if let Some(time) = window.next() {
+            (last.trial.time, last.trial.paced) = (time, true);
+        }
+        (last.window, last.other) = (Some(window), Some(place));
+        last.windows += 1;
+    }
+
+    /// The next trial at the last place; where there is none, at the one before.
+    fn try_another(&mut self) {
+        while let Some(step) = self.steps.last_mut() {
+            if let Some(next) = step.left.pop_front() {
+                (step.trial, step.lapses, step.window, step.other) = (next, 0, None, None);
+                return;
+            }
+            self.steps.pop();
+        }
+    }
+
+    /// Deals with another place, if there is anything to be tried there.
+    fn begin(&mut self, at: Place) {
         let Some(timeline) = self.timeline.as_ref() else {
             return;
         };
-        let Some((before, at)) = timeline.pair(place.stream, place.position) else {
-            return;
+        let has_turn = |stream, position| {
+            let mut steps = self.steps.iter();
+            steps.any(|step| step.trial.is_of(stream, position))
         };
-        if self.kept.len() + 1 > MAX_TURNS
-            || self
-                .kept
-                .iter()
-                .any(|kept| kept.is_of(place.stream, before.position))
-        {
-            return;
+        let before = timeline.before(at.stream, at.position).last();
+        let since = before.map_or(at.time, |record| record.time);
+        let mut left = trials::at(timeline, at.stream, at.position, has_turn);
+        match left.pop_front() {
+            Some(trial) if self.steps.len() < MAX_TURNS => self.steps.push(Step {
+                at,
+                since,
+                trial,
+                left,
+                lapses: 0,
+                window: None,
+                windows: 0,
+                other: None,
+            }),
+            _ => self.try_another(),
         }
-        let around = AROUND.max(at.time - before.time);
-        let (from, to) = (before.time.saturating_sub(around), at.time + around);
-        let mut others = timeline.others(place.stream, from, to);
-        others.sort_by_key(|time| time.abs_diff(before.time));
-        others.dedup();
-        self.left
-            .extend(others.into_iter().take(ORDERS).map(|other| Turn {
-                stream: place.stream,
-                position: before.position,
-                time: if other < before.time {
-                    other.saturating_sub(1)
-                } else {
-                    other + 1
-                },
-            }));
+    }
+}
+
+impl Step {
+    fn is_of(&self, place: Place) -> bool {
+        self.at == place || self.other == Some(place)
+    }
+
+    /// Whether another thread's place may be this one's.
+    fn may_be_of(&self, place: Place) -> bool {
+        let since = self.since.saturating_sub(NEAR);
+        let close = (since..=self.at.time + NEAR).contains(&place.time);
+        close && place.stream != self.at.stream && self.windows < WINDOWS
     }
 }
 

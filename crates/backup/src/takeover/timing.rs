@@ -25,6 +25,8 @@ pub(super) struct Turn {
     pub(super) stream: u32,
     pub(super) position: u64,
     pub(super) time: u64,
+    /// Whether its thread and the others give each other the time that they had had, and no more.
+    pub(super) paced: bool,
 }
 
 impl Turn {
@@ -46,6 +48,7 @@ impl Timing {
             entry.stream.store(turn.stream, Release);
             entry.position.store(turn.position, Release);
             entry.time.store(turn.time, Release);
+            entry.paced.store(turn.paced.into(), Release);
         }
         let count = self.turns.len().min(control.turns.len());
         control.turn_count.store(count as u32, Release);

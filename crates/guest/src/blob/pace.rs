@@ -10,14 +10,18 @@
 //! for one another, the earliest goes on, and where nothing goes on for [`PATIENCE`], the order of time is given up for
 //! this replay: the order of objects alone is then left, as without.
 //!
+//! So what a thread did between two records is done as if at the first of them. Where two did something at the same
+//! moment, each seeing half of what the other did, that is too coarse: there the host has a record taken in a paced turn,
+//! with no more patience than the time that each had had until then. And it may have records taken as if they had been
+//! made at another time.
+//!
 //! An attempt with a seed is timed another way: at places that the seed chooses, a thread takes its record a little
-//! later, or does not wait for those that are on their way to theirs. And the host may have records taken as if they had
-//! been made at another time.
+//! later, or does not wait for those that are on their way to theirs.
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 use eventlog::record::{HASH_SEED, cycles_of, mix};
-use guest::abi::{RING_LEN, Slot, ThreadBlock, flag, slot};
+use guest::abi::{RING_LEN, Slot, ThreadBlock, Turn, flag, slot};
 
 use crate::thread::{control, slot_of};
 use crate::{order, raw, ring, user};
@@ -31,38 +35,59 @@ const START: u64 = 1_000_000;
 /// With a seed, one record of so many is taken later (a power of two), by less than so many cycles (another one).
 const DELAYED: u64 = 16;
 const DELAY: u64 = 1 << 18;
+/// Cycles for which a thread in a paced turn keeps its processor while it waits.
+const AT_ONCE: u64 = 1_000_000;
 // The first eight bytes of a record, its ticks among them, do not wrap round.
 const _: () = assert!(RING_LEN.is_multiple_of(8));
+
+/// How long threads are waited for that have taken their records and are on their way to the next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// Long enough for whatever they do.
+    Full,
+    /// As long as they had had.
+    Exact,
+    /// Not at all.
+    None,
+}
 
 /// Waits until no other thread has a record that is older than `time` still to take.
 #[inline]
 pub(crate) fn await_time(t: &ThreadBlock, time: u64) {
-    let patient = match control().seed.load(Relaxed) {
-        0 => true,
+    let mut patience = match control().seed.load(Relaxed) {
+        0 => Patience::Full,
         seed => vary(t, seed),
     };
     if control().flags.load(Relaxed) & flag::TIMED == 0 {
         return;
     }
-    let time = in_turn(t.stream.load(Relaxed), t.position.load(Relaxed), time);
+    let own = t.slot.load(Relaxed);
+    let mut time = time;
+    if let Some(turn) = turn_of(t.stream.load(Relaxed), t.position.load(Relaxed)) {
+        time = turn.time.load(Relaxed);
+        if turn.paced.load(Relaxed) != 0 {
+            patience = Patience::Exact;
+        }
+    }
     loop {
         let made = control().next_stream.load(Acquire);
-        let own = t.slot.load(Relaxed);
         for index in 0..control().slots.load(Acquire) {
-            if index != own && standing(index, time, patient) != Standing::Done {
-                await_other(own, index, time, patient);
+            if index != own && standing(index, time, patience) != Standing::Done {
+                await_other(own, index, time, patience);
             }
         }
         // Threads that were made meanwhile may be older, too.
         if control().next_stream.load(Acquire) == made {
-            return;
+            break;
         }
     }
+    let paced = u32::from(patience == Patience::Exact);
+    slot_of(own).paced.store(paced, Relaxed);
 }
 
-/// What the seed says of the next record: it may be taken later. Whether to wait for threads that are on their way.
+/// What the seed says of the next record: it may be taken later, and with or without patience.
 #[cold]
-fn vary(t: &ThreadBlock, seed: u32) -> bool {
+fn vary(t: &ThreadBlock, seed: u32) -> Patience {
     let place = mix(u64::from(t.stream.load(Relaxed)), t.position.load(Relaxed));
     let chance = mix(mix(HASH_SEED, u64::from(seed)), place);
     if chance.is_multiple_of(DELAYED) {
@@ -71,18 +96,29 @@ fn vary(t: &ThreadBlock, seed: u32) -> bool {
             core::hint::spin_loop();
         }
     }
-    chance & DELAYED == 0
+    if chance & DELAYED == 0 {
+        Patience::Full
+    } else {
+        Patience::None
+    }
 }
 
 #[cold]
-fn await_other(own: u32, index: u32, time: u64, patient: bool) {
+fn await_other(own: u32, index: u32, time: u64, patience: Patience) {
     let state = &slot_of(own).state;
     state.store(slot::EARLY, SeqCst);
     let (mut spins, mut began, mut moves) = (0, raw::cycles(), 0);
+    let asked = began;
     while control().flags.load(Relaxed) & flag::TIMED != 0 {
-        match standing(index, time, patient) {
+        match standing(index, time, patience) {
             Standing::Done => break,
             Standing::Waits if is_first_of_all(time) => break,
+            // Whoever lets others run comes back too late.
+            _ if (patience == Patience::Exact || is_paced(index))
+                && raw::cycles().saturating_sub(asked) < AT_ONCE =>
+            {
+                core::hint::spin_loop();
+            }
             Standing::Waits | Standing::Behind => order::pause(&mut spins),
         }
         let now = control().moves.load(Relaxed);
@@ -94,6 +130,13 @@ fn await_other(own: u32, index: u32, time: u64, patient: bool) {
         }
     }
     state.store(slot::LIVE, SeqCst);
+}
+
+/// Whether a thread has taken its record in a paced turn, or is about to.
+fn is_paced(index: u32) -> bool {
+    let slot = slot_of(index);
+    let next = || turn_of(slot.stream.load(Relaxed), slot.tail.load(Relaxed));
+    slot.paced.load(Relaxed) != 0 || next().is_some_and(|turn| turn.paced.load(Relaxed) != 0)
 }
 
 /// Whether every thread waits for another, and none of those that are early is earlier than the one at `time`.
@@ -119,13 +162,12 @@ enum Standing {
     Behind,
 }
 
-/// `patient`: one that has taken its records is waited for until it has come to the next.
-fn standing(index: u32, time: u64, patient: bool) -> Standing {
+fn standing(index: u32, time: u64, patience: Patience) -> Standing {
     let ring = slot_of(index);
     match ring.state.load(Acquire) {
         slot::WAITING if ring.time.load(Acquire) < time => Standing::Waits,
         slot::LIVE | slot::EARLY => match next_time(index, ring) {
-            Some(next) if next < time || patient && is_under_way(ring, time) => Standing::Behind,
+            Some(next) if next < time || is_under_way(ring, time, patience) => Standing::Behind,
             _ => Standing::Done,
         },
         _ => Standing::Done,
@@ -133,28 +175,30 @@ fn standing(index: u32, time: u64, patient: bool) -> Standing {
 }
 
 /// Whether a thread that took its last record before `time` has probably not come as far as it had at `time`.
-fn is_under_way(slot: &Slot, time: u64) -> bool {
+fn is_under_way(slot: &Slot, time: u64, patience: Patience) -> bool {
+    let had = time.saturating_sub(slot.time.load(Acquire)).min(MOST);
+    let given = match patience {
+        Patience::None => return false,
+        Patience::Full if slot.paced.load(Relaxed) == 0 => START + 2 * had,
+        Patience::Full | Patience::Exact => had,
+    };
     let taken_at = slot.taken_at.load(Acquire);
-    let had = time.saturating_sub(slot.time.load(Acquire));
-    taken_at != 0 && raw::cycles().saturating_sub(taken_at) < START + 2 * had.min(MOST)
+    taken_at != 0 && raw::cycles().saturating_sub(taken_at) < given
 }
 
-/// When a record is to be taken: at its own time, unless the host says otherwise.
+/// The turn of a record that the host gave one.
 #[inline]
-fn in_turn(stream: u32, position: u64, time: u64) -> u64 {
+fn turn_of(stream: u32, position: u64) -> Option<&'static Turn> {
     match control().turn_count.load(Relaxed) {
-        0 => time,
-        count => chosen(stream, position, count).unwrap_or(time),
+        0 => None,
+        count => chosen(stream, position, count),
     }
 }
 
 #[cold]
-fn chosen(stream: u32, position: u64, count: u32) -> Option<u64> {
+fn chosen(stream: u32, position: u64, count: u32) -> Option<&'static Turn> {
     let mut all = control().turns.iter().take(count as usize);
-    let turn = all.find(|turn| {
-        turn.stream.load(Relaxed) == stream && turn.position.load(Relaxed) == position
-    })?;
-    Some(turn.time.load(Relaxed))
+    all.find(|turn| turn.stream.load(Relaxed) == stream && turn.position.load(Relaxed) == position)
 }
 
 /// The time of the next record of a ring: no later than it is. `None` at the log's end.
@@ -164,7 +208,8 @@ fn next_time(index: u32, slot: &Slot) -> Option<u64> {
     if slot.head.load(Acquire) > tail {
         let word: u64 = user::read(ring::base(index) + tail % RING_LEN).unwrap_or(0);
         let time = last.saturating_add(cycles_of((word >> 32) as u32));
-        return Some(in_turn(slot.stream.load(Relaxed), tail, time));
+        let turn = turn_of(slot.stream.load(Relaxed), tail);
+        return Some(turn.map_or(time, |turn| turn.time.load(Relaxed)));
     }
     // More may come, of which nothing is known yet.
     (slot.end.load(Acquire) == 0).then_some(last)

@@ -65,15 +65,22 @@ fn world(threads: u32, deeds: usize) -> impl Strategy<Value = World> {
     })
 }
 
-/// What a replay does: a deed is done when the record before it is taken. Where it tells another number of deeds than
-/// when it was recorded, if it does.
+/// What a replay does: a deed is done when the record before it is taken, in a paced turn so much later as it had been.
+/// Where it tells another number of deeds than when it was recorded, if it does.
 fn replay(world: &World, timing: &Timing) -> Option<(u32, u64)> {
     let turn = |deed: &Deed| {
         let moved = timing
             .turns
             .iter()
             .find(|turn| turn.is_of(deed.stream, deed.before.position));
-        moved.map_or(deed.before.time, |turn| turn.time)
+        moved.map_or(deed.before.time, |turn| {
+            let later = if turn.paced {
+                deed.at - deed.before.time
+            } else {
+                0
+            };
+            turn.time + later
+        })
     };
     let mut order: Vec<usize> = (0..world.deeds.len()).collect();
     order.sort_by_key(|index| turn(&world.deeds[*index]));

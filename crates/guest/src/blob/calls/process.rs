@@ -103,11 +103,12 @@ fn replay(t: &ThreadBlock, regs: &Regs, row: &'static Syscall, wanted: &Wanted) 
         taken.finish();
         return Some(result);
     }
+    // From there on the child's time counts.
+    let before = t.tsc.load(Relaxed);
     let intent = log::take(t, kind::INTENT)?;
     let stream = intent.value::<u32>(0);
     intent.check_value(4, wanted.args[0]);
     intent.finish();
-    let before = t.tsc.load(Relaxed);
     let known = log::peek(t).is_some();
     let result = if known {
         let taken = log::take(t, row.nr)?;

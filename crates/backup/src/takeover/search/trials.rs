@@ -1,0 +1,91 @@
+//! What can be tried where an attempt left the log.
+
+use std::collections::VecDeque;
+
+use crate::takeover::timeline::{Moment, Span, Timeline};
+use crate::takeover::timing::Turn;
+
+/// Records of one thread before a place whose turns are tried: what came of a race may show only some records later.
+const RECORDS: usize = 3;
+/// Trials of each of them in one go.
+const ROUND: usize = 3;
+/// Other threads' records that a record is put before or behind, at most.
+const ORDERS: usize = 16;
+/// So many cycles around what a thread did are looked at, at least.
+const AROUND: u64 = 50_000;
+/// Cycles by which a paced turn is moved.
+const PACES: [i64; 9] = [0, 150, -150, 400, -400, 1_200, -1_200, 4_000, -4_000];
+
+/// Turns of the record before the one at this place, then of those before that. `has_turn` tells which records have one
+/// already.
+pub(super) fn at(
+    timeline: &Timeline,
+    stream: u32,
+    position: u64,
+    has_turn: impl Fn(u32, u64) -> bool,
+) -> VecDeque<Turn> {
+    let records = timeline.before(stream, position);
+    let ends = timeline.time(stream, position).into_iter();
+    let ends = ends.chain(records.iter().rev().map(|record| record.time));
+    let records = records.iter().rev().zip(ends).take(RECORDS);
+    let mut all: Vec<_> = records
+        .map(|(record, end)| turns(timeline, stream, *record, end))
+        .collect();
+    let mut trials = VecDeque::new();
+    while all.iter().any(|turns| !turns.is_empty()) {
+        for turns in &mut all {
+            trials.extend(turns.drain(..ROUND.min(turns.len())));
+        }
+    }
+    trials.retain(|turn| !has_turn(turn.stream, turn.position));
+    trials
+}
+
+/// Turns against what a thread did from a record on until it made its next at `end`.
+fn turns(timeline: &Timeline, stream: u32, record: Moment, end: u64) -> VecDeque<Turn> {
+    let around = AROUND.max(end - record.time);
+    let (from, to) = (record.time.saturating_sub(around), end + around);
+    let mut others = timeline.others(stream, from, to);
+    // What both did at the same time first.
+    let apart = |other: &Span| other.begin > end || other.end < record.time;
+    others.sort_by_key(|other| (apart(other), other.begin.abs_diff(record.time)));
+    let own = |time, paced| Turn {
+        stream,
+        position: record.position,
+        time,
+        paced,
+    };
+    // What it did, it may have done at the end of its time, behind all that others did meanwhile.
+    let meanwhile = |other: &Span| (record.time..end).contains(&other.begin);
+    let late = others
+        .iter()
+        .any(meanwhile)
+        .then(|| own(end.saturating_sub(1), false));
+    let mut orders = others.iter().take(ORDERS).flat_map(|other| {
+        if other.begin >= record.time {
+            return [Some(own(other.begin + 1, false)), None];
+        }
+        let near = other.begin >= from;
+        let before = near.then(|| own(other.begin.saturating_sub(1), false));
+        // So may others.
+        let later = (other.end > record.time).then_some(Turn {
+            stream: other.stream,
+            position: other.position,
+            time: record.time + 1,
+            paced: false,
+        });
+        [before, later]
+    });
+    let mut orders = orders.by_ref().flatten();
+    let mut paces = PACES
+        .iter()
+        .map(|by| own(record.time.saturating_add_signed(*by), true));
+    let mut turns: VecDeque<Turn> = late.into_iter().collect();
+    loop {
+        let some = [paces.next(), orders.next(), orders.next()];
+        if some.iter().all(Option::is_none) {
+            return turns;
+        }
+        turns.extend(some.into_iter().flatten());
+    }
+}
