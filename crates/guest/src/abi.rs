@@ -250,7 +250,8 @@ pub struct Slot {
     /// The time of the last record that its thread consumed, in cycles of the recording host; for a thread that is
     /// being made, or a process that changes its image, of the last record before. See [`flag::TIMED`].
     pub time: AtomicU64,
-    /// When its thread took that record, in cycles of this host; 0 once it has come to the next.
+    /// When its thread took that record, in cycles of this host; 0 once it has come to the next. [`RESTORED`] before the
+    /// first, until somebody waits for it.
     pub taken_at: AtomicU64,
     /// Replay: position of the record whose turn its thread waits for, while the state is [`slot::WAITING`].
     pub awaits: AtomicU64,
@@ -273,6 +274,9 @@ pub struct Slot {
     pub producer_asleep: AtomicU32,
     pad2: [u32; 13],
 }
+
+/// Value of [`Slot::taken_at`].
+pub const RESTORED: u64 = u64::MAX;
 
 /// Values of [`Slot::state`].
 pub mod slot {

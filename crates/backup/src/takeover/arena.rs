@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::{AcqRel, Release};
 
 use eventlog::handover::{ConnectionCut, GuestState, ThreadState};
 use eventlog::image::PAGE;
-use guest::abi::{MAX_CONNS, MAX_SLOTS, OUTPUT_LEN, ThreadBlock, flag, mode, slot};
+use guest::abi::{MAX_CONNS, MAX_SLOTS, OUTPUT_LEN, RESTORED, ThreadBlock, flag, mode, slot};
 use sys::arena::Arena;
 
 use super::checkpoint::Checkpoint;
@@ -70,6 +70,7 @@ fn fill_ring(arena: &Arena, index: usize, thread: &ThreadState) {
     ring.block.store(thread.block, Release);
     ring.head.store(thread.position, Release);
     ring.tail.store(thread.position, Release);
+    ring.taken_at.store(RESTORED, Release);
     ring.state.store(slot::LIVE, Release);
 }
 

@@ -270,15 +270,16 @@ impl Taken<'_> {
             .tsc
             .load(Relaxed)
             .saturating_add(cycles_of(self.header.ticks));
-        pace::await_time(self.t, time);
+        let release = pace::await_time(self.t, time);
         self.t.tsc.store(time, Relaxed);
         self.t.unlogged.store(0, Relaxed);
         if self.header.signal {
             self.t.follows.store(1, Relaxed);
         }
         self.t.position.store(self.end, Relaxed);
-        self.ring.consumed(self.end, time);
+        self.ring.consumed(self.end, time, release);
         pace::moved();
+        pace::go_on_at(release);
     }
 }
 

@@ -18,10 +18,10 @@
 //! An attempt with a seed is timed another way: at places that the seed chooses, a thread takes its record a little
 //! later, or does not wait for those that are on their way to theirs.
 
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 
 use eventlog::record::{HASH_SEED, cycles_of, mix};
-use guest::abi::{RING_LEN, Slot, ThreadBlock, Turn, flag, slot};
+use guest::abi::{RESTORED, RING_LEN, Slot, ThreadBlock, Turn, flag, slot};
 
 use crate::thread::{control, slot_of};
 use crate::{order, raw, ring, user};
@@ -35,6 +35,9 @@ const START: u64 = 1_000_000;
 /// With a seed, one record of so many is taken later (a power of two), by less than so many cycles (another one).
 const DELAYED: u64 = 16;
 const DELAY: u64 = 1 << 18;
+/// Cycles between the announcement that a record is taken and its taking, and how far from a paced turn it is announced.
+const LEAD: u64 = 3_000;
+const NEAR: u64 = 20_000;
 /// Cycles for which a thread in a paced turn keeps its processor while it waits.
 const AT_ONCE: u64 = 1_000_000;
 // The first eight bytes of a record, its ticks among them, do not wrap round.
@@ -51,15 +54,16 @@ enum Patience {
     None,
 }
 
-/// Waits until no other thread has a record that is older than `time` still to take.
+/// Waits until no other thread has a record that is older than `time` still to take. When, in cycles of this host, the
+/// record is to be taken, if that is later than now.
 #[inline]
-pub(crate) fn await_time(t: &ThreadBlock, time: u64) {
+pub(crate) fn await_time(t: &ThreadBlock, time: u64) -> u64 {
     let mut patience = match control().seed.load(Relaxed) {
         0 => Patience::Full,
         seed => vary(t, seed),
     };
     if control().flags.load(Relaxed) & flag::TIMED == 0 {
-        return;
+        return 0;
     }
     let own = t.slot.load(Relaxed);
     let mut time = time;
@@ -69,11 +73,12 @@ pub(crate) fn await_time(t: &ThreadBlock, time: u64) {
             patience = Patience::Exact;
         }
     }
+    let mut release = 0;
     loop {
         let made = control().next_stream.load(Acquire);
         for index in 0..control().slots.load(Acquire) {
-            if index != own && standing(index, time, patience) != Standing::Done {
-                await_other(own, index, time, patience);
+            if index != own && standing(index, time, patience, &mut release) != Standing::Done {
+                await_other(own, index, time, patience, &mut release);
             }
         }
         // Threads that were made meanwhile may be older, too.
@@ -81,8 +86,31 @@ pub(crate) fn await_time(t: &ThreadBlock, time: u64) {
             break;
         }
     }
-    let paced = u32::from(patience == Patience::Exact);
-    slot_of(own).paced.store(paced, Relaxed);
+    if control().turn_count.load(Relaxed) != 0 {
+        let paced = u32::from(patience == Patience::Exact);
+        slot_of(own).paced.store(paced, Relaxed);
+        if release <= raw::cycles() && is_near_paced(time) {
+            release = raw::cycles() + LEAD;
+        }
+    }
+    release
+}
+
+/// Goes on at the time that was told to the others.
+#[inline]
+pub(crate) fn go_on_at(release: u64) {
+    while raw::cycles() < release {
+        core::hint::spin_loop();
+    }
+}
+
+/// Whether a record of about this time is taken in a paced turn: then all of them are announced, so that none starts late
+/// because it heard late of another.
+#[cold]
+fn is_near_paced(time: u64) -> bool {
+    let count = control().turn_count.load(Relaxed) as usize;
+    let mut turns = control().turns.iter().take(count);
+    turns.any(|turn| turn.paced.load(Relaxed) != 0 && turn.time.load(Relaxed).abs_diff(time) < NEAR)
 }
 
 /// What the seed says of the next record: it may be taken later, and with or without patience.
@@ -104,13 +132,13 @@ fn vary(t: &ThreadBlock, seed: u32) -> Patience {
 }
 
 #[cold]
-fn await_other(own: u32, index: u32, time: u64, patience: Patience) {
+fn await_other(own: u32, index: u32, time: u64, patience: Patience, release: &mut u64) {
     let state = &slot_of(own).state;
     state.store(slot::EARLY, SeqCst);
     let (mut spins, mut began, mut moves) = (0, raw::cycles(), 0);
     let asked = began;
     while control().flags.load(Relaxed) & flag::TIMED != 0 {
-        match standing(index, time, patience) {
+        match standing(index, time, patience, release) {
             Standing::Done => break,
             Standing::Waits if is_first_of_all(time) => break,
             // Whoever lets others run comes back too late.
@@ -162,12 +190,16 @@ enum Standing {
     Behind,
 }
 
-fn standing(index: u32, time: u64, patience: Patience) -> Standing {
+/// Where one stands that is waited for. One that is given no more than the time it had had is not waited for, but
+/// `release` is put off until then.
+fn standing(index: u32, time: u64, patience: Patience, release: &mut u64) -> Standing {
     let ring = slot_of(index);
     match ring.state.load(Acquire) {
         slot::WAITING if ring.time.load(Acquire) < time => Standing::Waits,
         slot::LIVE | slot::EARLY => match next_time(index, ring) {
-            Some(next) if next < time || is_under_way(ring, time, patience) => Standing::Behind,
+            Some(next) if next < time || is_under_way(ring, time, patience, release) => {
+                Standing::Behind
+            }
             _ => Standing::Done,
         },
         _ => Standing::Done,
@@ -175,15 +207,26 @@ fn standing(index: u32, time: u64, patience: Patience) -> Standing {
 }
 
 /// Whether a thread that took its last record before `time` has probably not come as far as it had at `time`.
-fn is_under_way(slot: &Slot, time: u64, patience: Patience) -> bool {
+fn is_under_way(slot: &Slot, time: u64, patience: Patience, release: &mut u64) -> bool {
+    if patience == Patience::None {
+        return false;
+    }
     let had = time.saturating_sub(slot.time.load(Acquire)).min(MOST);
-    let given = match patience {
-        Patience::None => return false,
-        Patience::Full if slot.paced.load(Relaxed) == 0 => START + 2 * had,
-        Patience::Full | Patience::Exact => had,
-    };
-    let taken_at = slot.taken_at.load(Acquire);
-    taken_at != 0 && raw::cycles().saturating_sub(taken_at) < given
+    let mut taken_at = slot.taken_at.load(Acquire);
+    if taken_at == RESTORED {
+        // Its time counts from now on: it goes on from where the checkpoint found it.
+        taken_at = raw::cycles();
+        let _ = slot
+            .taken_at
+            .compare_exchange(RESTORED, taken_at, AcqRel, Relaxed);
+    }
+    if patience == Patience::Full && slot.paced.load(Relaxed) == 0 {
+        return taken_at != 0 && raw::cycles().saturating_sub(taken_at) < START + 2 * had;
+    }
+    if taken_at != 0 {
+        *release = (*release).max(taken_at + had);
+    }
+    false
 }
 
 /// The turn of a record that the host gave one.

@@ -12,7 +12,7 @@ const TRIES: u32 = 60;
 /// Cycles that the truth may lie beyond an order that leads on: it takes its time until what one did reaches the other.
 const MARGIN: u64 = 1_500;
 /// A window of so many cycles is not halved any more: no turn is kept more exactly.
-const NARROW: u64 = 256;
+const NARROW: u64 = 128;
 
 /// Times of a record between which the truth lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
