@@ -3,11 +3,10 @@
 //! What threads do to one another without a call or a lock is in no log: whether it comes about again is a matter of
 //! timing. The first attempt keeps to the order of time as it was recorded. Where that leaves the log, the thread that
 //! left it had done something between its last two records before, behind, or together with what some other thread did,
-//! otherwise than when it was recorded; so the first of these two records, or one just before it, gets other turns: before
-//! or behind records that others made at about the same time, the nearest first, and, against what two did together, at its own time and
-//! close to it in the pace of the recording. What leads further is kept, and the next place is dealt with in the same
-//! way; where nothing leads further, what had led there is tried otherwise. So a log with many races takes some attempts
-//! for each of them, and not for every combination.
+//! otherwise than when it was recorded; so the first of these two records, or one just before it, gets other turns: see
+//! [`trials`]. What leads further is kept, and the next place is dealt with in the same way; where nothing leads further,
+//! what had led there is tried otherwise. So a log with many races takes some attempts for each of them, and not for
+//! every combination.
 //!
 //! Two that did something at the same moment may each have seen half of what the other did. Then one order leaves the log
 //! in the one thread, and the other order a moment later in the other thread: the truth lies in between, and is looked
@@ -33,9 +32,8 @@ use super::timeline::Timeline;
 use super::timing::{Timing, Turn};
 use window::Window;
 
-/// Attempts that fail before a place until something else is tried: first there where they fail, if that had led on, else
-/// at the place.
-const LAPSES: u32 = 4;
+/// Attempts that fail at a place with what had led on there, until something else is tried.
+const LAPSES: u32 = 3;
 /// Two places of different threads so close together, in cycles, may be of one and the same race.
 const NEAR: u64 = 8_000;
 /// Windows that are opened for one place.
@@ -62,7 +60,8 @@ struct Step {
     trial: Turn,
     /// What else can be tried.
     left: VecDeque<Turn>,
-    /// Attempts that failed before the place, or at it after this trial had led on, since the last that did not.
+    /// Whether an attempt has gone on beyond the place with this trial, and how many have failed there since.
+    led: bool,
     lapses: u32,
     /// Between which times of the trial's record the truth is looked for.
     window: Option<Window>,
@@ -83,7 +82,7 @@ pub struct Search {
     /// Of the attempt that is to come, from 1.
     number: u32,
     timeline: Option<Arc<Timeline>>,
-    /// The trials of all but the last have led on.
+    /// In the order in which they were met.
     steps: Vec<Step>,
 }
 
@@ -163,30 +162,29 @@ impl Search {
             })
         });
         let Some(place) = place else {
-            return self.try_another();
+            // Of the last trial at least, nothing good can be said.
+            if let Some(last) = self.steps.len().checked_sub(1) {
+                self.try_another(last);
+            }
+            return;
         };
         for step in &mut self.steps {
             if place.time > step.at.time + NEAR {
-                step.lapses = 0;
+                (step.led, step.lapses) = (true, 0);
             }
         }
-        let known = self.steps.iter().position(|step| step.is_of(place));
-        match (known, self.steps.last_mut()) {
-            (Some(index), _) => self.again(index, place),
-            (None, Some(last)) if last.may_be_of(place) => self.look_between(place),
-            (None, Some(last)) if place.time < last.at.time => {
-                last.lapses += 1;
-                if last.lapses > LAPSES {
-                    self.try_another();
-                }
-            }
-            _ => self.begin(place),
+        let mut steps = self.steps.iter();
+        if let Some(index) = steps.position(|step| step.is_of(place)) {
+            self.again(index, place);
+        } else if let Some(index) = self.steps.iter().rposition(|s| s.may_be_of(place)) {
+            self.look_between(index, place);
+        } else {
+            self.begin(place);
         }
     }
 
     /// The attempt failed at a place that is dealt with already.
     fn again(&mut self, index: usize, place: Place) {
-        let last = index + 1 == self.steps.len();
         let step = &mut self.steps[index];
         if let Some(window) = &mut step.window {
             window.learn(step.trial.time, place == step.at);
@@ -194,7 +192,7 @@ impl Search {
                 step.trial.time = time;
                 return;
             }
-        } else if !last {
+        } else if step.led {
             step.lapses += 1;
             if step.lapses <= LAPSES {
                 return;
@@ -202,35 +200,38 @@ impl Search {
             // It leads on now and then: there may be better.
             step.left.push_back(step.trial);
         }
-        self.steps.truncate(index + 1);
-        self.try_another();
+        self.try_another(index);
     }
 
-    /// One race shows itself at the last place and at this one.
-    fn look_between(&mut self, place: Place) {
-        let own = self.steps.last().and_then(|last| {
-            let timeline = self.timeline.as_ref()?;
-            timeline.time(last.trial.stream, last.trial.position)
-        });
-        let (Some(own), Some(last)) = (own, self.steps.last_mut()) else {
+    /// One race shows itself at the place of a step and at this one.
+    fn look_between(&mut self, index: usize, place: Place) {
+        let step = &mut self.steps[index];
+        let timeline = self.timeline.as_ref();
+        let own = timeline.and_then(|t| t.time(step.trial.stream, step.trial.position));
+        let Some(own) = own else {
             return;
         };
-        let mut window = Window::new(own, last.trial.time);
+        let mut window = Window::new(own, step.trial.time);
         if let Some(time) = window.next() {
-            (last.trial.time, last.trial.paced) = (time, true);
+            (step.trial.time, step.trial.paced) = (time, true);
         }
-        (last.window, last.other) = (Some(window), Some(place));
-        last.windows += 1;
+        (step.window, step.other) = (Some(window), Some(place));
+        step.windows += 1;
     }
 
-    /// The next trial at the last place; where there is none, at the one before.
-    fn try_another(&mut self) {
-        while let Some(step) = self.steps.last_mut() {
-            if let Some(next) = step.left.pop_front() {
-                (step.trial, step.lapses, step.window, step.other) = (next, 0, None, None);
-                return;
-            }
-            self.steps.pop();
+    /// The next trial of a step; where there is none, of the one before it in time.
+    fn try_another(&mut self, index: usize) {
+        let step = &mut self.steps[index];
+        if let Some(next) = step.left.pop_front() {
+            (step.trial, step.led, step.lapses) = (next, false, 0);
+            (step.window, step.other) = (None, None);
+            return;
+        }
+        let at = self.steps.remove(index).at;
+        let mut before = self.steps.iter().enumerate().collect::<Vec<_>>();
+        before.retain(|(_, step)| step.at.time < at.time);
+        if let Some((index, _)) = before.into_iter().max_by_key(|(_, step)| step.at.time) {
+            self.try_another(index);
         }
     }
 
@@ -252,12 +253,17 @@ impl Search {
                 since,
                 trial,
                 left,
+                led: false,
                 lapses: 0,
                 window: None,
                 windows: 0,
                 other: None,
             }),
-            _ => self.try_another(),
+            _ => {
+                if let Some(last) = self.steps.len().checked_sub(1) {
+                    self.try_another(last);
+                }
+            }
         }
     }
 }

@@ -1,4 +1,9 @@
 //! What can be tried where an attempt left the log.
+//!
+//! A replay does what a thread did between two records as if at the first of them, while much of it, and above all what
+//! makes the next record, was done at the end of that time. So the first other turn of a record is behind all that others
+//! did until its thread's next record; then come single records of others, the nearest first, and turns at the record's
+//! own time, or close to it, in the pace of the recording.
 
 use std::collections::VecDeque;
 

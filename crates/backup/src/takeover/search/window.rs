@@ -3,16 +3,17 @@
 //! Each of two threads sets a flag of its own and then looks at the other's. Where both did so at the same moment, each
 //! saw the other's flag: neither order of the two gives that. If the one comes too early, the one thread leaves the log,
 //! if it comes too late, the other thread does, at about the same time. In between both may see what they saw, now and
-//! then: a record's turn is moved to the middle of what is left, and then tried around it.
-
-use eventlog::record::{HASH_SEED, mix};
+//! then: a record's turn is moved to the middle of what is left, and then in small steps to and fro about the place where
+//! either happens as often.
 
 /// Turns that are tried.
 const TRIES: u32 = 60;
 /// Cycles that the truth may lie beyond an order that leads on: it takes its time until what one did reaches the other.
 const MARGIN: u64 = 1_500;
-/// A window of so many cycles is not halved any more: no turn is kept more exactly.
-const NARROW: u64 = 128;
+/// A window of so many cycles is not halved any more: a turn is kept as exactly as that.
+const NARROW: u64 = 64;
+/// Cycles of a step to and fro.
+const STRIDE: i64 = 20;
 
 /// Times of a record between which the truth lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,25 +42,28 @@ impl Window {
 
     /// With the record at `time`, the attempt left the log where it had before (`same`), or in the other thread.
     pub(super) fn learn(&mut self, time: u64, same: bool) {
-        if self.same.abs_diff(self.other) <= NARROW {
+        if self.same.abs_diff(self.other) > NARROW {
+            *(if same {
+                &mut self.same
+            } else {
+                &mut self.other
+            }) = time;
             return;
         }
-        if same {
-            self.same = time;
+        // The truth is on the other side, and what was learnt before may have been chance.
+        let forth = if (self.same < self.other) == same {
+            STRIDE
         } else {
-            self.other = time;
-        }
+            -STRIDE
+        };
+        self.same = self.same.saturating_add_signed(forth);
+        self.other = self.other.saturating_add_signed(forth);
     }
 
     /// What to try next, if it is worth while.
     pub(super) fn next(&mut self) -> Option<u64> {
         self.tries += 1;
-        let middle = self.same.midpoint(self.other);
-        if self.same.abs_diff(self.other) > NARROW {
-            return (self.tries <= TRIES).then_some(middle);
-        }
-        let chance = mix(HASH_SEED, u64::from(self.tries)) % (2 * NARROW);
-        (self.tries <= TRIES).then_some((middle + chance).saturating_sub(NARROW))
+        (self.tries <= TRIES).then_some(self.same.midpoint(self.other))
     }
 }
 
@@ -81,7 +85,22 @@ mod tests {
                 window.learn(time, same);
                 last = time;
             }
-            assert!(last.abs_diff(truth) <= 2 * NARROW, "{last} for {truth}");
+            assert!(last.abs_diff(truth) <= NARROW, "{last} for {truth}");
         }
+    }
+
+    #[test]
+    fn it_finds_back_when_it_was_misled() {
+        let truth = 45_300;
+        let mut window = Window::new(50_000, 40_000);
+        let mut last = 0;
+        for turn in 0..TRIES {
+            let Some(time) = window.next() else { break };
+            // One in five is chance.
+            let same = (time > truth) == (turn % 5 != 4);
+            window.learn(time, same);
+            last = time;
+        }
+        assert!(last.abs_diff(truth) <= 4 * NARROW, "{last}");
     }
 }
