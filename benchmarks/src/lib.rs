@@ -7,4 +7,5 @@ pub mod bed;
 pub mod load;
 pub mod race;
 pub mod rng;
+pub mod servers;
 pub mod service;
