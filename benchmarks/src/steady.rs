@@ -1,10 +1,10 @@
 //! Load at a steady pace from one thread, with every answer checked.
 //!
 //! In: a server's address and [`Exchange`]s, which are made over and over, each on the next connection that waits for
-//! nothing. Out: how many were answered in which time. Once a [`TICK`] answers are read and the next few requests sent,
-//! however fast answers come. So a server finds the same requests when it wakes, whether its answers are held back or
-//! not; and since nobody waits for an answer, none of them wakes anybody: that is work of whoever sends, as much as a
-//! small request itself, and there may be more or less of it from one run to the next.
+//! nothing. Out: how many were answered in which time. Requests are sent one by one, evenly spaced, however fast answers
+//! come: a server that is done before the next one finds one whenever it wakes, whether its answers are held back or not.
+//! Answers are read when the next request is due. Since nobody waits for them, none wakes anybody: that is work of
+//! whoever sends, as much as a small request itself, and there may be more or less of it from one run to the next.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -16,8 +16,8 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 
 use crate::exchange::{Exchange, Progress};
 
-/// Between two groups of requests.
-pub const TICK: Duration = Duration::from_millis(1);
+/// Between two looks at what is asked first.
+const LOOK: Duration = Duration::from_millis(1);
 /// Silence after which a server counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes taken from a connection at a time.
@@ -80,8 +80,6 @@ impl Load {
             "there is nothing to ask"
         );
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC)?;
-        let tick = Expiration::Interval(TimeSpec::from_duration(TICK));
-        timer.set(tick, TimerSetTimeFlags::empty())?;
         let connect = |_| {
             let stream = TcpStream::connect_timeout(&at, PATIENCE)?;
             stream.set_nodelay(true)?;
@@ -103,6 +101,7 @@ impl Load {
             chunk: vec![0; CHUNK],
             heard: Instant::now(),
         };
+        load.look_each(LOOK)?;
         let count = load.exchanges.len() as u64;
         while load.sent < count {
             load.turn(count)?;
@@ -117,6 +116,7 @@ impl Load {
     /// # Errors
     /// If an answer is wrong, or none comes for ten seconds.
     pub fn run(&mut self, rate: u32, duration: Duration) -> Result<Served> {
+        self.look_each(Duration::from_secs(1) / rate.max(1))?;
         let (before, base) = (self.answered, self.sent);
         let start = Instant::now();
         self.heard = start;
@@ -131,6 +131,11 @@ impl Load {
         })
     }
 
+    fn look_each(&self, time: Duration) -> Result<()> {
+        let each = Expiration::Interval(TimeSpec::from_duration(time));
+        Ok(self.timer.set(each, TimerSetTimeFlags::empty())?)
+    }
+
     /// Waits until everything is answered.
     fn settle(&mut self) -> Result<()> {
         while self.answered < self.sent {
@@ -139,7 +144,7 @@ impl Load {
         Ok(())
     }
 
-    /// Sends until so many requests are sent, or every connection waits; sleeps until the next tick, and takes what has
+    /// Sends until so many requests are sent, or every connection waits; sleeps until the next look, and takes what has
     /// come meanwhile.
     fn turn(&mut self, due: u64) -> Result<()> {
         while self.sent < due && self.send_next()? {}

@@ -1,9 +1,9 @@
 //! `cost`: what recording and checkpoints take from the processors for each request, of several servers, alternating with
 //! the same without them.
 //!
-//! All ways are sent the same requests at the same times, well below what they could serve. Closed-loop load at full speed
-//! would compare different things: how many requests a server finds when it wakes, which decides what each costs, would
-//! depend on how late its answers are. `sleeps` shows whether it is the same.
+//! All ways are sent the same requests at the same times, one by one, well below what they could serve. Closed-loop load
+//! at full speed would compare different things: how many requests a server finds when it wakes, which decides what each
+//! costs, would depend on how late its answers are. `sleeps` shows whether it is the same: about one for each.
 //! The server has a processor for itself; everything else shares the other one.
 //!
 //! Without protection a server's own `write` carries its answers through the network's stack and, on one machine, up to
