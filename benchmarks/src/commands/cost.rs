@@ -36,7 +36,7 @@ const REST: usize = 0;
 const NO_EPOCH: Duration = Duration::from_secs(10);
 /// Time for the start of a service, which is part of that.
 const START: Duration = Duration::from_secs(2);
-/// A rate that is missed by more than this part was too high.
+/// A round that serves less than this part of the rate is told of.
 const KEPT: f64 = 0.98;
 
 /// The options of `cost`.
@@ -148,7 +148,7 @@ fn rounds(options: &Cost, target: &Target) -> Result<Vec<Row>> {
             let wanted = f64::from(options.rate) * KEPT;
             if sample.rate < wanted {
                 eprintln!(
-                    "{} {}: only {:.0} requests a second: give a lower --rate",
+                    "{} {}: only {:.0} requests a second: the machine has too much else to do, or --rate is too high",
                     target.name,
                     way.name(),
                     sample.rate
