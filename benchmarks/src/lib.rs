@@ -4,7 +4,11 @@
 //! as numbers: lost, repeated and wrong answers, broken connections, the gap around a fault, latencies.
 
 pub mod bed;
+pub mod exchange;
 pub mod load;
+pub mod processor;
 pub mod race;
 pub mod rng;
+pub mod servers;
 pub mod service;
+pub mod steady;

@@ -1,11 +1,11 @@
-//! `understudy-bench`: load by hand, and figures about a protected redis on a bed of network namespaces.
+//! `understudy-bench`: load by hand, and figures about protected servers on a bed of network namespaces.
 
 mod commands;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{compare, load, pause, race, soak};
+use commands::{compare, cost, load, pause, race, soak};
 
 #[derive(Parser)]
 #[command(
@@ -24,6 +24,8 @@ enum Subcommands {
     Load(load::Load),
     /// Latency, throughput and processor time of redis with and without protection, alternating
     Compare(compare::Compare),
+    /// Processor time of servers for each request, recorded, protected and not, alternating
+    Cost(cost::Cost),
     /// How long checkpoints stop redis, as seen by a thread that spins inside it
     Pause(pause::Pause),
     /// A protected redis under steady load for a long time: takeovers that should not be, growing memory
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
     let done = match Command::parse().command {
         Subcommands::Load(options) => load::run(&options),
         Subcommands::Compare(options) => compare::run(&options),
+        Subcommands::Cost(options) => cost::run(&options),
         Subcommands::Pause(options) => pause::run(&options),
         Subcommands::Soak(options) => soak::run(&options),
         Subcommands::Race(options) => race::run(&options),

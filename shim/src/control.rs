@@ -107,6 +107,10 @@ pub struct Status {
     pub generation: u64,
     /// Log that was made but not acknowledged.
     pub log_lag_bytes: u64,
+    /// Records of the log since the start, and their bytes, without the frames around them on their way.
+    pub log_records: u64,
+    /// See [`Self::log_records`].
+    pub log_bytes: u64,
     /// How long a replay would take now.
     pub replay_ms_predicted: u64,
     /// Median pause of the recent checkpoints, in microseconds.

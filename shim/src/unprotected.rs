@@ -49,6 +49,8 @@ impl Handler for Bare {
             epoch: 0,
             generation: 0,
             log_lag_bytes: 0,
+            log_records: 0,
+            log_bytes: 0,
             replay_ms_predicted: 0,
             pause_us_p50: 0,
             pause_us_p99: 0,

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use understudy_bench::bed::Bed;
+use understudy_bench::processor::Reading;
 use understudy_bench::service::{Service, redis};
 
 use super::{PORT, Server, median};
@@ -175,16 +176,9 @@ fn line(text: &str) -> Option<Line> {
 
 /// Processor time of the server's threads so far, nanoseconds.
 fn processor_ns(bed: &Bed) -> Result<u64> {
-    let mut sum = 0;
-    for pid in bed.host("primary")?.processes_named("redis-server") {
-        for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-            let stat = std::fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
-            let spent = stat.split_ascii_whitespace().next();
-            sum += spent.and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
-        }
-    }
-    ensure!(sum > 0, "no redis-server runs on the primary");
-    Ok(sum)
+    let processes = bed.host("primary")?.processes_named("redis-server");
+    ensure!(!processes.is_empty(), "no redis-server runs on the primary");
+    Ok(Reading::of(&processes).total().ns)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -151,26 +151,7 @@ fn gaps(board: &File, first: u64, ticks_per_us: f64) -> Result<Vec<f64>> {
     (first..word(board, 0)?).map(gap).collect()
 }
 
-/// A number of `understudy status --json`.
+/// A number that `understudy status` tells.
 fn status(bed: &Bed, service: &Service, options: &Pause, field: &str) -> Result<u64> {
-    let name = "env";
-    let understudy = options.server.understudy()?;
-    let out = service
-        .command(
-            bed.host("primary")?,
-            &understudy,
-            &["status", name, "--json"],
-        )
-        .output()?;
-    let said = String::from_utf8_lossy(&out.stdout);
-    let value: serde_json::Value = serde_json::from_str(said.trim()).with_context(|| {
-        format!(
-            "understudy status said: {said}{}",
-            String::from_utf8_lossy(&out.stderr)
-        )
-    })?;
-    match value.get(field).and_then(serde_json::Value::as_u64) {
-        Some(number) => Ok(number),
-        None => bail!("understudy status has no number {field}: {said}"),
-    }
+    options.server.status(bed, service, "env")?.number(field)
 }

@@ -24,6 +24,7 @@ pub use faults::Faults;
 pub use histogram::Latency;
 pub use model::Mix;
 pub use report::Report;
+pub(crate) use resp::command;
 pub use timeline::{Gap, STEP};
 
 use connection::Kind;

@@ -78,7 +78,7 @@ pub(crate) fn packets() -> Vec<Vec<u8>> {
 pub(crate) fn lines() -> Vec<Vec<u8>> {
     let status = concat!(
         r#"{"status":{"name":"redis","role":"primary","mode":"hybrid","epoch":7,"generation":1,"#,
-        r#""log_lag_bytes":2,"replay_ms_predicted":3,"pause_us_p50":4,"pause_us_p99":5,"#,
+        r#""log_lag_bytes":2,"log_records":10,"log_bytes":11,"replay_ms_predicted":3,"pause_us_p50":4,"pause_us_p99":5,"#,
         r#""backup":"10.0.0.3:7000","state":"protected","address":"10.0.0.10/24","pid":9}}"#,
     );
     let words = |words: &[i32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect();

@@ -186,6 +186,8 @@ mod tests {
                 epoch: 7,
                 generation: 1,
                 log_lag_bytes: 2,
+                log_records: 10,
+                log_bytes: 11,
                 replay_ms_predicted: 3,
                 pause_us_p50: 4,
                 pause_us_p99: 5,

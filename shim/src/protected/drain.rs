@@ -1,9 +1,11 @@
 //! From the rings to the backup.
 
+use std::mem::take;
 use std::sync::atomic::Ordering::Acquire;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use eventlog::record::Records;
 use eventlog::recording::OWN_STREAM;
 use gate::{Opening, Touched};
 use guest::abi::conn;
@@ -89,6 +91,8 @@ pub(super) struct LogSink {
     tracker: Tracker,
     shared: Arc<Shared>,
     note: Released,
+    /// Records since the last drain, and their bytes.
+    records: u64,
     bytes: u64,
 }
 
@@ -100,6 +104,7 @@ impl LogSink {
             tracker: tracker.clone(),
             shared,
             note: Released::default(),
+            records: 0,
             bytes: 0,
         };
         (sink, tracker)
@@ -119,7 +124,7 @@ impl LogSink {
 
     /// The backup learns of connections in the making; their answers wait for that.
     fn open(&mut self) -> Result<(), StreamError> {
-        let new = std::mem::take(&mut *self.shared.openings());
+        let new = take(&mut *self.shared.openings());
         for opening in new {
             let placed = self.shared.egress().opens(&opening);
             match placed {
@@ -146,6 +151,7 @@ impl Sink for LogSink {
     fn records(&mut self, stream: u32, position: u64, bytes: &[u8]) -> Result<(), StreamError> {
         self.sender.records(stream, position, &[bytes])?;
         self.shared.tail().push(stream, position, bytes);
+        self.records += Records::new(bytes).map_while(Result::ok).count() as u64;
         self.bytes += bytes.len() as u64;
         Ok(())
     }
@@ -173,9 +179,13 @@ impl Sink for LogSink {
         };
         self.note = Released::default();
         self.tracker.lock().sent(self.bytes);
-        self.bytes = 0;
+        let (records, bytes) = (take(&mut self.records), take(&mut self.bytes));
         self.sender.drain(number)?;
-        self.shared.stats().lag = self.tracker.lag();
+        let lag = self.tracker.lag();
+        let mut stats = self.shared.stats();
+        stats.lag = lag;
+        stats.records += records;
+        stats.bytes += bytes;
         Ok(())
     }
 

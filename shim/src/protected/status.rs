@@ -29,6 +29,9 @@ pub(super) struct Stats {
     pub(super) epoch: u64,
     /// Bytes of log sent and not acknowledged.
     pub(super) lag: u64,
+    /// Records of the log so far, and their bytes.
+    pub(super) records: u64,
+    pub(super) bytes: u64,
     pauses: VecDeque<Duration>,
 }
 
@@ -112,6 +115,8 @@ impl Handler for Protected {
             epoch: stats.epoch,
             generation: self.generation,
             log_lag_bytes: stats.lag,
+            log_records: stats.records,
+            log_bytes: stats.bytes,
             replay_ms_predicted: stats.lag * REPLAY_NS_PER_BYTE / 1_000_000,
             pause_us_p50: stats.percentile(50),
             pause_us_p99: stats.percentile(99),

@@ -38,7 +38,3 @@ fn survives<C: Client>(port: u16, prepare: impl Fn(&Path) -> Vec<String>) {
         println!("{seed}: longest reply {longest:.0?}, {line}");
     }
 }
-
-fn words(command: &str) -> Vec<String> {
-    command.split_whitespace().map(str::to_owned).collect()
-}

@@ -6,13 +6,14 @@ use std::net::TcpStream;
 
 use anyhow::{Result, ensure};
 use understudy_bench::rng::Rng;
+use understudy_bench::servers::{self, MEMCACHED_PORT};
 use understudy_tests::crowd;
 
-use crate::{survives, words};
+use crate::survives;
 
 #[test]
 fn memcached() {
-    survives::<Client>(11211, |_| words("memcached -u root -t 4"));
+    survives::<Client>(MEMCACHED_PORT, |_| servers::memcached());
 }
 
 /// What a client has stored: nobody else writes its keys.

@@ -43,7 +43,7 @@ fn ask(path: &Path) -> Result<Status, Failure> {
 }
 
 /// A field as it is shown: name and value.
-fn fields(status: &Status) -> [(&'static str, String); 13] {
+fn fields(status: &Status) -> [(&'static str, String); 15] {
     // Role and state are shown by the words they have in JSON.
     let word = |value: &dyn std::fmt::Debug| format!("{value:?}").to_lowercase();
     [
@@ -57,6 +57,8 @@ fn fields(status: &Status) -> [(&'static str, String); 13] {
         ("generation", status.generation.to_string()),
         ("epoch", status.epoch.to_string()),
         ("log_lag_bytes", status.log_lag_bytes.to_string()),
+        ("log_records", status.log_records.to_string()),
+        ("log_bytes", status.log_bytes.to_string()),
         (
             "replay_ms_predicted",
             status.replay_ms_predicted.to_string(),
@@ -90,7 +92,7 @@ fn table(all: &[Status]) -> String {
             .unwrap_or(0)
     };
     let widths: Vec<usize> = (0..COLUMNS).map(width).collect();
-    let format = |line: &[String; 13]| {
+    let format = |line: &[String; 15]| {
         let cells = line
             .iter()
             .zip(&widths)

@@ -79,6 +79,8 @@ fn signals_are_passed_on_and_status_tells() {
         "epoch",
         "generation",
         "log_lag_bytes",
+        "log_records",
+        "log_bytes",
         "replay_ms_predicted",
         "pause_us_p50",
         "pause_us_p99",

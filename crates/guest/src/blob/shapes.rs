@@ -52,7 +52,9 @@ impl Shape {
         };
         for i in 0..6 {
             match kinds[i] {
-                Arg::Out(Len::Pointee(word)) | Arg::InOut(Len::Pointee(word)) => {
+                // Without a buffer (`recv` is `recvfrom` without an address) there is no length either, and looking
+                // for one would fault.
+                Arg::Out(Len::Pointee(word)) | Arg::InOut(Len::Pointee(word)) if args[i] != 0 => {
                     shape.before[i] = user::read(args[usize::from(word) % 6]).unwrap_or(0);
                 }
                 Arg::OutMsg => {
