@@ -46,16 +46,15 @@ const STALLS: u32 = 2;
 struct Place {
     stream: u32,
     position: u64,
-    /// When the record there was made.
+    /// When the record there was made, and the one before.
     time: u64,
+    since: u64,
 }
 
 /// A place that is dealt with.
 #[derive(Clone, Debug)]
 struct Step {
     at: Place,
-    /// When its thread made the record before.
-    since: u64,
     /// What is tried, or has led on.
     trial: Turn,
     /// What else can be tried.
@@ -154,11 +153,14 @@ impl Search {
     fn learn(&mut self, place: Option<(u32, u64)>) {
         self.number += 1;
         let place = place.and_then(|(stream, position)| {
-            let time = self.timeline.as_ref()?.time(stream, position)?;
+            let timeline = self.timeline.as_ref()?;
+            let time = timeline.time(stream, position)?;
+            let before = timeline.before(stream, position).last();
             Some(Place {
                 stream,
                 position,
                 time,
+                since: before.map_or(time, |record| record.time),
             })
         });
         let Some(place) = place else {
@@ -244,13 +246,10 @@ impl Search {
             let mut steps = self.steps.iter();
             steps.any(|step| step.trial.is_of(stream, position))
         };
-        let before = timeline.before(at.stream, at.position).last();
-        let since = before.map_or(at.time, |record| record.time);
         let mut left = trials::at(timeline, at.stream, at.position, has_turn);
         match left.pop_front() {
             Some(trial) if self.steps.len() < MAX_TURNS => self.steps.push(Step {
                 at,
-                since,
                 trial,
                 left,
                 led: false,
@@ -275,9 +274,8 @@ impl Step {
 
     /// Whether another thread's place may be this one's.
     fn may_be_of(&self, place: Place) -> bool {
-        let since = self.since.saturating_sub(NEAR);
-        let close = (since..=self.at.time + NEAR).contains(&place.time);
-        close && place.stream != self.at.stream && self.windows < WINDOWS
+        let at_once = place.since <= self.at.time + NEAR && self.at.since <= place.time + NEAR;
+        at_once && place.stream != self.at.stream && self.windows < WINDOWS
     }
 }
 

@@ -12,8 +12,9 @@ const TRIES: u32 = 60;
 const MARGIN: u64 = 1_500;
 /// A window of so many cycles is not halved any more: a turn is kept as exactly as that.
 const NARROW: u64 = 64;
-/// Cycles of a step to and fro.
-const STRIDE: i64 = 20;
+/// Cycles of a step to and fro: half as many after each turn back, and as many again after the shortest.
+const STRIDE: i64 = 24;
+const SHORTEST: i64 = 3;
 
 /// Times of a record between which the truth lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub(super) struct Window {
     same: u64,
     /// With its record at this time, the attempt leaves it in the other thread.
     other: u64,
+    /// The last step to and fro.
+    stride: i64,
     tries: u32,
 }
 
@@ -36,6 +39,7 @@ impl Window {
         Self {
             same: own,
             other,
+            stride: STRIDE,
             tries: 0,
         }
     }
@@ -51,13 +55,18 @@ impl Window {
             return;
         }
         // The truth is on the other side, and what was learnt before may have been chance.
-        let forth = if (self.same < self.other) == same {
-            STRIDE
+        let forth = (self.same < self.other) == same;
+        if forth != (self.stride > 0) {
+            let half = self.stride.abs() / 2;
+            self.stride = if half < SHORTEST { STRIDE } else { half };
+        }
+        self.stride = if forth {
+            self.stride.abs()
         } else {
-            -STRIDE
+            -self.stride.abs()
         };
-        self.same = self.same.saturating_add_signed(forth);
-        self.other = self.other.saturating_add_signed(forth);
+        self.same = self.same.saturating_add_signed(self.stride);
+        self.other = self.other.saturating_add_signed(self.stride);
     }
 
     /// What to try next, if it is worth while.
