@@ -437,6 +437,10 @@ pub struct ThreadBlock {
     pub birth: [AtomicU64; 16],
     /// Replay: position of the record that it looked at last.
     pub record: AtomicU64,
+    /// Head of the thread's list of robust mutexes, as it told the kernel; 0 without one.
+    pub robust: AtomicU64,
+    /// Not 0 while the kernel holds back signals of this thread because of replay, whatever `mask` is.
+    pub held_back: AtomicU32,
 }
 
 /// Sets of per-process tables in one address space: the process' own, and one for each child that

@@ -42,6 +42,15 @@ pub(crate) fn special(t: &ThreadBlock, regs: &mut Regs, row: &'static Syscall) -
         231 => process::exit_group(t, regs.rdi),
         // wait4, waitid
         61 | 247 => process::wait(t, regs, row),
+        // set_robust_list
+        273 => {
+            let result = dispatch::executed(t, regs, row);
+            if result == 0 {
+                t.robust
+                    .store(regs.rdi, core::sync::atomic::Ordering::Relaxed);
+            }
+            result
+        }
         // mlockall
         151 => memory::lock_all(t, regs, row),
         // prctl, arch_prctl: they change this process alone, in replay too

@@ -14,7 +14,7 @@ use crate::raw::{self, nr};
 use crate::shapes::Shape;
 use crate::signals::{self, Interrupted};
 use crate::thread::{self, control};
-use crate::{backlog, connections, debts, descriptors};
+use crate::{backlog, connections, debts, descriptors, replayed_signals};
 
 /// The entry code calls this with the saved registers; what it returns goes to rax.
 pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
@@ -158,6 +158,7 @@ pub(crate) fn fed_by(
         let result = taken.header.result;
         taken.finish();
         descriptors::note(t, row, &args, result);
+        replayed_signals::note(t, row, &args, result);
         return result;
     }
     let (result, version) = make(&args);

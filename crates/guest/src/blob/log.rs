@@ -185,6 +185,7 @@ pub(crate) fn take(t: &ThreadBlock, kind: u16) -> Option<Taken<'_>> {
         }
         None => {
             Ring::of(t).park();
+            crate::signals::let_in(t);
             None
         }
     }

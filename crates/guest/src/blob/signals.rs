@@ -15,7 +15,7 @@ use crate::entry::{self, Regs};
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::tables::{self, SIGNALS};
-use crate::{patch, thread, user};
+use crate::{patch, replayed_signals, thread, user};
 
 /// `struct sigaction` as the kernel has it: handler, flags, restorer, mask.
 #[derive(Clone, Copy)]
@@ -81,11 +81,38 @@ pub(crate) fn block_all() {
     set_kernel_mask(ALL);
 }
 
-/// Back to the application's mask; a signal that waits for delivery keeps everything else blocked.
+/// Back to the application's mask, or, in replay, to one that holds everything back; a signal that waits for delivery
+/// does that, too.
 pub(crate) fn unblock(t: &ThreadBlock) {
     if t.pending.load(Relaxed) == 0 {
-        set_kernel_mask(t.mask.load(Relaxed));
+        set_kernel_mask(kernel_mask(t));
     }
+}
+
+/// The mask that the kernel has while the application runs.
+fn kernel_mask(t: &ThreadBlock) -> u64 {
+    let replaying = log::now() == Mode::Replay;
+    t.held_back.store(u32::from(replaying), Relaxed);
+    if replaying { ALL } else { t.mask.load(Relaxed) }
+}
+
+/// The mask that the next image begins with.
+pub(crate) fn bequeath(t: &ThreadBlock) {
+    set_kernel_mask(t.mask.load(Relaxed));
+}
+
+/// Lets in what replay held back, if it has ended.
+#[inline(always)]
+pub(crate) fn let_in(t: &ThreadBlock) {
+    if t.held_back.load(Relaxed) != 0 {
+        go_live(t);
+    }
+}
+
+#[cold]
+fn go_live(t: &ThreadBlock) {
+    replayed_signals::go_live();
+    unblock(t);
 }
 
 /// Installs the guest's own handlers in a fresh image and learns what it inherited.
@@ -191,6 +218,7 @@ pub(crate) fn sigprocmask(t: &ThreadBlock, a: &[u64; 6]) -> i64 {
 pub(crate) fn sigreturn(t: &ThreadBlock, regs: &Regs) -> ! {
     if let Ok(mask) = user::read::<u64>(regs.rsp + uc::MASK) {
         t.mask.store(mask, Relaxed);
+        restore(t, regs.rsp);
     }
     entry::sigreturn(regs.rsp)
 }
@@ -230,6 +258,7 @@ pub(crate) fn interrupted(t: &ThreadBlock, call: u64) -> Interrupted {
 pub(crate) fn at_entry(t: &ThreadBlock, regs: &Regs, unlogged: bool) {
     match log::now() {
         Mode::Record | Mode::Live => {
+            let_in(t);
             if t.pending.load(Relaxed) != 0 {
                 deliver_before(t, regs);
             }
@@ -237,7 +266,7 @@ pub(crate) fn at_entry(t: &ThreadBlock, regs: &Regs, unlogged: bool) {
         Mode::Replay => {
             if let Some(next) = log::peek(t)
                 && next.header.kind == kind::SIGNAL
-                && next.header.hash != AT_EXIT
+                && next.header.hash == BEFORE
                 && (!unlogged || t.unlogged.load(Relaxed) >= next.header.result.cast_unsigned())
             {
                 replay(t, next);
@@ -247,8 +276,59 @@ pub(crate) fn at_entry(t: &ThreadBlock, regs: &Regs, unlogged: bool) {
     }
 }
 
-/// `hash` of a signal's record when it was delivered at the end of a call that left no record.
+/// `hash` of a signal's record when it was delivered before a call that then began anew, or at the end of one that left
+/// a record.
+const BEFORE: u16 = 0;
+/// The same at the end of a call that left no record.
 const AT_EXIT: u16 = 1;
+/// The same in a function that leaves a record without a call (of a lock, a clock): before that record.
+const AT_LOCK: u16 = 2;
+/// The same at the end of another signal's handler, whose mask had kept it back.
+const AT_HANDLER: u16 = 3;
+
+/// In a function that leaves a record without a call, before that record or a sleep: delivers what waits, in the
+/// function's frame. Whether a call that sleeps ends by it (the action has no `SA_RESTART`).
+#[inline]
+pub(crate) fn at_lock(t: &ThreadBlock) -> bool {
+    match log::now() {
+        Mode::Record | Mode::Live => {
+            let_in(t);
+            t.pending.load(Relaxed) != 0 && deliver_here(t)
+        }
+        Mode::Replay => replay_here(t),
+    }
+}
+
+#[cold]
+fn deliver_here(t: &ThreadBlock) -> bool {
+    let mut ends = false;
+    while t.pending.load(Relaxed) != 0 {
+        record(t, AT_LOCK);
+        ends |= raise_here(t);
+    }
+    ends
+}
+
+fn replay_here(t: &ThreadBlock) -> bool {
+    let mut ends = false;
+    while let Some(next) = log::peek(t)
+        && next.header.kind == kind::SIGNAL
+        && next.header.hash == AT_LOCK
+    {
+        replay(t, next);
+        ends |= raise_here(t);
+    }
+    ends
+}
+
+/// Has the kernel deliver the waiting signal on the spot, before this returns.
+#[cold]
+fn raise_here(t: &ThreadBlock) -> bool {
+    let action = tables::of(t).action(t.pending.load(Relaxed) as usize);
+    let mask = queue(t);
+    set_kernel_mask(mask);
+    action.0[1] & SA_RESTART == 0
+}
 
 /// Behind `rt_sigprocmask`, which leaves no record: a signal that it let through is delivered before it
 /// returns (POSIX).
@@ -276,13 +356,15 @@ pub(crate) fn at_exit_of_mask(t: &ThreadBlock, regs: &Regs) {
 
 /// Logs the waiting signal as one that came before the call, and delivers it.
 pub(crate) fn deliver_before(t: &ThreadBlock, regs: &Regs) -> ! {
-    record(t, 0);
+    record(t, BEFORE);
     raise(t, regs, true)
 }
 
-/// Behind a call: delivers the signal that its record announced. `regs.rax` is the result.
+/// Behind a call: delivers the signal that its record announced; live, any that waits. `regs.rax` is the result.
 pub(crate) fn at_exit(t: &ThreadBlock, regs: &Regs) {
-    if t.follows.swap(0, Relaxed) == 0 {
+    let follows = t.follows.swap(0, Relaxed) != 0;
+    let waits = log::now() == Mode::Live && t.pending.load(Relaxed) != 0;
+    if !follows && !waits {
         return;
     }
     match log::now() {
@@ -290,7 +372,7 @@ pub(crate) fn at_exit(t: &ThreadBlock, regs: &Regs) {
             Some(taken) => replay(t, taken),
             None => return,
         },
-        Mode::Record | Mode::Live => record(t, 0),
+        Mode::Record | Mode::Live => record(t, BEFORE),
     }
     raise(t, regs, false)
 }
@@ -319,21 +401,26 @@ fn replay(t: &ThreadBlock, taken: log::Taken<'_>) {
 /// Sends the waiting signal to this thread and leaves the hook so that it arrives with the application's
 /// registers in place.
 fn raise(t: &ThreadBlock, regs: &Regs, again: bool) -> ! {
+    let mask = queue(t);
+    t.exit_mask.store(mask, Relaxed);
+    entry::leave_delivering(regs, again)
+}
+
+/// Sends the waiting signal to this thread, with all others kept back: it comes with the mask that is returned.
+fn queue(t: &ThreadBlock) -> u64 {
     block_all();
     let signal = t.pending.swap(0, Relaxed);
     t.delivering.store(signal, Relaxed);
-    let (pid, tid) = (
-        u64::from(t.pid.load(Relaxed)),
-        u64::from(t.tid.load(Relaxed)),
-    );
-    raw::call(
-        nr::RT_TGSIGQUEUEINFO,
-        [pid, tid, u64::from(signal), t.signal.as_ptr() as u64, 0, 0],
-    );
-    let mask = t.mask.load(Relaxed);
-    t.exit_mask
-        .store(mask & !bit(signal as usize) & !bit(SIGSYS), Relaxed);
-    entry::leave_delivering(regs, again)
+    let info = t.signal.as_ptr() as u64;
+    let replaying = log::now() == Mode::Replay;
+    // In replay, one that is pending already is the one.
+    if !replaying || replayed_signals::pending() & bit(signal as usize) == 0 {
+        if replaying {
+            replayed_signals::is_early(signal, info);
+        }
+        send_again(t, signal, info);
+    }
+    kernel_mask(t) & !bit(signal as usize) & !bit(SIGSYS)
 }
 
 /// The kernel calls this for every signal that the application handles and for the guest's own.
@@ -350,42 +437,61 @@ extern "C" fn stub(signal: u32, info: u64, context: u64) {
     }
     if t.delivering.load(Relaxed) == signal {
         t.delivering.store(0, Relaxed);
-        restore_to(context, t.mask.load(Relaxed));
-        return handle(t, index, info, context);
+        let _ = user::write(context + uc::MASK, &t.mask.load(Relaxed));
+        if log::now() == Mode::Replay {
+            // Another one of its kind may have come in its place.
+            let _ = user::copy(info, t.signal.as_ptr() as u64, SIGINFO_LEN);
+        }
+        // In a lock's function: what the handler does is the application's, and it may not come back.
+        let inside = t.inside.swap(0, Relaxed);
+        handle(t, index, info, context);
+        return t.inside.store(inside, Relaxed);
     }
     let code = user::read::<i32>(info + SI_CODE_AT).unwrap_or(0);
     if is_fault(index) && code > 0 {
         return fault(t, index, info, context);
     }
-    if log::now() != Mode::Replay {
+    if log::now() == Mode::Replay {
+        hold_back(t, signal, info, context);
+    } else {
         keep(t, signal, info, context, rip);
     }
 }
 
 /// The mask that the end of a handler brings back. An application that blocks everything must not block the
 /// guest's own signal: the next site that is not patched yet would be its death.
-fn restore_to(context: u64, mask: u64) {
-    let _ = user::write(context + uc::MASK, &(mask & !bit(SIGSYS)));
+fn restore(t: &ThreadBlock, context: u64) {
+    let mask = kernel_mask(t) & !bit(SIGSYS);
+    let _ = user::write(context + uc::MASK, &mask);
+}
+
+/// One that came in replay before the kernel was told to hold signals back: it is pending again.
+fn hold_back(t: &ThreadBlock, signal: u32, info: u64, context: u64) {
+    t.held_back.store(1, Relaxed);
+    let _ = user::write(context + uc::MASK, &ALL);
+    send_again(t, signal, info);
+}
+
+fn send_again(t: &ThreadBlock, signal: u32, info: u64) {
+    let (pid, tid) = (
+        u64::from(t.pid.load(Relaxed)),
+        u64::from(t.tid.load(Relaxed)),
+    );
+    raw::call(
+        nr::RT_TGSIGQUEUEINFO,
+        [pid, tid, u64::from(signal), info, 0, 0],
+    );
 }
 
 /// Keeps a signal for the next hook point and blocks others until then.
 fn keep(t: &ThreadBlock, signal: u32, info: u64, context: u64, rip: u64) {
     let _ = user::write(context + uc::MASK, &ALL);
     if t.pending.load(Relaxed) != 0 {
-        let (pid, tid) = (
-            u64::from(t.pid.load(Relaxed)),
-            u64::from(t.tid.load(Relaxed)),
-        );
-        raw::call(
-            nr::RT_TGSIGQUEUEINFO,
-            [pid, tid, u64::from(signal), info, 0, 0],
-        );
-        return;
+        return send_again(t, signal, info);
     }
     let _ = user::copy(t.signal.as_ptr() as u64, info, SIGINFO_LEN);
     t.pending.store(signal, Relaxed);
-    let (window, done) = raw::blocking_range();
-    if (window..done).contains(&rip) {
+    if let Some(window) = raw::before_blocking(rip) {
         let _ = user::write(context + uc::RIP, &window);
     }
 }
@@ -430,11 +536,36 @@ fn handle(t: &ThreadBlock, signal: usize, info: u64, context: u64) {
     block_all();
     if let Ok(mask) = user::read::<u64>(context + uc::MASK) {
         t.mask.store(mask, Relaxed);
-        restore_to(context, mask);
     }
-    if t.pending.load(Relaxed) != 0 {
-        let _ = user::write(context + uc::MASK, &ALL);
+    restore(t, context);
+    at_end_of_handler(t, context);
+}
+
+/// A signal that the handler's mask kept back is delivered where the handler returns to, as the kernel does it.
+fn at_end_of_handler(t: &ThreadBlock, context: u64) {
+    t.unlogged.fetch_add(1, Relaxed);
+    match log::now() {
+        Mode::Record | Mode::Live => {
+            unblock(t);
+            block_all();
+            if t.pending.load(Relaxed) == 0 {
+                return;
+            }
+            record(t, AT_HANDLER);
+        }
+        Mode::Replay => match log::peek(t) {
+            Some(next)
+                if next.header.kind == kind::SIGNAL
+                    && next.header.hash == AT_HANDLER
+                    && next.header.result.cast_unsigned() == t.unlogged.load(Relaxed) =>
+            {
+                replay(t, next);
+            }
+            _ => return,
+        },
     }
+    let mask = queue(t);
+    let _ = user::write(context + uc::MASK, &mask);
 }
 
 /// First hit of a system-call site: patch it and go on in the hook.

@@ -332,7 +332,12 @@ pub(crate) extern "C" fn child_started(block: &ThreadBlock) {
     block.position.store(0, Relaxed);
     block.tid.store(tid, Relaxed);
     block.pid.store(pid, Relaxed);
-    for word in [&block.pending, &block.delivering, &block.follows] {
+    for word in [
+        &block.pending,
+        &block.delivering,
+        &block.follows,
+        &block.held_back,
+    ] {
         word.store(0, Relaxed);
     }
     block.hook_sp.store(block.hook_top.load(Relaxed), Relaxed);
@@ -347,6 +352,7 @@ pub(crate) extern "C" fn child_started(block: &ThreadBlock) {
         stacks::after_fork();
         unwinding::after_fork();
         onces::after_fork();
+        crate::replayed_signals::after_fork();
     }
     let ring = slot_of(index);
     ring.tid.store(tid, Relaxed);
@@ -399,8 +405,7 @@ pub(crate) fn exec(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
     init::hand_over(t);
     let ring = slot_of(t.slot.load(Relaxed));
     ask(&ring.request, request::EXEC, request::GRANTED);
-    // The next image inherits the application's mask.
-    signals::unblock(t);
+    signals::bequeath(t);
     let result = raw::call(regs.rax, regs.args());
     ask(&ring.request, request::EXEC_FAILED, request::NONE);
     signals::unblock(t);
