@@ -14,7 +14,7 @@ use crate::raw::{self, nr};
 use crate::shapes::Shape;
 use crate::signals::{self, Interrupted};
 use crate::thread::{self, control};
-use crate::{backlog, connections, debts, descriptors, replayed_signals};
+use crate::{backlog, connections, debts, descriptors, replayed_signals, starved};
 
 /// The entry code calls this with the saved registers; what it returns goes to rax.
 pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
@@ -39,6 +39,7 @@ pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
     if call == SIGPROCMASK {
         signals::at_exit_of_mask(t, regs);
     }
+    regs.flags = starved::flags(t, regs.flags);
     result
 }
 
@@ -166,6 +167,8 @@ pub(crate) fn fed_by(
         connections::adopt(t, row, &args, result);
     }
     if log::now() == Mode::Record {
+        // Of recvfrom, its flags: what is peeked at is not read.
+        let version = if row.nr == 45 { args[3] } else { version };
         record(t, &shape, result, version);
     }
     descriptors::note(t, row, &args, result);

@@ -19,7 +19,7 @@ use crate::dispatch::hold_if_asked;
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::robust::{self, Attempt};
-use crate::{order, pace, signals, thread, user};
+use crate::{order, pace, signals, starved, thread, user};
 
 /// A function of the C library that is replaced.
 pub(crate) struct Replacement {
@@ -108,6 +108,7 @@ pub(crate) fn inside<T>(body: impl FnOnce(&ThreadBlock) -> T) -> T {
     let value = body(t);
     t.inside.store(0, Relaxed);
     hold_if_asked(t);
+    starved::at_return(t);
     value
 }
 

@@ -38,6 +38,7 @@ mod shapes;
 mod signals;
 mod spins;
 mod stacks;
+mod starved;
 mod symbols;
 mod tables;
 mod thread;

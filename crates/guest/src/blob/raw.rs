@@ -26,6 +26,9 @@ pub(crate) mod nr {
     pub(crate) const PRCTL: u64 = 157;
     pub(crate) const GETTID: u64 = 186;
     pub(crate) const FUTEX: u64 = 202;
+    pub(crate) const TIMER_CREATE: u64 = 222;
+    pub(crate) const TIMER_SETTIME: u64 = 223;
+    pub(crate) const TIMER_DELETE: u64 = 226;
     pub(crate) const CLOCK_GETTIME: u64 = 228;
     pub(crate) const WAITID: u64 = 247;
     pub(crate) const EXIT_GROUP: u64 = 231;
@@ -39,6 +42,7 @@ pub(crate) mod nr {
 }
 
 pub(crate) const EINTR: i64 = 4;
+pub(crate) const ECHILD: i64 = 10;
 pub(crate) const EAGAIN: i64 = 11;
 pub(crate) const ENOMEM: i64 = 12;
 pub(crate) const EFAULT: i64 = 14;

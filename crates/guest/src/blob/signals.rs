@@ -15,7 +15,7 @@ use crate::entry::{self, Regs};
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::tables::{self, SIGNALS};
-use crate::{patch, replayed_signals, thread, user};
+use crate::{patch, replayed_signals, starved, thread, user};
 
 /// `struct sigaction` as the kernel has it: handler, flags, restorer, mask.
 #[derive(Clone, Copy)]
@@ -41,9 +41,12 @@ const SIGFPE: usize = 8;
 const SIGSEGV: usize = 11;
 const SIGSYS: usize = 31;
 
-const SIGINFO_LEN: u64 = 128;
+pub(crate) const SIGINFO_LEN: u64 = 128;
 /// Where `si_code` lies in the siginfo.
 const SI_CODE_AT: u64 = 8;
+/// Codes of SIGTRAP: of the guest's timer, and of a single step.
+const SI_TIMER: i32 = -2;
+const TRAP_TRACE: i32 = 2;
 
 /// Offsets in the kernel's ucontext.
 mod uc {
@@ -57,6 +60,11 @@ const fn bit(signal: usize) -> u64 {
     1 << (signal - 1)
 }
 
+/// Signals whose handler is always the guest's: calls that are dispatched, bad pointers, single steps.
+const OWN: [usize; 4] = [SIGSYS, SIGSEGV, SIGBUS, SIGTRAP];
+/// Those of them that the application cannot block.
+const UNMASKED: u64 = bit(SIGSYS) | bit(SIGTRAP);
+
 /// Signals that are never blocked while the guest works: SIGSYS is its own, the others are faults.
 const NEVER_BLOCKED: u64 =
     bit(SIGSYS) | bit(SIGSEGV) | bit(SIGBUS) | bit(SIGILL) | bit(SIGFPE) | bit(SIGTRAP);
@@ -69,7 +77,7 @@ const fn is_fault(signal: usize) -> bool {
 
 /// Sets the kernel's mask of this thread.
 fn set_kernel_mask(mask: u64) {
-    let mask = mask & !bit(SIGSYS);
+    let mask = mask & !UNMASKED;
     raw::call(
         nr::RT_SIGPROCMASK,
         [SIG_SETMASK, (&raw const mask) as u64, 0, 8, 0, 0],
@@ -112,6 +120,12 @@ pub(crate) fn let_in(t: &ThreadBlock) {
 #[cold]
 fn go_live(t: &ThreadBlock) {
     replayed_signals::go_live();
+    // The image's timer stayed behind.
+    t.timer.store(0, Relaxed);
+    if t.pending.load(Relaxed) != 0 {
+        t.held_back.store(0, Relaxed);
+        starved::watch(t);
+    }
     unblock(t);
 }
 
@@ -133,7 +147,7 @@ pub(crate) fn init(t: &ThreadBlock, mask: u64) {
             tables::of(t).set_action(signal, Action(old));
         }
     }
-    for signal in [SIGSYS, SIGSEGV, SIGBUS] {
+    for signal in OWN {
         raw::call(
             nr::RT_SIGACTION,
             [signal as u64, own.as_ptr() as u64, 0, 8, 0, 0],
@@ -168,11 +182,11 @@ pub(crate) fn sigaction(t: &ThreadBlock, a: &[u64; 6]) -> i64 {
 }
 
 fn install(signal: usize, Action(app): Action) -> i64 {
-    if matches!(signal, SIGSYS | SIGSEGV | SIGBUS) {
+    if OWN.contains(&signal) {
         return 0;
     }
     let mut kernel = app;
-    kernel[3] &= !bit(SIGSYS);
+    kernel[3] &= !UNMASKED;
     if app[0] != SIG_DFL && app[0] != SIG_IGN {
         let keep = SA_NOCLDSTOP | SA_NOCLDWAIT | SA_ONSTACK;
         kernel = [
@@ -285,6 +299,8 @@ const AT_EXIT: u16 = 1;
 const AT_LOCK: u16 = 2;
 /// The same at the end of another signal's handler, whose mask had kept it back.
 const AT_HANDLER: u16 = 3;
+/// The same in the application's own code, at a place that the record tells.
+pub(crate) const AT_PLACE: u16 = 4;
 
 /// In a function that leaves a record without a call, before that record or a sleep: delivers what waits, in the
 /// function's frame. Whether a call that sleeps ends by it (the action has no `SA_RESTART`).
@@ -378,16 +394,22 @@ pub(crate) fn at_exit(t: &ThreadBlock, regs: &Regs) {
 }
 
 fn record(t: &ThreadBlock, hash: u16) {
+    record_with(t, hash, 0, 0);
+}
+
+/// As [`record`], with so many bytes behind the siginfo.
+fn record_with(t: &ThreadBlock, hash: u16, more: u64, len: u64) {
     if log::now() == Mode::Record {
         let header = Header {
             kind: kind::SIGNAL,
             hash,
             result: t.unlogged.load(Relaxed).cast_signed(),
-            payload_len: SIGINFO_LEN as u32,
+            payload_len: (SIGINFO_LEN + len) as u32,
             ..Header::default()
         };
         let mut w = log::begin(t, header);
         w.bytes(t.signal.as_ptr() as u64, SIGINFO_LEN);
+        w.bytes(more, len);
         w.commit(false);
     }
 }
@@ -401,6 +423,8 @@ fn replay(t: &ThreadBlock, taken: log::Taken<'_>) {
 /// Sends the waiting signal to this thread and leaves the hook so that it arrives with the application's
 /// registers in place.
 fn raise(t: &ThreadBlock, regs: &Regs, again: bool) -> ! {
+    t.intended.store(0, Relaxed);
+    t.done.store(0, Relaxed);
     let mask = queue(t);
     t.exit_mask.store(mask, Relaxed);
     entry::leave_delivering(regs, again)
@@ -409,6 +433,7 @@ fn raise(t: &ThreadBlock, regs: &Regs, again: bool) -> ! {
 /// Sends the waiting signal to this thread, with all others kept back: it comes with the mask that is returned.
 fn queue(t: &ThreadBlock) -> u64 {
     block_all();
+    starved::unwatch(t);
     let signal = t.pending.swap(0, Relaxed);
     t.delivering.store(signal, Relaxed);
     let info = t.signal.as_ptr() as u64;
@@ -420,7 +445,7 @@ fn queue(t: &ThreadBlock) -> u64 {
         }
         send_again(t, signal, info);
     }
-    kernel_mask(t) & !bit(signal as usize) & !bit(SIGSYS)
+    kernel_mask(t) & !bit(signal as usize) & !UNMASKED
 }
 
 /// The kernel calls this for every signal that the application handles and for the guest's own.
@@ -448,6 +473,13 @@ extern "C" fn stub(signal: u32, info: u64, context: u64) {
         return t.inside.store(inside, Relaxed);
     }
     let code = user::read::<i32>(info + SI_CODE_AT).unwrap_or(0);
+    if index == SIGTRAP {
+        match code {
+            SI_TIMER => return starved::look(t, context),
+            TRAP_TRACE => return starved::stepped(t, context),
+            _ => {}
+        }
+    }
     if is_fault(index) && code > 0 {
         return fault(t, index, info, context);
     }
@@ -461,7 +493,7 @@ extern "C" fn stub(signal: u32, info: u64, context: u64) {
 /// The mask that the end of a handler brings back. An application that blocks everything must not block the
 /// guest's own signal: the next site that is not patched yet would be its death.
 fn restore(t: &ThreadBlock, context: u64) {
-    let mask = kernel_mask(t) & !bit(SIGSYS);
+    let mask = kernel_mask(t) & !UNMASKED;
     let _ = user::write(context + uc::MASK, &mask);
 }
 
@@ -491,6 +523,7 @@ fn keep(t: &ThreadBlock, signal: u32, info: u64, context: u64, rip: u64) {
     }
     let _ = user::copy(t.signal.as_ptr() as u64, info, SIGINFO_LEN);
     t.pending.store(signal, Relaxed);
+    starved::watch(t);
     if let Some(window) = raw::before_blocking(rip) {
         let _ = user::write(context + uc::RIP, &window);
     }
@@ -561,8 +594,23 @@ fn at_end_of_handler(t: &ThreadBlock, context: u64) {
             {
                 replay(t, next);
             }
-            _ => return,
+            _ => return starved::at_handlers_end(t, context),
         },
+    }
+    let mask = queue(t);
+    let _ = user::write(context + uc::MASK, &mask);
+}
+
+/// In the application's own code, in front of the instruction that the frame shows: delivers the waiting signal, or, in
+/// replay, the log's next.
+pub(crate) fn deliver_at(t: &ThreadBlock, context: u64, place: u64) {
+    if log::now() == Mode::Replay {
+        match log::take(t, kind::SIGNAL) {
+            Some(taken) => replay(t, taken),
+            None => return,
+        }
+    } else {
+        record_with(t, AT_PLACE, place, starved::PLACE_LEN);
     }
     let mask = queue(t);
     let _ = user::write(context + uc::MASK, &mask);

@@ -59,6 +59,7 @@ fn read(id: u64) -> i64 {
     let value = recorded(t, id);
     t.inside.store(0, Relaxed);
     hold_if_asked(t);
+    crate::starved::at_return(t);
     value
 }
 

@@ -337,6 +337,9 @@ pub(crate) extern "C" fn child_started(block: &ThreadBlock) {
         &block.delivering,
         &block.follows,
         &block.held_back,
+        &block.intended,
+        &block.timer,
+        &block.steps,
     ] {
         word.store(0, Relaxed);
     }
@@ -514,6 +517,19 @@ pub(crate) fn wait(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
     let replaying = log::now() == Mode::Replay;
     let result = dispatch::fed(t, regs, row);
     if !replaying || log::now() != Mode::Replay {
+        return result;
+    }
+    if result == -raw::ECHILD {
+        // One whose end nobody wants to know: it has ended by now in replay, too.
+        const P_PID: u64 = 1;
+        let child = match row.nr {
+            WAIT4 => regs.rdi,
+            _ if regs.rdi == P_PID => regs.rsi,
+            _ => 0,
+        };
+        if child as i32 > 0 {
+            reap(t, child, false);
+        }
         return result;
     }
     let (child, ended, killed) = if row.nr == WAIT4 {
