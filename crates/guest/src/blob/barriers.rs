@@ -13,7 +13,7 @@ use guest::abi::ThreadBlock;
 
 use crate::locks::{FOR_EVER, Replacement, emit, inside, sleep, take, version_word, word};
 use crate::log::{self, Mode};
-use crate::{order, raw, signals};
+use crate::{delivery, order, raw};
 
 /// The functions that are replaced.
 pub(crate) static FUNCTIONS: &[Replacement] = &[
@@ -59,7 +59,7 @@ impl Barrier {
 
     /// Arrives; how many had before.
     fn arrive(&self, t: &ThreadBlock) -> u64 {
-        signals::at_lock(t);
+        delivery::at_lock(t);
         if log::now() == Mode::Replay
             && let Some(logged) = take(t, kind::LOCK, self.at)
         {
@@ -90,7 +90,7 @@ impl Barrier {
         let seen = || self.rounds().load(Acquire);
         let is_over = || seen().wrapping_sub(round).cast_signed() > 0;
         while !is_over() {
-            signals::at_lock(t);
+            delivery::at_lock(t);
             if log::now() == Mode::Replay {
                 order::await_that(t, is_over);
             } else {

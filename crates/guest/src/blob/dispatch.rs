@@ -14,7 +14,7 @@ use crate::raw::{self, nr};
 use crate::shapes::Shape;
 use crate::signals::{self, Interrupted};
 use crate::thread::{self, control};
-use crate::{backlog, connections, debts, descriptors, replayed_signals, starved};
+use crate::{backlog, connections, debts, delivery, descriptors, replayed_signals, starved};
 
 /// The entry code calls this with the saved registers; what it returns goes to rax.
 pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
@@ -25,7 +25,7 @@ pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
     let result = match sysabi::lookup(call) {
         Some(row) => {
             let unlogged = leaves_no_record(row);
-            signals::at_entry(t, regs, unlogged);
+            delivery::at_entry(t, regs, unlogged);
             if unlogged {
                 t.unlogged.fetch_add(1, Relaxed);
             }
@@ -35,9 +35,9 @@ pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
     };
     hold_if_asked(t);
     regs.rax = result.cast_unsigned();
-    signals::at_exit(t, regs);
+    delivery::at_exit(t, regs);
     if call == SIGPROCMASK {
-        signals::at_exit_of_mask(t, regs);
+        delivery::at_exit_of_mask(t, regs);
     }
     regs.flags = starved::flags(t, regs.flags);
     result
@@ -120,7 +120,7 @@ pub(crate) fn perform(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]) -> i64 {
         }
         match signals::interrupted(t, regs.rax) {
             Interrupted::Retry => {}
-            Interrupted::Restart => signals::deliver_before(t, regs),
+            Interrupted::Restart => delivery::deliver_before(t, regs),
             Interrupted::Report => return result,
         }
     }
@@ -263,7 +263,7 @@ fn unlogged(t: &ThreadBlock, regs: &Regs) -> i64 {
         }
         if t.pending.load(Relaxed) != 0 {
             t.unlogged.fetch_sub(1, Relaxed);
-            signals::deliver_before(t, regs);
+            delivery::deliver_before(t, regs);
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::dispatch::hold_if_asked;
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::robust::{self, Attempt};
-use crate::{order, pace, signals, starved, thread, user};
+use crate::{delivery, order, pace, starved, thread, user};
 
 /// A function of the C library that is replaced.
 pub(crate) struct Replacement {
@@ -285,7 +285,7 @@ impl Mutex {
         }
         let mut contended = false;
         loop {
-            signals::at_lock(t);
+            delivery::at_lock(t);
             if log::now() == Mode::Replay {
                 if let Some(result) = self.replay_lock(t) {
                     return result;
@@ -386,7 +386,7 @@ impl Mutex {
         if let Some(result) = self.owned_already(t, true) {
             return result;
         }
-        signals::at_lock(t);
+        delivery::at_lock(t);
         if log::now() == Mode::Replay {
             match take_attempt(t, self.at, false) {
                 Logged::Failed(result) => return -result,
@@ -490,7 +490,7 @@ fn wait_on(cond: u64, mutex: u64, until: Until) -> i64 {
 fn pause_on(t: &ThreadBlock, cond: u64, sequence: u32, until: Until) -> i64 {
     let mut result = 0;
     loop {
-        signals::at_lock(t);
+        delivery::at_lock(t);
         if log::now() == Mode::Replay {
             if let Some(result) = take(t, kind::CONDWAIT, cond) {
                 return result;

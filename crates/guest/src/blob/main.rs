@@ -14,6 +14,7 @@ mod barriers;
 mod calls;
 mod connections;
 mod debts;
+mod delivery;
 mod descriptors;
 mod dispatch;
 mod entry;

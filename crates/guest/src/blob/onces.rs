@@ -22,7 +22,7 @@ use crate::locks::{hash_of, inside, word};
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::symbols::Library;
-use crate::{order, pace, signals, user};
+use crate::{delivery, order, pace, user};
 
 const RUNS: u32 = 1;
 const DONE: u32 = 2;
@@ -102,7 +102,7 @@ impl Once {
     fn is_mine(&self, t: &ThreadBlock) -> bool {
         let mut spins = 0;
         loop {
-            signals::at_lock(t);
+            delivery::at_lock(t);
             let state = self.state().load(Acquire);
             if state & DONE != 0 {
                 return false;

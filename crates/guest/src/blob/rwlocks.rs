@@ -17,7 +17,7 @@ use guest::abi::ThreadBlock;
 
 use crate::locks::{CLOCK_REALTIME, FOR_EVER, Replacement, Until, emit, inside, sleep, take, word};
 use crate::log::{self, Mode};
-use crate::{order, raw, signals};
+use crate::{delivery, order, raw};
 
 /// The functions that are replaced.
 pub(crate) static FUNCTIONS: &[Replacement] = &[
@@ -162,7 +162,7 @@ impl RwLock {
             return raw::EDEADLK;
         }
         loop {
-            signals::at_lock(t);
+            delivery::at_lock(t);
             if log::now() == Mode::Replay {
                 if let Some(result) = self.replayed(t, kind::LOCK, way) {
                     return result;
@@ -208,7 +208,7 @@ impl RwLock {
     }
 
     fn try_lock(&self, t: &ThreadBlock, way: Way) -> i64 {
-        signals::at_lock(t);
+        delivery::at_lock(t);
         if log::now() == Mode::Replay
             && let Some(result) = self.replayed(t, kind::TRYLOCK, way)
         {

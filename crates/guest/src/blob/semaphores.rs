@@ -14,7 +14,7 @@ use crate::locks::{
     CLOCK_REALTIME, FOR_EVER, Replacement, Until, emit, inside, sleep, take, version_word, word,
 };
 use crate::log::{self, Mode};
-use crate::{order, raw, signals};
+use crate::{delivery, order, raw};
 
 /// The functions that are replaced.
 pub(crate) static FUNCTIONS: &[Replacement] = &[
@@ -97,7 +97,7 @@ impl Semaphore {
     fn wait(&self, t: &ThreadBlock, until: Until) -> i64 {
         let mut slept = false;
         loop {
-            if signals::at_lock(t) && slept && log::now() != Mode::Replay {
+            if delivery::at_lock(t) && slept && log::now() != Mode::Replay {
                 emit(t, kind::LOCK, self.at, -raw::EINTR);
                 return -raw::EINTR;
             }
@@ -121,7 +121,7 @@ impl Semaphore {
     }
 
     fn try_wait(&self, t: &ThreadBlock) -> i64 {
-        signals::at_lock(t);
+        delivery::at_lock(t);
         if log::now() == Mode::Replay
             && let Some(result) = self.replayed(t, kind::TRYLOCK, -1)
         {
@@ -133,7 +133,7 @@ impl Semaphore {
     }
 
     fn post(&self, t: &ThreadBlock) -> i64 {
-        signals::at_lock(t);
+        delivery::at_lock(t);
         if log::now() == Mode::Replay
             && let Some(result) = self.replayed(t, kind::LOCK, 1)
         {

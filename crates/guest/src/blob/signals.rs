@@ -1,21 +1,20 @@
-//! Signals: caught at once, delivered and recorded at hook points only.
+//! Signals: caught at once, kept until a point where they are delivered and recorded: [`crate::delivery`].
 //!
 //! For every signal the application handles, the kernel knows the guest's stub. The stub keeps the siginfo
-//! in the thread block and blocks further signals; the next hook point logs it and lets the kernel deliver
+//! in the thread block and blocks further signals; the next such point logs it and lets the kernel deliver
 //! it again with the application's registers in place (`entry::leave_delivering`), so that the frame is the
-//! kernel's own and siglongjmp out of the handler works. In replay the hook raises the logged siginfo at
-//! the same point, and signals that come by themselves are ignored.
+//! kernel's own and siglongjmp out of the handler works. In replay the logged siginfo is raised at the same
+//! point, and signals that come by themselves stay pending: [`crate::replayed_signals`].
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use eventlog::record::{Header, kind};
 use guest::abi::ThreadBlock;
 
 use crate::entry::{self, Regs};
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::tables::{self, SIGNALS};
-use crate::{patch, replayed_signals, starved, thread, user};
+use crate::{delivery, patch, replayed_signals, starved, thread, user};
 
 /// `struct sigaction` as the kernel has it: handler, flags, restorer, mask.
 #[derive(Clone, Copy)]
@@ -26,7 +25,7 @@ const SA_NOCLDWAIT: u64 = 2;
 const SA_SIGINFO: u64 = 4;
 const SA_RESTORER: u64 = 0x0400_0000;
 const SA_ONSTACK: u64 = 0x0800_0000;
-const SA_RESTART: u64 = 0x1000_0000;
+pub(crate) const SA_RESTART: u64 = 0x1000_0000;
 const SA_NODEFER: u64 = 0x4000_0000;
 const SA_RESETHAND: u64 = 0x8000_0000;
 
@@ -56,14 +55,14 @@ mod uc {
     pub(super) const MASK: u64 = 296;
 }
 
-const fn bit(signal: usize) -> u64 {
+pub(crate) const fn bit(signal: usize) -> u64 {
     1 << (signal - 1)
 }
 
 /// Signals whose handler is always the guest's: calls that are dispatched, bad pointers, single steps.
 const OWN: [usize; 4] = [SIGSYS, SIGSEGV, SIGBUS, SIGTRAP];
 /// Those of them that the application cannot block.
-const UNMASKED: u64 = bit(SIGSYS) | bit(SIGTRAP);
+pub(crate) const UNMASKED: u64 = bit(SIGSYS) | bit(SIGTRAP);
 
 /// Signals that are never blocked while the guest works: SIGSYS is its own, the others are faults.
 const NEVER_BLOCKED: u64 =
@@ -76,7 +75,7 @@ const fn is_fault(signal: usize) -> bool {
 }
 
 /// Sets the kernel's mask of this thread.
-fn set_kernel_mask(mask: u64) {
+pub(crate) fn set_kernel_mask(mask: u64) {
     let mask = mask & !UNMASKED;
     raw::call(
         nr::RT_SIGPROCMASK,
@@ -98,7 +97,7 @@ pub(crate) fn unblock(t: &ThreadBlock) {
 }
 
 /// The mask that the kernel has while the application runs.
-fn kernel_mask(t: &ThreadBlock) -> u64 {
+pub(crate) fn kernel_mask(t: &ThreadBlock) -> u64 {
     let replaying = log::now() == Mode::Replay;
     t.held_back.store(u32::from(replaying), Relaxed);
     if replaying { ALL } else { t.mask.load(Relaxed) }
@@ -267,187 +266,6 @@ pub(crate) fn interrupted(t: &ThreadBlock, call: u64) -> Interrupted {
     }
 }
 
-/// Before a call: delivers a signal that waits, if this is the point for it; the call then begins anew.
-#[inline(always)]
-pub(crate) fn at_entry(t: &ThreadBlock, regs: &Regs, unlogged: bool) {
-    match log::now() {
-        Mode::Record | Mode::Live => {
-            let_in(t);
-            if t.pending.load(Relaxed) != 0 {
-                deliver_before(t, regs);
-            }
-        }
-        Mode::Replay => {
-            if let Some(next) = log::peek(t)
-                && next.header.kind == kind::SIGNAL
-                && next.header.hash == BEFORE
-                && (!unlogged || t.unlogged.load(Relaxed) >= next.header.result.cast_unsigned())
-            {
-                replay(t, next);
-                raise(t, regs, true);
-            }
-        }
-    }
-}
-
-/// `hash` of a signal's record when it was delivered before a call that then began anew, or at the end of one that left
-/// a record.
-const BEFORE: u16 = 0;
-/// The same at the end of a call that left no record.
-const AT_EXIT: u16 = 1;
-/// The same in a function that leaves a record without a call (of a lock, a clock): before that record.
-const AT_LOCK: u16 = 2;
-/// The same at the end of another signal's handler, whose mask had kept it back.
-const AT_HANDLER: u16 = 3;
-/// The same in the application's own code, at a place that the record tells.
-pub(crate) const AT_PLACE: u16 = 4;
-
-/// In a function that leaves a record without a call, before that record or a sleep: delivers what waits, in the
-/// function's frame. Whether a call that sleeps ends by it (the action has no `SA_RESTART`).
-#[inline]
-pub(crate) fn at_lock(t: &ThreadBlock) -> bool {
-    match log::now() {
-        Mode::Record | Mode::Live => {
-            let_in(t);
-            t.pending.load(Relaxed) != 0 && deliver_here(t)
-        }
-        Mode::Replay => replay_here(t),
-    }
-}
-
-#[cold]
-fn deliver_here(t: &ThreadBlock) -> bool {
-    let mut ends = false;
-    while t.pending.load(Relaxed) != 0 {
-        record(t, AT_LOCK);
-        ends |= raise_here(t);
-    }
-    ends
-}
-
-fn replay_here(t: &ThreadBlock) -> bool {
-    let mut ends = false;
-    while let Some(next) = log::peek(t)
-        && next.header.kind == kind::SIGNAL
-        && next.header.hash == AT_LOCK
-    {
-        replay(t, next);
-        ends |= raise_here(t);
-    }
-    ends
-}
-
-/// Has the kernel deliver the waiting signal on the spot, before this returns.
-#[cold]
-fn raise_here(t: &ThreadBlock) -> bool {
-    let action = tables::of(t).action(t.pending.load(Relaxed) as usize);
-    let mask = queue(t);
-    set_kernel_mask(mask);
-    action.0[1] & SA_RESTART == 0
-}
-
-/// Behind `rt_sigprocmask`, which leaves no record: a signal that it let through is delivered before it
-/// returns (POSIX).
-pub(crate) fn at_exit_of_mask(t: &ThreadBlock, regs: &Regs) {
-    match log::now() {
-        Mode::Record | Mode::Live => {
-            if t.pending.load(Relaxed) == 0 {
-                return;
-            }
-            record(t, AT_EXIT);
-        }
-        Mode::Replay => match log::peek(t) {
-            Some(next)
-                if next.header.kind == kind::SIGNAL
-                    && next.header.hash == AT_EXIT
-                    && next.header.result.cast_unsigned() == t.unlogged.load(Relaxed) =>
-            {
-                replay(t, next);
-            }
-            _ => return,
-        },
-    }
-    raise(t, regs, false)
-}
-
-/// Logs the waiting signal as one that came before the call, and delivers it.
-pub(crate) fn deliver_before(t: &ThreadBlock, regs: &Regs) -> ! {
-    record(t, BEFORE);
-    raise(t, regs, true)
-}
-
-/// Behind a call: delivers the signal that its record announced; live, any that waits. `regs.rax` is the result.
-pub(crate) fn at_exit(t: &ThreadBlock, regs: &Regs) {
-    let follows = t.follows.swap(0, Relaxed) != 0;
-    let waits = log::now() == Mode::Live && t.pending.load(Relaxed) != 0;
-    if !follows && !waits {
-        return;
-    }
-    match log::now() {
-        Mode::Replay => match log::take(t, kind::SIGNAL) {
-            Some(taken) => replay(t, taken),
-            None => return,
-        },
-        Mode::Record | Mode::Live => record(t, BEFORE),
-    }
-    raise(t, regs, false)
-}
-
-fn record(t: &ThreadBlock, hash: u16) {
-    record_with(t, hash, 0, 0);
-}
-
-/// As [`record`], with so many bytes behind the siginfo.
-fn record_with(t: &ThreadBlock, hash: u16, more: u64, len: u64) {
-    if log::now() == Mode::Record {
-        let header = Header {
-            kind: kind::SIGNAL,
-            hash,
-            result: t.unlogged.load(Relaxed).cast_signed(),
-            payload_len: (SIGINFO_LEN + len) as u32,
-            ..Header::default()
-        };
-        let mut w = log::begin(t, header);
-        w.bytes(t.signal.as_ptr() as u64, SIGINFO_LEN);
-        w.bytes(more, len);
-        w.commit(false);
-    }
-}
-
-fn replay(t: &ThreadBlock, taken: log::Taken<'_>) {
-    let _ = taken.get(0, t.signal.as_ptr() as u64, SIGINFO_LEN);
-    taken.finish();
-    t.pending.store(t.signal[0].load(Relaxed) as u32, Relaxed);
-}
-
-/// Sends the waiting signal to this thread and leaves the hook so that it arrives with the application's
-/// registers in place.
-fn raise(t: &ThreadBlock, regs: &Regs, again: bool) -> ! {
-    t.intended.store(0, Relaxed);
-    t.done.store(0, Relaxed);
-    let mask = queue(t);
-    t.exit_mask.store(mask, Relaxed);
-    entry::leave_delivering(regs, again)
-}
-
-/// Sends the waiting signal to this thread, with all others kept back: it comes with the mask that is returned.
-fn queue(t: &ThreadBlock) -> u64 {
-    block_all();
-    starved::unwatch(t);
-    let signal = t.pending.swap(0, Relaxed);
-    t.delivering.store(signal, Relaxed);
-    let info = t.signal.as_ptr() as u64;
-    let replaying = log::now() == Mode::Replay;
-    // In replay, one that is pending already is the one.
-    if !replaying || replayed_signals::pending() & bit(signal as usize) == 0 {
-        if replaying {
-            replayed_signals::is_early(signal, info);
-        }
-        send_again(t, signal, info);
-    }
-    kernel_mask(t) & !bit(signal as usize) & !UNMASKED
-}
-
 /// The kernel calls this for every signal that the application handles and for the guest's own.
 extern "C" fn stub(signal: u32, info: u64, context: u64) {
     let t = thread::current();
@@ -497,6 +315,11 @@ fn restore(t: &ThreadBlock, context: u64) {
     let _ = user::write(context + uc::MASK, &mask);
 }
 
+/// The mask that the end of this frame brings back.
+pub(crate) fn set_mask_behind(context: u64, mask: u64) {
+    let _ = user::write(context + uc::MASK, &mask);
+}
+
 /// One that came in replay before the kernel was told to hold signals back: it is pending again.
 fn hold_back(t: &ThreadBlock, signal: u32, info: u64, context: u64) {
     t.held_back.store(1, Relaxed);
@@ -504,7 +327,7 @@ fn hold_back(t: &ThreadBlock, signal: u32, info: u64, context: u64) {
     send_again(t, signal, info);
 }
 
-fn send_again(t: &ThreadBlock, signal: u32, info: u64) {
+pub(crate) fn send_again(t: &ThreadBlock, signal: u32, info: u64) {
     let (pid, tid) = (
         u64::from(t.pid.load(Relaxed)),
         u64::from(t.tid.load(Relaxed)),
@@ -571,49 +394,7 @@ fn handle(t: &ThreadBlock, signal: usize, info: u64, context: u64) {
         t.mask.store(mask, Relaxed);
     }
     restore(t, context);
-    at_end_of_handler(t, context);
-}
-
-/// A signal that the handler's mask kept back is delivered where the handler returns to, as the kernel does it.
-fn at_end_of_handler(t: &ThreadBlock, context: u64) {
-    t.unlogged.fetch_add(1, Relaxed);
-    match log::now() {
-        Mode::Record | Mode::Live => {
-            unblock(t);
-            block_all();
-            if t.pending.load(Relaxed) == 0 {
-                return;
-            }
-            record(t, AT_HANDLER);
-        }
-        Mode::Replay => match log::peek(t) {
-            Some(next)
-                if next.header.kind == kind::SIGNAL
-                    && next.header.hash == AT_HANDLER
-                    && next.header.result.cast_unsigned() == t.unlogged.load(Relaxed) =>
-            {
-                replay(t, next);
-            }
-            _ => return starved::at_handlers_end(t, context),
-        },
-    }
-    let mask = queue(t);
-    let _ = user::write(context + uc::MASK, &mask);
-}
-
-/// In the application's own code, in front of the instruction that the frame shows: delivers the waiting signal, or, in
-/// replay, the log's next.
-pub(crate) fn deliver_at(t: &ThreadBlock, context: u64, place: u64) {
-    if log::now() == Mode::Replay {
-        match log::take(t, kind::SIGNAL) {
-            Some(taken) => replay(t, taken),
-            None => return,
-        }
-    } else {
-        record_with(t, AT_PLACE, place, starved::PLACE_LEN);
-    }
-    let mask = queue(t);
-    let _ = user::write(context + uc::MASK, &mask);
+    delivery::at_end_of_handler(t, context);
 }
 
 /// First hit of a system-call site: patch it and go on in the hook.

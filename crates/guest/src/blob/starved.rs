@@ -14,7 +14,7 @@ use guest::abi::{BLOB_BASE, BLOB_MAX, ThreadBlock, failure};
 
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
-use crate::{signals, user, vdso};
+use crate::{delivery, signals, user, vdso};
 
 /// How long a signal waits before the first look, and between two: nanoseconds.
 const WAITS: u64 = 200_000_000;
@@ -116,7 +116,7 @@ pub(crate) fn stepped(t: &ThreadBlock, context: u64) {
     }
     if changed & changing.load(Relaxed) == 0 && is_outside(t, context) {
         step(context, false);
-        return signals::deliver_at(t, context, place(t));
+        return delivery::deliver_at(t, context, place(t));
     }
     let is_last = left & !REPLAYED <= 1;
     if is_last && replaying {
@@ -138,7 +138,7 @@ pub(crate) fn is_expected(t: &ThreadBlock) -> bool {
         return false;
     };
     let wanted = next.header.kind == kind::SIGNAL
-        && next.header.hash == signals::AT_PLACE
+        && next.header.hash == delivery::AT_PLACE
         && next.header.result.cast_unsigned() == t.unlogged.load(Relaxed);
     if wanted {
         let _ = next.get(signals::SIGINFO_LEN, place(t), PLACE_LEN);

@@ -65,7 +65,7 @@ fn read(id: u64) -> i64 {
 
 #[inline(always)]
 fn recorded(t: &guest::abi::ThreadBlock, id: u64) -> i64 {
-    crate::signals::at_lock(t);
+    crate::delivery::at_lock(t);
     if log::now() == Mode::Replay
         && let Some(taken) = log::take(t, kind::CLOCK)
     {

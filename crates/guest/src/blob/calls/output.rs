@@ -14,11 +14,11 @@ use crate::raw::{self, nr};
 use crate::shapes::{Run, Shape};
 use crate::tables::{self, Kind};
 use crate::thread::control;
-use crate::{connections, order, signals};
+use crate::{connections, delivery, order};
 
 /// Class `Suppressed`.
 pub(crate) fn suppressed(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
-    let mut args = regs.args();
+    let args = regs.args();
     let Some(data) = data_of(row, &args) else {
         return between_descriptors(t, regs, row, args);
     };
@@ -241,7 +241,7 @@ fn replay(
     }
     if target == Kind::Internal && done == 0 {
         // One that made the call begin anew.
-        signals::at_entry(t, regs, false);
+        delivery::at_entry(t, regs, false);
     }
     let taken = log::take(t, row.nr)?;
     taken.check_hash(shape.hash());

@@ -8,6 +8,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use guest::abi::ThreadBlock;
 use sysabi::Syscall;
 
+use crate::delivery;
 use crate::dispatch::{fed_by, hold_if_asked};
 use crate::entry::Regs;
 use crate::raw;
@@ -64,7 +65,7 @@ pub(crate) fn perform(t: &ThreadBlock, regs: &Regs, part: Part) -> i64 {
         }
         match signals::interrupted(t, regs.rax) {
             Interrupted::Retry => {}
-            Interrupted::Restart if part.done == 0 => signals::deliver_before(t, regs),
+            Interrupted::Restart if part.done == 0 => delivery::deliver_before(t, regs),
             Interrupted::Restart | Interrupted::Report => return result,
         }
     }
