@@ -119,6 +119,12 @@ static int get(const int *word) {
   return value;
 }
 
+static void reset(int *word) {
+  pthread_mutex_lock(&words_lock);
+  *word = 0;
+  pthread_mutex_unlock(&words_lock);
+}
+
 static void add(int *word, int value) {
   pthread_mutex_lock(&words_lock);
   *word += value;

@@ -45,7 +45,7 @@ static void turn(unsigned number) {
 }
 
 static pthread_t spinner;
-static int spins;
+static int spins, was_sent;
 static volatile int over;
 
 static void on_usr1(int signal) { (void)signal, over = 1; }
@@ -54,6 +54,8 @@ static void *spin(void *argument) {
   over = 0;
   add(&spins, 1);
   while (!over) continue;
+  // Whether a thread has ended is up to the kernel's timing, and whoever sends to one looks.
+  await(&was_sent, 1);
   return argument;
 }
 
@@ -62,12 +64,13 @@ static void stand(void) {
   memset(&action, 0, sizeof action);
   action.sa_handler = on_usr1;
   good("sigaction", sigaction(SIGUSR1, &action, NULL));
-  spins = 0;
+  spins = was_sent = 0;
   spinner = spawn(spin, 3);
   await(&spins, 1);
 }
 
 static void go_on(void) {
   expect("pthread_kill", pthread_kill(spinner, SIGUSR1), 0);
+  add(&was_sent, 1);
   expect("the spinner", (long)join(spinner), 3);
 }

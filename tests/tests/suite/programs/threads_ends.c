@@ -71,7 +71,7 @@ static void with_attributes(void) {
   expect("attr_init", pthread_attr_init(&attributes), 0);
   expect("setstacksize", pthread_attr_setstacksize(&attributes, 1 << 20), 0);
   expect("setdetachstate", pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED), 0);
-  ended = 0;
+  reset(&ended);
   expect("pthread_create", pthread_create(&thread, &attributes, work, (void *)5L), 0);
   // Its destructors run behind its end.
   await(&destroyed[1], MANY + 1);
@@ -94,8 +94,8 @@ static void turn(unsigned number) {
   expect("destroyed", destroyed[0], MANY);
   expect("freed", destroyed[1], MANY);
   note(order);
-  // Detached, before and after its end.
-  ended = 0;
+  // Detached, before and after its end: then it may still wait for this in the next turn.
+  reset(&ended);
   pthread_t thread = spawn(waits, 1);
   struct timespec brief = in(MS / 10), ample = in(20000 * MS);
   void *result;
@@ -120,9 +120,7 @@ static void turn(unsigned number) {
 static pthread_t sleeper, over;
 
 static void stand(void) {
-  pthread_mutex_lock(&words_lock);
-  ended = 0;
-  pthread_mutex_unlock(&words_lock);
+  reset(&ended);
   local = 77;
   expect("setspecific", pthread_setspecific(first, (void *)55L), 0);
   sleeper = spawn(waits, 1);
