@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use eventlog::record::{Header, kind};
 use guest::abi::ThreadBlock;
 
+use crate::dispatch::hold_if_asked;
 use crate::entry::{self, Regs};
 use crate::log::{self, Mode};
 use crate::signals::{
@@ -184,12 +185,10 @@ fn queue(t: &ThreadBlock) -> u64 {
     let signal = t.pending.swap(0, Relaxed);
     t.delivering.store(signal, Relaxed);
     let info = t.signal.as_ptr() as u64;
-    let replaying = log::now() == Mode::Replay;
-    // In replay, one that is pending already is the one.
-    if !replaying || replayed_signals::pending() & bit(signal as usize) == 0 {
-        if replaying {
-            replayed_signals::is_early(signal, info);
-        }
+    if log::now() == Mode::Replay {
+        // One that is pending already is the one.
+        replayed_signals::make_pending(signal, info, || send_again(t, signal, info));
+    } else {
         send_again(t, signal, info);
     }
     kernel_mask(t) & !bit(signal as usize) & !UNMASKED
@@ -197,6 +196,18 @@ fn queue(t: &ThreadBlock) -> u64 {
 
 /// A signal that the handler's mask kept back is delivered where the handler returns to, as the kernel does it.
 pub(crate) fn at_end_of_handler(t: &ThreadBlock, context: u64) {
+    uncut(t, || handler_ends(t, context));
+}
+
+/// Makes steps on the application's stack that no checkpoint may come between.
+fn uncut(t: &ThreadBlock, steps: impl FnOnce()) {
+    t.inside.store(1, Relaxed);
+    steps();
+    t.inside.store(0, Relaxed);
+    hold_if_asked(t);
+}
+
+fn handler_ends(t: &ThreadBlock, context: u64) {
     t.unlogged.fetch_add(1, Relaxed);
     match log::now() {
         Mode::Record | Mode::Live => {
@@ -225,6 +236,10 @@ pub(crate) fn at_end_of_handler(t: &ThreadBlock, context: u64) {
 /// In the application's own code, in front of the instruction that the frame shows: delivers the waiting signal, or, in
 /// replay, the log's next.
 pub(crate) fn deliver_at(t: &ThreadBlock, context: u64, place: u64) {
+    uncut(t, || delivered_at(t, context, place));
+}
+
+fn delivered_at(t: &ThreadBlock, context: u64, place: u64) {
     if log::now() == Mode::Replay {
         match log::take(t, kind::SIGNAL) {
             Some(taken) => replay(t, taken),

@@ -115,6 +115,9 @@ fn unknown_command(row: &Syscall) -> i64 {
 pub(crate) fn perform(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]) -> i64 {
     loop {
         let result = raw::call_blocking(regs.rax, args, &t.pending);
+        if result == raw::NOT_MADE {
+            delivery::deliver_before(t, regs);
+        }
         if result != -raw::EINTR {
             return result;
         }
@@ -258,7 +261,7 @@ fn unlogged(t: &ThreadBlock, regs: &Regs) -> i64 {
     let args = regs.args();
     loop {
         let result = raw::call_blocking(regs.rax, &args, &t.pending);
-        if result != -raw::EINTR {
+        if !matches!(result, raw::NOT_MADE | raw::INTERRUPTED) {
             return result;
         }
         if t.pending.load(Relaxed) != 0 {

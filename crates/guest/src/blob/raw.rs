@@ -99,7 +99,7 @@ global_asm!(
     "add rsp, 16",
     "ret",
     "2:",
-    "mov rax, -4",
+    "mov rax, -1048576", // NOT_MADE
     "add rsp, 16",
     "ret",
 );
@@ -156,7 +156,12 @@ pub(crate) fn before_blocking(rip: u64) -> Option<u64> {
     Some(window.start)
 }
 
-/// Makes a system call that may block; −EINTR without making it if a signal waits for delivery.
+/// What a call gives that a signal or a stop ended.
+pub(crate) const INTERRUPTED: i64 = -EINTR;
+/// What a call that may block gives if it was not made: a signal waits for delivery.
+pub(crate) const NOT_MADE: i64 = -1_048_576;
+
+/// Makes a system call that may block; [`NOT_MADE`] if a signal waits for delivery.
 pub(crate) fn call_blocking(nr: u64, a: &[u64; 6], pending: &core::sync::atomic::AtomicU32) -> i64 {
     // SAFETY: as for `call`; the two pointers are references that live across the call.
     unsafe { blocking(nr, a, pending.as_ptr()) }

@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{
     AtomicU32,
-    Ordering::{AcqRel, Relaxed},
+    Ordering::{AcqRel, Relaxed, Release},
 };
 
 use guest::abi::ThreadBlock;
@@ -15,7 +15,7 @@ use sysabi::Syscall;
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::tables::{self, Kind};
-use crate::user;
+use crate::{order, user};
 
 /// Signals that the log says the program got before it says that it sent them, by number: the sender's record is made
 /// behind the call.
@@ -33,7 +33,7 @@ const SIGCHLD: u32 = 17;
 const SIGSTOP: u64 = 19;
 
 /// The signals that are pending for the caller.
-pub(crate) fn pending() -> u64 {
+fn pending() -> u64 {
     let mut pending = 0_u64;
     let at = (&raw mut pending) as u64;
     raw::call(nr::RT_SIGPENDING, [at, 8, 0, 0, 0, 0]);
@@ -59,16 +59,35 @@ pub(crate) fn note(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64)
     }
 }
 
-/// The program got a signal without a handler.
-fn got(signal: u32, info: u64, sender_at: u64) {
-    if !drop_one(signal) {
-        comes_later(signal, info, sender_at);
+/// Held between a look at what is pending and what follows from it.
+static LOOKING: AtomicU32 = AtomicU32::new(0);
+
+fn alone(look: impl FnOnce()) {
+    let mut spins = 0;
+    while LOOKING.swap(1, AcqRel) != 0 {
+        order::pause(&mut spins);
     }
+    look();
+    LOOKING.store(0, Release);
 }
 
-/// A handler is to be given a signal that is not pending, with this siginfo.
-pub(crate) fn is_early(signal: u32, info: u64) {
-    comes_later(signal, info, SIGINFO_SENDER_AT);
+/// The program got a signal without a handler.
+fn got(signal: u32, info: u64, sender_at: u64) {
+    alone(|| {
+        if !drop_one(signal) {
+            comes_later(signal, info, sender_at);
+        }
+    });
+}
+
+/// A handler is to be given a signal with this siginfo: sends it by `send` if it is not pending.
+pub(crate) fn make_pending(signal: u32, info: u64, send: impl FnOnce()) {
+    alone(|| {
+        if pending() & 1 << (signal - 1) == 0 {
+            comes_later(signal, info, SIGINFO_SENDER_AT);
+            send();
+        }
+    });
 }
 
 /// If somebody in the container sends it, he has not done so yet.
@@ -110,12 +129,12 @@ fn send(t: &ThreadBlock, call: u16, args: &[u64; 6]) {
     if args[0] != u64::from(t.pid.load(Relaxed)) || matches!(signal, 0 | SIGKILL | SIGSTOP) {
         return;
     }
-    if owed
-        .try_update(AcqRel, Relaxed, |owed| owed.checked_sub(1))
-        .is_err()
-    {
-        raw::call(u64::from(call), *args);
-    }
+    alone(|| {
+        let got_already = owed.try_update(AcqRel, Relaxed, |owed| owed.checked_sub(1));
+        if got_already.is_err() {
+            raw::call(u64::from(call), *args);
+        }
+    });
 }
 
 /// Replay has ended for the caller. Children that ended in it caused signals; those that have been waited for do not
@@ -135,6 +154,7 @@ pub(crate) fn go_live() {
 
 /// In a fork child: nothing is owed to it.
 pub(crate) fn after_fork() {
+    LOOKING.store(0, Relaxed);
     for owed in &OWED {
         owed.store(0, Relaxed);
     }

@@ -12,6 +12,7 @@ use crate::entry::Regs;
 use crate::log::{self, Mode, Taken};
 use crate::raw::{self, nr};
 use crate::shapes::{Run, Shape};
+use crate::signals::{self, Interrupted};
 use crate::tables::{self, Kind};
 use crate::thread::control;
 use crate::{connections, delivery, order};
@@ -86,9 +87,7 @@ fn made(t: &ThreadBlock, regs: &Regs, row: &'static Syscall, part: Part, target:
     let (result, stamp) = if target == Kind::Internal {
         (parts::perform(t, regs, Part { args, done }), 0)
     } else if matches!(target, Kind::Stdout | Kind::Stderr) {
-        let held = order::lock(t, &control().stdio);
-        let result = perform(t, regs, &args);
-        (result, held.stamp())
+        print_in_order(t, regs, &args)
     } else {
         (perform(t, regs, &args), 0)
     };
@@ -97,6 +96,27 @@ fn made(t: &ThreadBlock, regs: &Regs, row: &'static Syscall, part: Part, target:
     }
     t.intended.store(0, Relaxed);
     result
+}
+
+/// Writes to standard output or error; result and place in the order of such writes. The order's lock is not kept while
+/// a signal is delivered.
+fn print_in_order(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]) -> (i64, u64) {
+    loop {
+        let held = order::lock(t, &control().stdio);
+        let result = raw::call_blocking(regs.rax, args, &t.pending);
+        let again = match result {
+            raw::NOT_MADE => Interrupted::Restart,
+            raw::INTERRUPTED => signals::interrupted(t, regs.rax),
+            _ => Interrupted::Report,
+        };
+        if matches!(again, Interrupted::Report) {
+            return (result, held.stamp());
+        }
+        drop(held);
+        if matches!(again, Interrupted::Restart) {
+            delivery::deliver_before(t, regs);
+        }
+    }
 }
 
 /// Calls that move bytes from one descriptor to another: sendfile, splice, tee, copy_file_range.

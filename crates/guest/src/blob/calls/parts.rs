@@ -60,6 +60,12 @@ pub(crate) fn in_parts(
 pub(crate) fn perform(t: &ThreadBlock, regs: &Regs, part: Part) -> i64 {
     loop {
         let result = raw::call_blocking(regs.rax, &part.args, &t.pending);
+        if result == raw::NOT_MADE {
+            if part.done == 0 {
+                delivery::deliver_before(t, regs);
+            }
+            return -raw::EINTR;
+        }
         if result != -raw::EINTR {
             return result;
         }
