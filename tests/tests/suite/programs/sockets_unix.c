@@ -1,7 +1,6 @@
 // UNIX sockets: streams, datagrams and packets; whole answers waited for; descriptors passed.
 #include "serve.h"
 #include <sys/epoll.h>
-#include <sys/un.h>
 
 enum { LARGE = 400000 };
 
@@ -57,35 +56,6 @@ static void passes(void) {
   close(ends[0]);
 }
 
-static void *connects(void *argument) {
-  struct sockaddr_un *at = argument;
-  int fd = good("socket", socket(AF_UNIX, SOCK_STREAM, 0));
-  good("connect", connect(fd, (struct sockaddr *)at, sizeof *at));
-  expect("write", write(fd, "hello", 5), 5);
-  expect("answer", recv(fd, got, 3, MSG_WAITALL), 3);
-  close(fd);
-  return NULL;
-}
-
-static void accepts(void) {
-  struct sockaddr_un at = { .sun_family = AF_UNIX };
-  snprintf(at.sun_path, sizeof at.sun_path, "socket-%d", (int)getpid());
-  int listener = good("socket", socket(AF_UNIX, SOCK_STREAM, 0));
-  unlink(at.sun_path);
-  good("bind", bind(listener, (struct sockaddr *)&at, sizeof at));
-  good("listen", listen(listener, 2));
-  pthread_t client = spawn(connects, (long)&at);
-  int fd = good("accept", accept(listener, NULL, NULL));
-  char line[8];
-  expect("read", recv(fd, line, 5, MSG_WAITALL), 5);
-  expect("write", write(fd, "yes", 3), 3);
-  join(client);
-  expect("its end", read(fd, line, 1), 0);
-  close(fd);
-  close(listener);
-  good("unlink", unlink(at.sun_path));
-}
-
 static void turn(unsigned number) {
   pthread_t writer = spawn(writes, LARGE / 4);
   expect("MSG_WAITALL", recv(stream[0], got, LARGE / 4, MSG_WAITALL), LARGE / 4);
@@ -94,7 +64,6 @@ static void turn(unsigned number) {
   messages(packets);
   messages(datagrams);
   if (number % 2) passes();
-  if (number % 8 == 4) accepts();
   note(number);
 }
 
