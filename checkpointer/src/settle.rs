@@ -140,7 +140,9 @@ pub(crate) fn settle(
         }
     }
     drop(hurried);
-    match outcome? {
+    // One that ended meanwhile has nothing to copy: the next pause finds the others without it.
+    let ended = stopped.iter().find(|process| process.threads().is_empty());
+    match outcome?.or(ended.map(Stopped::pid)) {
         None => Ok(()),
         Some(tid) => Err(CheckpointError::Unsettled { tid, waited_us }),
     }
@@ -179,9 +181,9 @@ fn run_until_clean(
         for (index, tid, block) in running {
             let process = &mut stopped[index];
             let mut now = report(process, tid, false, &mut late)?;
-            if now == Report::Running
-                && memory::read_u64(process.pid(), block + WHY)? == trap::SETTLED
-            {
+            // Of one that is ending, nothing can be read any more: its end is reported soon.
+            let why = memory::read_u64(process.pid(), block + WHY);
+            if now == Report::Running && why.is_ok_and(|why| why == trap::SETTLED) {
                 gone_is_fine(ptrace::interrupt(tid))?;
                 while now == Report::Running {
                     now = report(process, tid, true, &mut late)?;

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
 
 use libc::pid_t;
 use sys::process::Hurried;
@@ -164,7 +166,13 @@ impl Stopped {
         let mut outcome = Ok(());
         for tid in self.threads().into_iter().rev() {
             self.threads.remove(&tid);
-            let detached = gone_is_fine(ptrace::detach(tid, 0));
+            let detached = match ptrace::detach(tid, 0) {
+                Err(error) if error.is_gone() => {
+                    let_end(tid);
+                    Ok(())
+                }
+                other => other,
+            };
             outcome = outcome.and(detached);
         }
         outcome
@@ -182,6 +190,10 @@ impl Drop for Stopped {
 /// Threads that a pause holds end with their tracer: one that is hurried then would otherwise keep a processor in
 /// real time for ever, and nobody would let it go.
 const OPTIONS: Options = Options(Options::TRACECLONE.0 | Options::EXITKILL.0);
+
+/// Looks for the end of a thread that is ending, and the time between two.
+const ENDING: u32 = 50;
+const LOOK: Duration = Duration::from_micros(20);
 
 /// What came of attaching to a thread.
 enum Attached {
@@ -217,8 +229,22 @@ impl Attached {
 
 fn interrupt(tid: pid_t) -> Result<bool, CheckpointError> {
     match ptrace::interrupt(tid) {
-        Err(error) if error.is_gone() => Ok(false),
+        Err(error) if error.is_gone() => {
+            let_end(tid);
+            Ok(false)
+        }
         other => other.map(|()| true).map_err(Into::into),
+    }
+}
+
+/// A process that ends while it is traced: its parent hears of that only when its tracer has taken note.
+fn let_end(tid: pid_t) {
+    // One whose other threads have not ended yet has nothing to tell.
+    for _ in 0..ENDING {
+        match ptrace::try_wait(tid) {
+            Ok(None) => sleep(LOOK),
+            _ => return,
+        }
     }
 }
 

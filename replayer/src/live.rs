@@ -40,12 +40,15 @@ pub enum Incomplete<E: std::error::Error> {
 
 /// Threads that wait for turns, or in calls that the log does not have, are waited for so long.
 const SETTLE: Duration = Duration::from_millis(3);
+/// Threads that calculate with their logs consumed are waited for so long: what they do next is live.
+const COMPUTES: Duration = Duration::from_millis(100);
 /// Rounds without work before the feeder sleeps.
 const SPINS: u32 = 20;
 const NAP: Duration = Duration::from_micros(50);
 
 /// Feeds the guests of `arena` from `source` until nothing can happen any more: each thread is at its
-/// log's end, waits for a turn that does not come, or sleeps in a call of its own with its log consumed.
+/// log's end, waits for a turn that does not come, or sleeps in a call of its own (or calculates for long) with its log
+/// consumed.
 /// `requests` hears of processes that are about to execute a program. `sleeps` tells whether a thread, by its number in the container, sleeps in the kernel, `ended` whether the
 /// container is gone. A replay that makes no progress for `stall` is stopped.
 ///
@@ -77,7 +80,10 @@ pub fn to_log_end<S: Source>(
             return Ok(seen);
         }
         let still = since.elapsed();
-        if still > SETTLE && rest_sleeps(arena, &sleeps) {
+        if still > SETTLE && rest_is_done(arena, &sleeps) {
+            return Ok(seen);
+        }
+        if still > COMPUTES && rest_is_done(arena, &|_| true) {
             return Ok(seen);
         }
         if still > SETTLE && ended() {
@@ -97,8 +103,8 @@ pub fn to_log_end<S: Source>(
     }
 }
 
-/// Whether every thread that is neither at its log's end nor waiting sleeps with its log consumed.
-fn rest_sleeps(arena: &Arena, sleeps: &impl Fn(u32) -> bool) -> bool {
+/// Whether every thread that is neither at its log's end nor waiting has consumed its log, and sleeps.
+fn rest_is_done(arena: &Arena, sleeps: &impl Fn(u32) -> bool) -> bool {
     (0..MAX_SLOTS).map(|index| arena.slot(index)).all(|ring| {
         !matches!(ring.state.load(Acquire), slot::LIVE | slot::EARLY)
             || ring.end.load(Acquire) != 0

@@ -4,6 +4,7 @@
 //! The tests need root, and run one at a time.
 
 pub mod crowd;
+pub mod recording;
 
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -13,7 +13,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use understudy_bench::bed::below;
-use understudy_tests::{Ended, Running, free_address, limit, repeats, requests, run, understudy};
+use understudy_tests::{
+    Ended, Running, free_address, limit, recording, repeats, requests, run, understudy,
+};
 
 /// Records `command`, with `drive` acting as its clients, and returns the log's directory and the run, which must
 /// have ended well.
@@ -32,27 +34,12 @@ fn record(scratch: &Path, command: &[&str], drive: impl FnOnce(&Running)) -> (Pa
 /// As [`record`], however the run ended.
 fn record_any(scratch: &Path, command: &[&str], drive: impl FnOnce(&Running)) -> (PathBuf, Ended) {
     let log = scratch.join("log");
-    // Whoever runs the tests may ignore signals, as nohup does.
-    let mut recorder = Command::new("env");
-    recorder
-        .arg("--default-signal")
-        .arg(understudy().unwrap())
-        .args(["record", "--out"])
-        .arg(&log)
-        .arg("--")
-        .args(command)
-        .current_dir(scratch);
-    let running = Running::start(&mut recorder).unwrap();
-    drive(&running);
-    let ended = running.end(limit()).unwrap();
+    let ended = recording::record(&log, command, scratch, drive).unwrap();
     (log, ended)
 }
 
 fn replay(log: &Path) -> Ended {
-    let mut replay = Command::new(understudy().unwrap());
-    Running::start(replay.arg("replay").arg(log))
-        .and_then(|running| running.end(limit()))
-        .unwrap()
+    recording::replay(log).unwrap()
 }
 
 /// Records and replays; what was printed, after checking that both printed the same.
@@ -70,23 +57,8 @@ fn twice(command: &[&str], prepare: impl Fn(&Path), drive: impl Fn(&Running, &Pa
             "round {round}: {}",
             replayed.stderr
         );
-        let (a, b) = (&recorded.stdout, &replayed.stdout);
-        if a != b {
-            let same = a.iter().zip(b).take_while(|(a, b)| a == b).count();
-            let near = |bytes: &[u8]| {
-                bytes[same.min(bytes.len())..bytes.len().min(same + 80)]
-                    .escape_ascii()
-                    .to_string()
-            };
-            panic!(
-                "round {round}: of {} and {} bytes the first {same} are equal, then \"{}\" and \"{}\"",
-                a.len(),
-                b.len(),
-                near(a),
-                near(b)
-            );
-        }
-        printed = String::from_utf8_lossy(a).into_owned();
+        recording::same(&recorded, &replayed).unwrap_or_else(|e| panic!("round {round}: {e}"));
+        printed = String::from_utf8_lossy(&recorded.stdout).into_owned();
     }
     printed
 }

@@ -86,14 +86,15 @@ pub mod kind {
     pub const EXEC: u16 = 1024;
     /// First record of a thread's or child's stream. `result`: its thread number in the container.
     pub const BIRTH: u16 = 1025;
-    /// A signal delivered to the application at a hook point. Payload: the siginfo. Behind a record with
-    /// the signal flag: at that call's end; else: before the call that follows, which then starts anew.
+    /// A signal delivered to the application. Payload: the siginfo. `hash`: where (docs/FORMATS.md has the values);
+    /// 0 behind a record with the signal flag: at that call's end; 0 otherwise: before the call that follows, which
+    /// then starts anew.
     pub const SIGNAL: u16 = 1026;
     /// Clock read through the vDSO. `hash`: the clock; `result`: nanoseconds.
     pub const CLOCK: u16 = 1027;
-    /// A lock taken. `result`: the lock's version.
+    /// A lock taken. `result`: the lock's version; bit 62 for a robust mutex whose owner had ended.
     pub const LOCK: u16 = 1028;
-    /// An attempt to take a lock. `result`: the lock's version, or −EBUSY.
+    /// An attempt to take a lock. `result`: the lock's version, or −errno.
     pub const TRYLOCK: u16 = 1029;
     /// End of a wait on a condition variable. `result`: 0 or the error; the re-taken lock's record follows.
     pub const CONDWAIT: u16 = 1030;

@@ -446,6 +446,20 @@ pub struct ThreadBlock {
     pub birth: [AtomicU64; 16],
     /// Replay: position of the record that it looked at last.
     pub record: AtomicU64,
+    /// Head of the thread's list of robust mutexes, as it told the kernel; 0 without one.
+    pub robust: AtomicU64,
+    /// Not 0 while the kernel holds back signals of this thread because of replay, whatever `mask` is.
+    pub held_back: AtomicU32,
+    /// Not 0 once the call under way has committed its intent.
+    pub intended: AtomicU32,
+    /// Bytes that the call under way has moved, in parts that have records of their own.
+    pub done: AtomicU64,
+    /// Number of the timer that looks after the waiting signal, plus one; 0 without one.
+    pub timer: AtomicU32,
+    /// Instructions that the thread is stepped through still, looking for `place`.
+    pub steps: AtomicU32,
+    /// Registers as the kernel's signal frame has them, and which of them change in the loop there.
+    pub place: [AtomicU64; 18],
 }
 
 /// Sets of per-process tables in one address space: the process' own, and one for each child that

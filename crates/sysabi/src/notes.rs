@@ -65,12 +65,14 @@ const NOTES: &[(&[u16], &str)] = &[
     ),
     (
         &[13],
-        "SIGSYS and the guest's own signals are virtual. Handlers are replaced by a stub that queues the signal for \
-         the next hook point; executed on both sides.",
+        "SIGSYS, SIGTRAP and faults have the guest's handler. Other handlers are replaced by a stub that keeps the \
+         signal for the next call, lock or clock; a loop without any of them gets it where it is found after a while. \
+         Executed on both sides.",
     ),
     (
         &[14, 130],
-        "SIGSYS is kept out of the mask; the mask is executed on both sides, the waiting is fed.",
+        "SIGSYS and SIGTRAP are kept out of the mask; the mask is executed, but in replay the kernel holds \
+         everything back; the waiting is fed.",
     ),
     (
         &[15],
@@ -101,7 +103,8 @@ const NOTES: &[(&[u16], &str)] = &[
     ),
     (
         &[45],
-        "The record's version holds the flags, so that peeked bytes are not taken for read ones.",
+        "The record's version holds the flags, so that peeked bytes are not taken for read ones. With MSG_WAITALL, \
+         a part that a stop ended has a record of its own, and the rest follows.",
     ),
     (
         &[47],
@@ -113,8 +116,8 @@ const NOTES: &[(&[u16], &str)] = &[
         "To a connection that the gate owns: read by the guest, then appended as a write.",
     ),
     (
-        &[62, 200, 234],
-        "A deadly signal without a handler is executed on the sender itself in replay, too.",
+        &[62, 129, 234, 297],
+        "To the caller's own process, also sent in replay, so that what was not got when the log ends is still pending.",
     ),
     (
         &[202],

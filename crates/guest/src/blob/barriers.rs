@@ -13,7 +13,7 @@ use guest::abi::ThreadBlock;
 
 use crate::locks::{FOR_EVER, Replacement, emit, inside, sleep, take, version_word, word};
 use crate::log::{self, Mode};
-use crate::{order, raw};
+use crate::{delivery, order, raw};
 
 /// The functions that are replaced.
 pub(crate) static FUNCTIONS: &[Replacement] = &[
@@ -59,6 +59,7 @@ impl Barrier {
 
     /// Arrives; how many had before.
     fn arrive(&self, t: &ThreadBlock) -> u64 {
+        delivery::at_lock(t);
         if log::now() == Mode::Replay
             && let Some(logged) = take(t, kind::LOCK, self.at)
         {
@@ -89,10 +90,11 @@ impl Barrier {
         let seen = || self.rounds().load(Acquire);
         let is_over = || seen().wrapping_sub(round).cast_signed() > 0;
         while !is_over() {
+            delivery::at_lock(t);
             if log::now() == Mode::Replay {
                 order::await_that(t, is_over);
             } else {
-                let _ = sleep(self.rounds(), round, FOR_EVER);
+                let _ = sleep(t, self.rounds(), round, FOR_EVER);
             }
         }
     }

@@ -3,6 +3,7 @@
 pub(crate) mod files;
 pub(crate) mod memory;
 pub(crate) mod output;
+pub(crate) mod parts;
 pub(crate) mod process;
 
 use guest::abi::ThreadBlock;
@@ -23,6 +24,8 @@ pub(crate) fn special(t: &ThreadBlock, regs: &mut Regs, row: &'static Syscall) -
         436 => files::close_range(t, regs, row),
         // connect, accept, accept4
         42 | 43 | 288 => connections::made(t, regs, row),
+        // recvfrom
+        45 if parts::waits_for_all(regs) => parts::receive_all(t, regs, row),
         // shutdown
         48 => match connections::index_of(tables::of(t).kind(regs.rdi)) {
             Some(index) => connections::shut(t, regs, row, index),
@@ -42,6 +45,15 @@ pub(crate) fn special(t: &ThreadBlock, regs: &mut Regs, row: &'static Syscall) -
         231 => process::exit_group(t, regs.rdi),
         // wait4, waitid
         61 | 247 => process::wait(t, regs, row),
+        // set_robust_list
+        273 => {
+            let result = dispatch::executed(t, regs, row);
+            if result == 0 {
+                t.robust
+                    .store(regs.rdi, core::sync::atomic::Ordering::Relaxed);
+            }
+            result
+        }
         // mlockall
         151 => memory::lock_all(t, regs, row),
         // prctl, arch_prctl: they change this process alone, in replay too

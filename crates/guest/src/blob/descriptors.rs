@@ -47,8 +47,10 @@ pub(crate) fn note(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64)
         53 => pair(t, args[3]),
         // eventfd, eventfd2
         284 | 290 => set.set_kind(made, Kind::Internal),
-        // epoll_create, inotify_init, signalfd, timerfd_create, signalfd4, epoll_create1, inotify_init1, pidfd_open
-        213 | 253 | 282 | 283 | 289 | 291 | 294 | 434 => set.set_kind(made, Kind::Other),
+        // signalfd, signalfd4
+        282 | 289 => set.set_kind(made, Kind::Signals),
+        // epoll_create, inotify_init, timerfd_create, epoll_create1, inotify_init1, pidfd_open
+        213 | 253 | 283 | 291 | 294 | 434 => set.set_kind(made, Kind::Other),
         _ => {}
     }
 }

@@ -14,7 +14,7 @@ use crate::raw::{self, nr};
 use crate::shapes::Shape;
 use crate::signals::{self, Interrupted};
 use crate::thread::{self, control};
-use crate::{backlog, connections, debts, descriptors};
+use crate::{backlog, connections, debts, delivery, descriptors, replayed_signals, starved};
 
 /// The entry code calls this with the saved registers; what it returns goes to rax.
 pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
@@ -25,7 +25,7 @@ pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
     let result = match sysabi::lookup(call) {
         Some(row) => {
             let unlogged = leaves_no_record(row);
-            signals::at_entry(t, regs, unlogged);
+            delivery::at_entry(t, regs, unlogged);
             if unlogged {
                 t.unlogged.fetch_add(1, Relaxed);
             }
@@ -35,10 +35,11 @@ pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
     };
     hold_if_asked(t);
     regs.rax = result.cast_unsigned();
-    signals::at_exit(t, regs);
+    delivery::at_exit(t, regs);
     if call == SIGPROCMASK {
-        signals::at_exit_of_mask(t, regs);
+        delivery::at_exit_of_mask(t, regs);
     }
+    regs.flags = starved::flags(t, regs.flags);
     result
 }
 
@@ -114,12 +115,15 @@ fn unknown_command(row: &Syscall) -> i64 {
 pub(crate) fn perform(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]) -> i64 {
     loop {
         let result = raw::call_blocking(regs.rax, args, &t.pending);
+        if result == raw::NOT_MADE {
+            delivery::deliver_before(t, regs);
+        }
         if result != -raw::EINTR {
             return result;
         }
         match signals::interrupted(t, regs.rax) {
             Interrupted::Retry => {}
-            Interrupted::Restart => signals::deliver_before(t, regs),
+            Interrupted::Restart => delivery::deliver_before(t, regs),
             Interrupted::Report => return result,
         }
     }
@@ -158,6 +162,7 @@ pub(crate) fn fed_by(
         let result = taken.header.result;
         taken.finish();
         descriptors::note(t, row, &args, result);
+        replayed_signals::note(t, row, &args, result);
         return result;
     }
     let (result, version) = make(&args);
@@ -165,6 +170,8 @@ pub(crate) fn fed_by(
         connections::adopt(t, row, &args, result);
     }
     if log::now() == Mode::Record {
+        // Of recvfrom, its flags: what is peeked at is not read.
+        let version = if row.nr == 45 { args[3] } else { version };
         record(t, &shape, result, version);
     }
     descriptors::note(t, row, &args, result);
@@ -254,12 +261,12 @@ fn unlogged(t: &ThreadBlock, regs: &Regs) -> i64 {
     let args = regs.args();
     loop {
         let result = raw::call_blocking(regs.rax, &args, &t.pending);
-        if result != -raw::EINTR {
+        if !matches!(result, raw::NOT_MADE | raw::INTERRUPTED) {
             return result;
         }
         if t.pending.load(Relaxed) != 0 {
             t.unlogged.fetch_sub(1, Relaxed);
-            signals::deliver_before(t, regs);
+            delivery::deliver_before(t, regs);
         }
     }
 }

@@ -4,9 +4,8 @@
 //! counts it up, and replay lets a thread have the lock when the version is the logged one. Nothing here
 //! sleeps in replay: a wait on a condition variable is its release and its re-acquisition.
 //!
-//! Layout of `pthread_mutex_t` (glibc x86-64): lock word at 0, count 4, owner 8, kind 16, version 24 (the
-//! list link of robust mutexes, which are handled as plain ones). `pthread_cond_t`: sequence at 0, clock bit
-//! at 36.
+//! Layout of `pthread_mutex_t` (glibc x86-64): lock word at 0, count 4, owner 8, kind 16, version 24 (a list link of
+//! robust mutexes, which they do without: [`crate::robust`]). `pthread_cond_t`: sequence at 0, clock bit at 36.
 
 use core::sync::atomic::{
     AtomicU32, AtomicU64,
@@ -19,7 +18,8 @@ use guest::abi::{ThreadBlock, failure};
 use crate::dispatch::hold_if_asked;
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
-use crate::{order, pace, thread, user};
+use crate::robust::{self, Attempt};
+use crate::{delivery, order, pace, starved, thread, user};
 
 /// A function of the C library that is replaced.
 pub(crate) struct Replacement {
@@ -108,11 +108,13 @@ pub(crate) fn inside<T>(body: impl FnOnce(&ThreadBlock) -> T) -> T {
     let value = body(t);
     t.inside.store(0, Relaxed);
     hold_if_asked(t);
+    starved::at_return(t);
     value
 }
 
-/// Sleeps on a word of the application; the error number that ends the wait, 0 if it may go on.
-pub(crate) fn sleep(word: &AtomicU32, value: u32, until: Until) -> i64 {
+/// Sleeps on a word of the application; the error number that ends the wait, 0 if it may go on. A signal ends it, too,
+/// for the caller to deliver.
+pub(crate) fn sleep(t: &ThreadBlock, word: &AtomicU32, value: u32, until: Until) -> i64 {
     const WAIT_BITSET: u64 = 9;
     const REALTIME: u64 = 256;
     const ANY: u64 = u32::MAX as u64;
@@ -122,7 +124,7 @@ pub(crate) fn sleep(word: &AtomicU32, value: u32, until: Until) -> i64 {
         WAIT_BITSET
     };
     let args = [word.as_ptr() as u64, op, u64::from(value), until.at, 0, ANY];
-    match raw::call_waiting(nr::FUTEX, &args) {
+    match raw::call_waiting(nr::FUTEX, &args, &t.pending) {
         result if result == -raw::ETIMEDOUT => raw::ETIMEDOUT,
         // The kernel takes no moment before 1970, which has passed for the C library.
         result if result == -raw::EINVAL => match user::read::<[i64; 2]>(until.at) {
@@ -220,20 +222,21 @@ pub(crate) fn take(t: &ThreadBlock, kind: u16, object: u64) -> Option<i64> {
     Some(result)
 }
 
-struct Mutex {
-    at: u64,
+/// A mutex of the application.
+pub(crate) struct Mutex {
+    pub(crate) at: u64,
 }
 
 impl Mutex {
-    fn lock_word(&self) -> &AtomicU32 {
+    pub(crate) fn lock_word(&self) -> &AtomicU32 {
         word(self.at, 0)
     }
 
-    fn count(&self) -> &AtomicU32 {
+    pub(crate) fn count(&self) -> &AtomicU32 {
         word(self.at, 4)
     }
 
-    fn owner(&self) -> &AtomicU32 {
+    pub(crate) fn owner(&self) -> &AtomicU32 {
         word(self.at, 8)
     }
 
@@ -241,15 +244,21 @@ impl Mutex {
         word(self.at, 16).load(Relaxed) & KIND
     }
 
-    fn version(&self) -> &AtomicU64 {
+    pub(crate) fn version(&self) -> &AtomicU64 {
         version_word(self.at, 24)
+    }
+
+    fn is_own(&self, t: &ThreadBlock) -> bool {
+        if robust::is_robust(self) {
+            robust::is_own(self, t)
+        } else {
+            self.owner().load(Relaxed) == t.tid.load(Relaxed)
+        }
     }
 
     /// What a thread that owns the mutex already gets; `None` if it does not.
     fn owned_already(&self, t: &ThreadBlock, trying: bool) -> Option<i64> {
-        if !matches!(self.kind(), RECURSIVE | ERRORCHECK)
-            || self.owner().load(Relaxed) != t.tid.load(Relaxed)
-        {
+        if !matches!(self.kind(), RECURSIVE | ERRORCHECK) || !self.is_own(t) {
             return None;
         }
         if self.kind() == RECURSIVE {
@@ -276,8 +285,15 @@ impl Mutex {
         }
         let mut contended = false;
         loop {
+            delivery::at_lock(t);
             if log::now() == Mode::Replay {
                 if let Some(result) = self.replay_lock(t) {
+                    return result;
+                }
+                continue;
+            }
+            if robust::is_robust(self) {
+                if let Some(result) = self.lock_robust(t, &mut contended, until) {
                     return result;
                 }
                 continue;
@@ -294,7 +310,7 @@ impl Mutex {
             if self.lock_word().swap(2, Acquire) == 0 {
                 break;
             }
-            let over = sleep(self.lock_word(), 2, until);
+            let over = sleep(t, self.lock_word(), 2, until);
             if over != 0 {
                 emit(t, kind::LOCK, self.at, -over);
                 return over;
@@ -310,14 +326,45 @@ impl Mutex {
         0
     }
 
-    /// Takes the lock at its logged turn. `None` if replay ended meanwhile.
-    fn replay_lock(&self, t: &ThreadBlock) -> Option<i64> {
-        let version = match take_attempt(t, self.at, true) {
-            Logged::Got(version) => version,
-            Logged::Failed(result) => return Some(-result),
-            Logged::Live => return None,
+    /// One attempt to get a robust mutex, and a sleep. `None` if it is to be tried again.
+    fn lock_robust(&self, t: &ThreadBlock, contended: &mut bool, until: Until) -> Option<i64> {
+        let attempt = robust::attempt(self, t, *contended);
+        if attempt != Attempt::Held {
+            return Some(self.came_out(t, kind::LOCK, attempt));
+        }
+        *contended = true;
+        let value = robust::announce_sleep(self)?;
+        let over = sleep(t, self.lock_word(), value, until);
+        if over != 0 {
+            emit(t, kind::LOCK, self.at, -over);
+            return Some(over);
+        }
+        None
+    }
+
+    /// Records what came of an attempt to get a robust mutex; what the caller is told.
+    fn came_out(&self, t: &ThreadBlock, event: u16, attempt: Attempt) -> i64 {
+        let version = self.version().load(Relaxed).cast_signed();
+        let (logged, told) = match attempt {
+            Attempt::Got => (version, 0),
+            Attempt::GotFromDead => (version | robust::DIED, raw::EOWNERDEAD),
+            Attempt::Lost => (-raw::ENOTRECOVERABLE, raw::ENOTRECOVERABLE),
+            Attempt::Held => (-raw::EBUSY, raw::EBUSY),
         };
-        order::await_value(t, self.version(), version).then_some(())?;
+        emit(t, event, self.at, logged);
+        told
+    }
+
+    /// Takes the lock at the turn that its record gave. `None` if replay ended meanwhile.
+    fn take_turn(&self, t: &ThreadBlock, turn: u64) -> Option<i64> {
+        if robust::is_robust(self) {
+            let died = turn.cast_signed() & robust::DIED != 0;
+            let version = turn & !robust::DIED.cast_unsigned();
+            order::await_value(t, self.version(), version).then_some(())?;
+            robust::take(self, t, died).then_some(())?;
+            return Some(if died { raw::EOWNERDEAD } else { 0 });
+        }
+        order::await_value(t, self.version(), turn).then_some(())?;
         let mut spins = 0;
         while !self.try_acquire() {
             order::pause(&mut spins);
@@ -326,23 +373,34 @@ impl Mutex {
         Some(0)
     }
 
+    /// Takes the lock at its logged turn. `None` if replay ended meanwhile.
+    fn replay_lock(&self, t: &ThreadBlock) -> Option<i64> {
+        match take_attempt(t, self.at, true) {
+            Logged::Got(turn) => self.take_turn(t, turn),
+            Logged::Failed(result) => Some(-result),
+            Logged::Live => None,
+        }
+    }
+
     fn try_lock(&self, t: &ThreadBlock) -> i64 {
         if let Some(result) = self.owned_already(t, true) {
             return result;
         }
+        delivery::at_lock(t);
         if log::now() == Mode::Replay {
             match take_attempt(t, self.at, false) {
                 Logged::Failed(result) => return -result,
-                Logged::Got(version) if order::await_value(t, self.version(), version) => {
-                    let mut spins = 0;
-                    while !self.try_acquire() {
-                        order::pause(&mut spins);
+                Logged::Got(turn) => {
+                    if let Some(result) = self.take_turn(t, turn) {
+                        return result;
                     }
-                    self.own(t);
-                    return 0;
                 }
-                Logged::Got(_) | Logged::Live => {}
+                Logged::Live => {}
             }
+        }
+        if robust::is_robust(self) {
+            let attempt = robust::attempt(self, t, false);
+            return self.came_out(t, kind::TRYLOCK, attempt);
         }
         if !self.try_acquire() {
             emit(t, kind::TRYLOCK, self.at, -raw::EBUSY);
@@ -359,19 +417,22 @@ impl Mutex {
     }
 
     fn unlock(&self, t: &ThreadBlock) -> i64 {
-        if matches!(self.kind(), RECURSIVE | ERRORCHECK) {
-            if self.owner().load(Relaxed) != t.tid.load(Relaxed) {
+        if matches!(self.kind(), RECURSIVE | ERRORCHECK) || robust::is_robust(self) {
+            if !self.is_own(t) {
                 return raw::EPERM;
             }
             if self.kind() == RECURSIVE && self.count().fetch_sub(1, Relaxed) > 1 {
                 return 0;
             }
         }
-        self.release();
+        self.release(t);
         0
     }
 
-    fn release(&self) {
+    fn release(&self, t: &ThreadBlock) {
+        if robust::is_robust(self) {
+            return robust::release(self, t);
+        }
         self.owner().store(0, Relaxed);
         self.count().store(0, Relaxed);
         self.version().fetch_add(1, Release);
@@ -414,17 +475,22 @@ fn wait_on(cond: u64, mutex: u64, until: Until) -> i64 {
         let mutex = Mutex { at: mutex };
         let sequence = word(cond, 0).load(Acquire);
         let count = mutex.count().load(Relaxed);
-        mutex.release();
+        mutex.release(t);
         let result = pause_on(t, cond, sequence, until);
-        let _ = mutex.lock(t, FOR_EVER);
-        mutex.count().store(count, Relaxed);
-        result
+        let locked = mutex.lock(t, FOR_EVER);
+        if locked == 0 {
+            mutex.count().store(count, Relaxed);
+            return result;
+        }
+        // Only a robust one comes with a word of its own.
+        locked
     })
 }
 
 fn pause_on(t: &ThreadBlock, cond: u64, sequence: u32, until: Until) -> i64 {
     let mut result = 0;
     loop {
+        delivery::at_lock(t);
         if log::now() == Mode::Replay {
             if let Some(result) = take(t, kind::CONDWAIT, cond) {
                 return result;
@@ -435,7 +501,7 @@ fn pause_on(t: &ThreadBlock, cond: u64, sequence: u32, until: Until) -> i64 {
         if word(cond, 0).load(Acquire) != sequence {
             break;
         }
-        result = sleep(word(cond, 0), sequence, until);
+        result = sleep(t, word(cond, 0), sequence, until);
         if result != 0 {
             break;
         }

@@ -184,10 +184,16 @@ pub(crate) fn take(t: &ThreadBlock, kind: u16) -> Option<Taken<'_>> {
             Some(taken)
         }
         None => {
-            Ring::of(t).park();
+            await_end(t);
             None
         }
     }
+}
+
+/// Waits at the log's end until replay is over.
+pub(crate) fn await_end(t: &ThreadBlock) {
+    Ring::of(t).park();
+    crate::signals::let_in(t);
 }
 
 impl Taken<'_> {

@@ -87,6 +87,9 @@ pub(crate) fn await_that(t: &ThreadBlock, done: impl Fn() -> bool) -> bool {
         pause(&mut spins);
     };
     state.store(slot::LIVE, SeqCst);
+    if !reached {
+        crate::signals::let_in(t);
+    }
     reached
 }
 

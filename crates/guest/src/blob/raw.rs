@@ -26,16 +26,23 @@ pub(crate) mod nr {
     pub(crate) const PRCTL: u64 = 157;
     pub(crate) const GETTID: u64 = 186;
     pub(crate) const FUTEX: u64 = 202;
+    pub(crate) const TIMER_CREATE: u64 = 222;
+    pub(crate) const TIMER_SETTIME: u64 = 223;
+    pub(crate) const TIMER_DELETE: u64 = 226;
     pub(crate) const CLOCK_GETTIME: u64 = 228;
+    pub(crate) const WAITID: u64 = 247;
     pub(crate) const EXIT_GROUP: u64 = 231;
     pub(crate) const OPENAT: u64 = 257;
     pub(crate) const DUP3: u64 = 292;
+    pub(crate) const RT_SIGPENDING: u64 = 127;
+    pub(crate) const RT_SIGTIMEDWAIT: u64 = 128;
     pub(crate) const RT_TGSIGQUEUEINFO: u64 = 297;
     pub(crate) const CLONE3: u64 = 435;
     pub(crate) const CLOSE_RANGE: u64 = 436;
 }
 
 pub(crate) const EINTR: i64 = 4;
+pub(crate) const ECHILD: i64 = 10;
 pub(crate) const EAGAIN: i64 = 11;
 pub(crate) const ENOMEM: i64 = 12;
 pub(crate) const EFAULT: i64 = 14;
@@ -46,6 +53,8 @@ pub(crate) const EPERM: i64 = 1;
 pub(crate) const EDEADLK: i64 = 35;
 pub(crate) const ENOSYS: i64 = 38;
 pub(crate) const ETIMEDOUT: i64 = 110;
+pub(crate) const EOWNERDEAD: i64 = 130;
+pub(crate) const ENOTRECOVERABLE: i64 = 131;
 
 /// Makes a system call.
 #[inline(always)]
@@ -90,16 +99,17 @@ global_asm!(
     "add rsp, 16",
     "ret",
     "2:",
-    "mov rax, -4",
+    "mov rax, -1048576", // NOT_MADE
     "add rsp, 16",
     "ret",
 );
 
-// A sleep on a lock of the application. A checkpoint may be taken in it: the image's thread sees −EINTR
-// behind the instruction (`waiting_done`) and looks again at lock and mode.
+// A sleep on a lock of the application, with the same window. A checkpoint may be taken in it: the image's
+// thread sees −EINTR behind the instruction (`waiting_done`) and looks again at lock and mode.
 global_asm!(
     ".globl waiting",
-    "waiting:", // rdi: nr, rsi: &[u64; 6]
+    "waiting:", // rdi: nr, rsi: &[u64; 6], rdx: &pending
+    "mov r11, rdx",
     "mov rax, rdi",
     "mov rcx, rsi",
     "mov rdi, [rcx]",
@@ -108,38 +118,59 @@ global_asm!(
     "mov r10, [rcx+24]",
     "mov r8, [rcx+32]",
     "mov r9, [rcx+40]",
+    "push rax",
+    "push r11",
+    ".globl waiting_window",
+    "waiting_window:",
+    "mov rcx, [rsp]",
+    "cmp dword ptr [rcx], 0",
+    "jne 2f",
+    "mov rax, [rsp+8]",
     "syscall",
     ".globl waiting_done",
     "waiting_done:",
+    "add rsp, 16",
+    "ret",
+    "2:",
+    "mov rax, -4",
+    "add rsp, 16",
     "ret",
 );
 
 unsafe extern "C" {
-    fn waiting(nr: u64, args: *const [u64; 6]) -> i64;
+    fn waiting(nr: u64, args: *const [u64; 6], pending: *const u32) -> i64;
+    fn waiting_window();
     fn waiting_done();
     fn blocking(nr: u64, args: *const [u64; 6], pending: *const u32) -> i64;
     fn blocking_window();
     fn blocking_done();
 }
 
-/// First and last instruction pointer at which the blocking call has not begun yet.
-pub(crate) fn blocking_range() -> (u64, u64) {
-    (
-        blocking_window as *const () as u64,
-        blocking_done as *const () as u64,
-    )
+/// Where a thread begins again that stood here when a signal came, in front of a call that may block: `None` elsewhere.
+pub(crate) fn before_blocking(rip: u64) -> Option<u64> {
+    let windows = [
+        blocking_window as *const () as u64..blocking_done as *const () as u64,
+        waiting_window as *const () as u64..waiting_done as *const () as u64,
+    ];
+    let window = windows.into_iter().find(|window| window.contains(&rip))?;
+    Some(window.start)
 }
 
-/// Makes a system call that may block; −EINTR without making it if a signal waits for delivery.
+/// What a call gives that a signal or a stop ended.
+pub(crate) const INTERRUPTED: i64 = -EINTR;
+/// What a call that may block gives if it was not made: a signal waits for delivery.
+pub(crate) const NOT_MADE: i64 = -1_048_576;
+
+/// Makes a system call that may block; [`NOT_MADE`] if a signal waits for delivery.
 pub(crate) fn call_blocking(nr: u64, a: &[u64; 6], pending: &core::sync::atomic::AtomicU32) -> i64 {
     // SAFETY: as for `call`; the two pointers are references that live across the call.
     unsafe { blocking(nr, a, pending.as_ptr()) }
 }
 
-/// Makes a system call that sleeps on a lock; see `waiting`.
-pub(crate) fn call_waiting(nr: u64, a: &[u64; 6]) -> i64 {
-    // SAFETY: as for `call`.
-    unsafe { waiting(nr, a) }
+/// Makes a system call that sleeps on a lock; −EINTR without making it if a signal waits for delivery.
+pub(crate) fn call_waiting(nr: u64, a: &[u64; 6], pending: &core::sync::atomic::AtomicU32) -> i64 {
+    // SAFETY: as for `call_blocking`.
+    unsafe { waiting(nr, a, pending.as_ptr()) }
 }
 
 // The host looks it up, to tell a thread that sleeps here.

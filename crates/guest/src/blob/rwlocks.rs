@@ -17,7 +17,7 @@ use guest::abi::ThreadBlock;
 
 use crate::locks::{CLOCK_REALTIME, FOR_EVER, Replacement, Until, emit, inside, sleep, take, word};
 use crate::log::{self, Mode};
-use crate::{order, raw};
+use crate::{delivery, order, raw};
 
 /// The functions that are replaced.
 pub(crate) static FUNCTIONS: &[Replacement] = &[
@@ -162,6 +162,7 @@ impl RwLock {
             return raw::EDEADLK;
         }
         loop {
+            delivery::at_lock(t);
             if log::now() == Mode::Replay {
                 if let Some(result) = self.replayed(t, kind::LOCK, way) {
                     return result;
@@ -172,7 +173,7 @@ impl RwLock {
                 emit(t, kind::LOCK, self.at, self.turn(way));
                 return 0;
             }
-            let over = self.sleep(way, until);
+            let over = self.sleep(t, way, until);
             if over != 0 {
                 emit(t, kind::LOCK, self.at, -over);
                 return over;
@@ -181,7 +182,7 @@ impl RwLock {
     }
 
     /// Sleeps until somebody releases the lock; as [`sleep`].
-    fn sleep(&self, way: Way, until: Until) -> i64 {
+    fn sleep(&self, t: &ThreadBlock, way: Way, until: Until) -> i64 {
         let writer = u32::from(way == Way::Write);
         self.waiting_writers().fetch_add(writer, SeqCst);
         self.sleepers().fetch_add(1, SeqCst);
@@ -195,7 +196,7 @@ impl RwLock {
         let over = if free {
             0
         } else {
-            sleep(self.sequence(), before, until)
+            sleep(t, self.sequence(), before, until)
         };
         self.sleepers().fetch_sub(1, SeqCst);
         self.waiting_writers().fetch_sub(writer, SeqCst);
@@ -207,6 +208,7 @@ impl RwLock {
     }
 
     fn try_lock(&self, t: &ThreadBlock, way: Way) -> i64 {
+        delivery::at_lock(t);
         if log::now() == Mode::Replay
             && let Some(result) = self.replayed(t, kind::TRYLOCK, way)
         {

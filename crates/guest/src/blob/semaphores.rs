@@ -14,7 +14,7 @@ use crate::locks::{
     CLOCK_REALTIME, FOR_EVER, Replacement, Until, emit, inside, sleep, take, version_word, word,
 };
 use crate::log::{self, Mode};
-use crate::{order, raw};
+use crate::{delivery, order, raw};
 
 /// The functions that are replaced.
 pub(crate) static FUNCTIONS: &[Replacement] = &[
@@ -95,7 +95,12 @@ impl Semaphore {
     }
 
     fn wait(&self, t: &ThreadBlock, until: Until) -> i64 {
+        let mut slept = false;
         loop {
+            if delivery::at_lock(t) && slept && log::now() != Mode::Replay {
+                emit(t, kind::LOCK, self.at, -raw::EINTR);
+                return -raw::EINTR;
+            }
             if log::now() == Mode::Replay {
                 if let Some(result) = self.replayed(t, kind::LOCK, -1) {
                     return result;
@@ -106,7 +111,8 @@ impl Semaphore {
                 emit(t, kind::LOCK, self.at, version.cast_signed());
                 return 0;
             }
-            let over = sleep(self.value(), 0, until);
+            slept = true;
+            let over = sleep(t, self.value(), 0, until);
             if over != 0 {
                 emit(t, kind::LOCK, self.at, -over);
                 return -over;
@@ -115,6 +121,7 @@ impl Semaphore {
     }
 
     fn try_wait(&self, t: &ThreadBlock) -> i64 {
+        delivery::at_lock(t);
         if log::now() == Mode::Replay
             && let Some(result) = self.replayed(t, kind::TRYLOCK, -1)
         {
@@ -126,6 +133,7 @@ impl Semaphore {
     }
 
     fn post(&self, t: &ThreadBlock) -> i64 {
+        delivery::at_lock(t);
         if log::now() == Mode::Replay
             && let Some(result) = self.replayed(t, kind::LOCK, 1)
         {

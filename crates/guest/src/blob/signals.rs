@@ -1,21 +1,20 @@
-//! Signals: caught at once, delivered and recorded at hook points only.
+//! Signals: caught at once, kept until a point where they are delivered and recorded: [`crate::delivery`].
 //!
 //! For every signal the application handles, the kernel knows the guest's stub. The stub keeps the siginfo
-//! in the thread block and blocks further signals; the next hook point logs it and lets the kernel deliver
+//! in the thread block and blocks further signals; the next such point logs it and lets the kernel deliver
 //! it again with the application's registers in place (`entry::leave_delivering`), so that the frame is the
-//! kernel's own and siglongjmp out of the handler works. In replay the hook raises the logged siginfo at
-//! the same point, and signals that come by themselves are ignored.
+//! kernel's own and siglongjmp out of the handler works. In replay the logged siginfo is raised at the same
+//! point, and signals that come by themselves stay pending: [`crate::replayed_signals`].
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use eventlog::record::{Header, kind};
 use guest::abi::ThreadBlock;
 
 use crate::entry::{self, Regs};
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::tables::{self, SIGNALS};
-use crate::{patch, thread, user};
+use crate::{delivery, patch, replayed_signals, starved, thread, user};
 
 /// `struct sigaction` as the kernel has it: handler, flags, restorer, mask.
 #[derive(Clone, Copy)]
@@ -26,7 +25,7 @@ const SA_NOCLDWAIT: u64 = 2;
 const SA_SIGINFO: u64 = 4;
 const SA_RESTORER: u64 = 0x0400_0000;
 const SA_ONSTACK: u64 = 0x0800_0000;
-const SA_RESTART: u64 = 0x1000_0000;
+pub(crate) const SA_RESTART: u64 = 0x1000_0000;
 const SA_NODEFER: u64 = 0x4000_0000;
 const SA_RESETHAND: u64 = 0x8000_0000;
 
@@ -41,9 +40,12 @@ const SIGFPE: usize = 8;
 const SIGSEGV: usize = 11;
 const SIGSYS: usize = 31;
 
-const SIGINFO_LEN: u64 = 128;
+pub(crate) const SIGINFO_LEN: u64 = 128;
 /// Where `si_code` lies in the siginfo.
 const SI_CODE_AT: u64 = 8;
+/// Codes of SIGTRAP: of the guest's timer, and of a single step.
+const SI_TIMER: i32 = -2;
+const TRAP_TRACE: i32 = 2;
 
 /// Offsets in the kernel's ucontext.
 mod uc {
@@ -53,9 +55,14 @@ mod uc {
     pub(super) const MASK: u64 = 296;
 }
 
-const fn bit(signal: usize) -> u64 {
+pub(crate) const fn bit(signal: usize) -> u64 {
     1 << (signal - 1)
 }
+
+/// Signals whose handler is always the guest's: calls that are dispatched, bad pointers, single steps.
+const OWN: [usize; 4] = [SIGSYS, SIGSEGV, SIGBUS, SIGTRAP];
+/// Those of them that the application cannot block.
+pub(crate) const UNMASKED: u64 = bit(SIGSYS) | bit(SIGTRAP);
 
 /// Signals that are never blocked while the guest works: SIGSYS is its own, the others are faults.
 const NEVER_BLOCKED: u64 =
@@ -68,8 +75,8 @@ const fn is_fault(signal: usize) -> bool {
 }
 
 /// Sets the kernel's mask of this thread.
-fn set_kernel_mask(mask: u64) {
-    let mask = mask & !bit(SIGSYS);
+pub(crate) fn set_kernel_mask(mask: u64) {
+    let mask = mask & !UNMASKED;
     raw::call(
         nr::RT_SIGPROCMASK,
         [SIG_SETMASK, (&raw const mask) as u64, 0, 8, 0, 0],
@@ -81,11 +88,44 @@ pub(crate) fn block_all() {
     set_kernel_mask(ALL);
 }
 
-/// Back to the application's mask; a signal that waits for delivery keeps everything else blocked.
+/// Back to the application's mask, or, in replay, to one that holds everything back; a signal that waits for delivery
+/// does that, too.
 pub(crate) fn unblock(t: &ThreadBlock) {
     if t.pending.load(Relaxed) == 0 {
-        set_kernel_mask(t.mask.load(Relaxed));
+        set_kernel_mask(kernel_mask(t));
     }
+}
+
+/// The mask that the kernel has while the application runs.
+pub(crate) fn kernel_mask(t: &ThreadBlock) -> u64 {
+    let replaying = log::now() == Mode::Replay;
+    t.held_back.store(u32::from(replaying), Relaxed);
+    if replaying { ALL } else { t.mask.load(Relaxed) }
+}
+
+/// The mask that the next image begins with.
+pub(crate) fn bequeath(t: &ThreadBlock) {
+    set_kernel_mask(t.mask.load(Relaxed));
+}
+
+/// Lets in what replay held back, if it has ended.
+#[inline(always)]
+pub(crate) fn let_in(t: &ThreadBlock) {
+    if t.held_back.load(Relaxed) != 0 {
+        go_live(t);
+    }
+}
+
+#[cold]
+fn go_live(t: &ThreadBlock) {
+    replayed_signals::go_live();
+    // The image's timer stayed behind.
+    t.timer.store(0, Relaxed);
+    if t.pending.load(Relaxed) != 0 {
+        t.held_back.store(0, Relaxed);
+        starved::watch(t);
+    }
+    unblock(t);
 }
 
 /// Installs the guest's own handlers in a fresh image and learns what it inherited.
@@ -106,7 +146,7 @@ pub(crate) fn init(t: &ThreadBlock, mask: u64) {
             tables::of(t).set_action(signal, Action(old));
         }
     }
-    for signal in [SIGSYS, SIGSEGV, SIGBUS] {
+    for signal in OWN {
         raw::call(
             nr::RT_SIGACTION,
             [signal as u64, own.as_ptr() as u64, 0, 8, 0, 0],
@@ -141,11 +181,11 @@ pub(crate) fn sigaction(t: &ThreadBlock, a: &[u64; 6]) -> i64 {
 }
 
 fn install(signal: usize, Action(app): Action) -> i64 {
-    if matches!(signal, SIGSYS | SIGSEGV | SIGBUS) {
+    if OWN.contains(&signal) {
         return 0;
     }
     let mut kernel = app;
-    kernel[3] &= !bit(SIGSYS);
+    kernel[3] &= !UNMASKED;
     if app[0] != SIG_DFL && app[0] != SIG_IGN {
         let keep = SA_NOCLDSTOP | SA_NOCLDWAIT | SA_ONSTACK;
         kernel = [
@@ -191,6 +231,7 @@ pub(crate) fn sigprocmask(t: &ThreadBlock, a: &[u64; 6]) -> i64 {
 pub(crate) fn sigreturn(t: &ThreadBlock, regs: &Regs) -> ! {
     if let Ok(mask) = user::read::<u64>(regs.rsp + uc::MASK) {
         t.mask.store(mask, Relaxed);
+        restore(t, regs.rsp);
     }
     entry::sigreturn(regs.rsp)
 }
@@ -225,117 +266,6 @@ pub(crate) fn interrupted(t: &ThreadBlock, call: u64) -> Interrupted {
     }
 }
 
-/// Before a call: delivers a signal that waits, if this is the point for it; the call then begins anew.
-#[inline(always)]
-pub(crate) fn at_entry(t: &ThreadBlock, regs: &Regs, unlogged: bool) {
-    match log::now() {
-        Mode::Record | Mode::Live => {
-            if t.pending.load(Relaxed) != 0 {
-                deliver_before(t, regs);
-            }
-        }
-        Mode::Replay => {
-            if let Some(next) = log::peek(t)
-                && next.header.kind == kind::SIGNAL
-                && next.header.hash != AT_EXIT
-                && (!unlogged || t.unlogged.load(Relaxed) >= next.header.result.cast_unsigned())
-            {
-                replay(t, next);
-                raise(t, regs, true);
-            }
-        }
-    }
-}
-
-/// `hash` of a signal's record when it was delivered at the end of a call that left no record.
-const AT_EXIT: u16 = 1;
-
-/// Behind `rt_sigprocmask`, which leaves no record: a signal that it let through is delivered before it
-/// returns (POSIX).
-pub(crate) fn at_exit_of_mask(t: &ThreadBlock, regs: &Regs) {
-    match log::now() {
-        Mode::Record | Mode::Live => {
-            if t.pending.load(Relaxed) == 0 {
-                return;
-            }
-            record(t, AT_EXIT);
-        }
-        Mode::Replay => match log::peek(t) {
-            Some(next)
-                if next.header.kind == kind::SIGNAL
-                    && next.header.hash == AT_EXIT
-                    && next.header.result.cast_unsigned() == t.unlogged.load(Relaxed) =>
-            {
-                replay(t, next);
-            }
-            _ => return,
-        },
-    }
-    raise(t, regs, false)
-}
-
-/// Logs the waiting signal as one that came before the call, and delivers it.
-pub(crate) fn deliver_before(t: &ThreadBlock, regs: &Regs) -> ! {
-    record(t, 0);
-    raise(t, regs, true)
-}
-
-/// Behind a call: delivers the signal that its record announced. `regs.rax` is the result.
-pub(crate) fn at_exit(t: &ThreadBlock, regs: &Regs) {
-    if t.follows.swap(0, Relaxed) == 0 {
-        return;
-    }
-    match log::now() {
-        Mode::Replay => match log::take(t, kind::SIGNAL) {
-            Some(taken) => replay(t, taken),
-            None => return,
-        },
-        Mode::Record | Mode::Live => record(t, 0),
-    }
-    raise(t, regs, false)
-}
-
-fn record(t: &ThreadBlock, hash: u16) {
-    if log::now() == Mode::Record {
-        let header = Header {
-            kind: kind::SIGNAL,
-            hash,
-            result: t.unlogged.load(Relaxed).cast_signed(),
-            payload_len: SIGINFO_LEN as u32,
-            ..Header::default()
-        };
-        let mut w = log::begin(t, header);
-        w.bytes(t.signal.as_ptr() as u64, SIGINFO_LEN);
-        w.commit(false);
-    }
-}
-
-fn replay(t: &ThreadBlock, taken: log::Taken<'_>) {
-    let _ = taken.get(0, t.signal.as_ptr() as u64, SIGINFO_LEN);
-    taken.finish();
-    t.pending.store(t.signal[0].load(Relaxed) as u32, Relaxed);
-}
-
-/// Sends the waiting signal to this thread and leaves the hook so that it arrives with the application's
-/// registers in place.
-fn raise(t: &ThreadBlock, regs: &Regs, again: bool) -> ! {
-    block_all();
-    let signal = t.pending.swap(0, Relaxed);
-    t.delivering.store(signal, Relaxed);
-    let (pid, tid) = (
-        u64::from(t.pid.load(Relaxed)),
-        u64::from(t.tid.load(Relaxed)),
-    );
-    raw::call(
-        nr::RT_TGSIGQUEUEINFO,
-        [pid, tid, u64::from(signal), t.signal.as_ptr() as u64, 0, 0],
-    );
-    let mask = t.mask.load(Relaxed);
-    t.exit_mask
-        .store(mask & !bit(signal as usize) & !bit(SIGSYS), Relaxed);
-    entry::leave_delivering(regs, again)
-}
-
 /// The kernel calls this for every signal that the application handles and for the guest's own.
 extern "C" fn stub(signal: u32, info: u64, context: u64) {
     let t = thread::current();
@@ -350,42 +280,74 @@ extern "C" fn stub(signal: u32, info: u64, context: u64) {
     }
     if t.delivering.load(Relaxed) == signal {
         t.delivering.store(0, Relaxed);
-        restore_to(context, t.mask.load(Relaxed));
-        return handle(t, index, info, context);
+        let _ = user::write(context + uc::MASK, &t.mask.load(Relaxed));
+        if log::now() == Mode::Replay {
+            // Another one of its kind may have come in its place.
+            let _ = user::copy(info, t.signal.as_ptr() as u64, SIGINFO_LEN);
+        }
+        // In a lock's function: what the handler does is the application's, and it may not come back.
+        let inside = t.inside.swap(0, Relaxed);
+        handle(t, index, info, context);
+        return t.inside.store(inside, Relaxed);
     }
     let code = user::read::<i32>(info + SI_CODE_AT).unwrap_or(0);
+    if index == SIGTRAP {
+        match code {
+            SI_TIMER => return starved::look(t, context),
+            TRAP_TRACE => return starved::stepped(t, context),
+            _ => {}
+        }
+    }
     if is_fault(index) && code > 0 {
         return fault(t, index, info, context);
     }
-    if log::now() != Mode::Replay {
+    if log::now() == Mode::Replay {
+        hold_back(t, signal, info, context);
+    } else {
         keep(t, signal, info, context, rip);
     }
 }
 
 /// The mask that the end of a handler brings back. An application that blocks everything must not block the
 /// guest's own signal: the next site that is not patched yet would be its death.
-fn restore_to(context: u64, mask: u64) {
-    let _ = user::write(context + uc::MASK, &(mask & !bit(SIGSYS)));
+fn restore(t: &ThreadBlock, context: u64) {
+    let mask = kernel_mask(t) & !UNMASKED;
+    let _ = user::write(context + uc::MASK, &mask);
+}
+
+/// The mask that the end of this frame brings back.
+pub(crate) fn set_mask_behind(context: u64, mask: u64) {
+    let _ = user::write(context + uc::MASK, &mask);
+}
+
+/// One that came in replay before the kernel was told to hold signals back: it is pending again.
+fn hold_back(t: &ThreadBlock, signal: u32, info: u64, context: u64) {
+    t.held_back.store(1, Relaxed);
+    let _ = user::write(context + uc::MASK, &ALL);
+    send_again(t, signal, info);
+}
+
+pub(crate) fn send_again(t: &ThreadBlock, signal: u32, info: u64) {
+    let (pid, tid) = (
+        u64::from(t.pid.load(Relaxed)),
+        u64::from(t.tid.load(Relaxed)),
+    );
+    raw::call(
+        nr::RT_TGSIGQUEUEINFO,
+        [pid, tid, u64::from(signal), info, 0, 0],
+    );
 }
 
 /// Keeps a signal for the next hook point and blocks others until then.
 fn keep(t: &ThreadBlock, signal: u32, info: u64, context: u64, rip: u64) {
     let _ = user::write(context + uc::MASK, &ALL);
     if t.pending.load(Relaxed) != 0 {
-        let (pid, tid) = (
-            u64::from(t.pid.load(Relaxed)),
-            u64::from(t.tid.load(Relaxed)),
-        );
-        raw::call(
-            nr::RT_TGSIGQUEUEINFO,
-            [pid, tid, u64::from(signal), info, 0, 0],
-        );
-        return;
+        return send_again(t, signal, info);
     }
     let _ = user::copy(t.signal.as_ptr() as u64, info, SIGINFO_LEN);
     t.pending.store(signal, Relaxed);
-    let (window, done) = raw::blocking_range();
-    if (window..done).contains(&rip) {
+    starved::watch(t);
+    if let Some(window) = raw::before_blocking(rip) {
         let _ = user::write(context + uc::RIP, &window);
     }
 }
@@ -430,11 +392,9 @@ fn handle(t: &ThreadBlock, signal: usize, info: u64, context: u64) {
     block_all();
     if let Ok(mask) = user::read::<u64>(context + uc::MASK) {
         t.mask.store(mask, Relaxed);
-        restore_to(context, mask);
     }
-    if t.pending.load(Relaxed) != 0 {
-        let _ = user::write(context + uc::MASK, &ALL);
-    }
+    restore(t, context);
+    delivery::at_end_of_handler(t, context);
 }
 
 /// First hit of a system-call site: patch it and go on in the hook.

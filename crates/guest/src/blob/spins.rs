@@ -12,7 +12,7 @@ use guest::abi::ThreadBlock;
 
 use crate::locks::{Replacement, emit, inside, take, word};
 use crate::log::{self, Mode};
-use crate::{order, raw};
+use crate::{delivery, order, raw};
 
 /// The functions that are replaced. glibc's `pthread_spin_init` is its `pthread_spin_unlock` (x86-64): what a new lock
 /// held before is then where its count begins.
@@ -60,6 +60,7 @@ extern "C" fn lock(at: u64) -> i64 {
     inside(|t| {
         let mut spins = 0;
         loop {
+            delivery::at_lock(t);
             if log::now() == Mode::Replay {
                 if let Some(result) = replayed(t, kind::LOCK, at) {
                     return result;
@@ -76,6 +77,7 @@ extern "C" fn lock(at: u64) -> i64 {
 
 extern "C" fn try_lock(at: u64) -> i64 {
     inside(|t| {
+        delivery::at_lock(t);
         if log::now() == Mode::Replay
             && let Some(result) = replayed(t, kind::TRYLOCK, at)
         {

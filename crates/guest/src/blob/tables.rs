@@ -53,6 +53,8 @@ pub(crate) enum Kind {
     Stdout,
     /// Its standard error.
     Stderr,
+    /// A signalfd.
+    Signals,
     /// Anything else.
     Other,
 }
@@ -69,6 +71,7 @@ impl Kind {
             Self::Stdout => inherited::STDOUT,
             Self::Stderr => inherited::STDERR,
             Self::Other => 8,
+            Self::Signals => 9,
         }
     }
 
@@ -83,6 +86,7 @@ impl Kind {
             inherited::STDIN => Self::Stdin,
             inherited::STDOUT => Self::Stdout,
             inherited::STDERR => Self::Stderr,
+            9 => Self::Signals,
             _ => Self::Other,
         }
     }

@@ -59,11 +59,13 @@ fn read(id: u64) -> i64 {
     let value = recorded(t, id);
     t.inside.store(0, Relaxed);
     hold_if_asked(t);
+    crate::starved::at_return(t);
     value
 }
 
 #[inline(always)]
 fn recorded(t: &guest::abi::ThreadBlock, id: u64) -> i64 {
+    crate::delivery::at_lock(t);
     if log::now() == Mode::Replay
         && let Some(taken) = log::take(t, kind::CLOCK)
     {

@@ -6,18 +6,20 @@ use eventlog::record::{Header, MAX_PAYLOAD, kind};
 use guest::abi::{REPLAY_STDERR_FD, REPLAY_STDOUT_FD, ThreadBlock, failure};
 use sysabi::{Arg, Len, Syscall};
 
+use crate::calls::parts::{self, Part};
 use crate::dispatch::{fed, perform};
 use crate::entry::Regs;
 use crate::log::{self, Mode, Taken};
 use crate::raw::{self, nr};
 use crate::shapes::{Run, Shape};
+use crate::signals::{self, Interrupted};
 use crate::tables::{self, Kind};
 use crate::thread::{control, slot_of};
-use crate::{connections, order};
+use crate::{connections, delivery, order};
 
 /// Class `Suppressed`.
 pub(crate) fn suppressed(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
-    let mut args = regs.args();
+    let args = regs.args();
     let Some(data) = data_of(row, &args) else {
         return between_descriptors(t, regs, row, args);
     };
@@ -28,6 +30,41 @@ pub(crate) fn suppressed(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) ->
         };
         return connections::write(t, &shape, data, index, dont_wait(row, &args));
     }
+    // write, sendto
+    if target == Kind::Internal && matches!(row.nr, 1 | 44) {
+        let make = |part: Part| made(t, regs, row, part, target);
+        return parts::in_parts(t, args, make, |rest| goes_on(t, row, rest));
+    }
+    made(t, regs, row, Part { args, done: 0 }, target)
+}
+
+/// Whether a write that was not whole is followed by another: that of a descriptor that blocks is.
+fn goes_on(t: &ThreadBlock, row: &'static Syscall, rest: Part) -> bool {
+    const F_GETFL: u64 = 3;
+    const O_NONBLOCK: i64 = 0x800;
+    if log::now() == Mode::Replay {
+        if let Some(next) = log::peek(t) {
+            let mut args = rest.args;
+            let data = Run::Flat(args[1], args[2]);
+            shorten(row, &mut args, data);
+            let hash = Shape::of(row, args).map(|shape| shape.hash() ^ FOLLOWS);
+            return next.header.kind == kind::INTENT && Some(next.header.hash) == hash;
+        }
+        log::await_end(t);
+    }
+    let flags = raw::call(nr::FCNTL, [rest.args[0], F_GETFL, 0, 0, 0, 0]);
+    t.pending.load(Relaxed) == 0 && !dont_wait(row, &rest.args) && flags & O_NONBLOCK == 0
+}
+
+/// In the hash of an intent: it is of the same call as the one before.
+const FOLLOWS: u16 = 0x5a5a;
+
+/// One part of a call that writes.
+fn made(t: &ThreadBlock, regs: &Regs, row: &'static Syscall, part: Part, target: Kind) -> i64 {
+    let Part { mut args, done } = part;
+    let Some(data) = data_of(row, &args) else {
+        return -raw::EINVAL;
+    };
     let keeps_data = matches!(target, Kind::File | Kind::Internal);
     let data = if keeps_data {
         shorten(row, &mut args, data)
@@ -38,25 +75,48 @@ pub(crate) fn suppressed(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) ->
         return -raw::EINVAL;
     };
     if log::now() == Mode::Replay
-        && let Some(result) = replay(t, row, &shape, data, target)
+        && let Some(result) = replay(t, regs, &shape, data, target, done)
     {
         return result;
     }
     let record = log::now() == Mode::Record;
     if record && target == Kind::Internal {
-        intent(t, &shape, data);
+        intent(t, &shape, data, done);
+        t.intended.store(1, Relaxed);
     }
-    let (result, stamp) = if matches!(target, Kind::Stdout | Kind::Stderr) {
-        let held = order::lock(t, &control().stdio);
-        let result = perform(t, regs, &args);
-        (result, held.stamp())
+    let (result, stamp) = if target == Kind::Internal {
+        (parts::perform(t, regs, Part { args, done }), 0)
+    } else if matches!(target, Kind::Stdout | Kind::Stderr) {
+        print_in_order(t, regs, &args)
     } else {
         (perform(t, regs, &args), 0)
     };
     if record {
         log_output(t, &shape, result, written(data, result), target, stamp);
     }
+    t.intended.store(0, Relaxed);
     result
+}
+
+/// Writes to standard output or error; result and place in the order of such writes. The order's lock is not kept while
+/// a signal is delivered.
+fn print_in_order(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]) -> (i64, u64) {
+    loop {
+        let held = order::lock(t, &control().stdio);
+        let result = raw::call_blocking(regs.rax, args, &t.pending);
+        let again = match result {
+            raw::NOT_MADE => Interrupted::Restart,
+            raw::INTERRUPTED => signals::interrupted(t, regs.rax),
+            _ => Interrupted::Report,
+        };
+        if matches!(again, Interrupted::Report) {
+            return (result, held.stamp());
+        }
+        drop(held);
+        if matches!(again, Interrupted::Restart) {
+            delivery::deliver_before(t, regs);
+        }
+    }
 }
 
 /// Calls that move bytes from one descriptor to another: sendfile, splice, tee, copy_file_range.
@@ -139,12 +199,16 @@ fn written(data: Run, result: i64) -> Run {
     }
 }
 
+fn intent_hash(shape: &Shape, done: u64) -> u16 {
+    shape.hash() ^ if done == 0 { 0 } else { FOLLOWS }
+}
+
 /// Committed before the bytes can be seen by a reader inside the container.
-fn intent(t: &ThreadBlock, shape: &Shape, data: Run) {
+fn intent(t: &ThreadBlock, shape: &Shape, data: Run, done: u64) {
     let len = data.len().min(MAX_PAYLOAD as u64);
     let header = Header {
         kind: kind::INTENT,
-        hash: shape.hash(),
+        hash: intent_hash(shape, done),
         result: i64::from(shape.row.nr),
         arg0: shape.args[0] as u32,
         payload_len: len as u32,
@@ -180,12 +244,25 @@ fn log_output(t: &ThreadBlock, shape: &Shape, result: i64, data: Run, target: Ki
     w.commit(false);
 }
 
-fn replay(t: &ThreadBlock, row: &Syscall, shape: &Shape, data: Run, target: Kind) -> Option<i64> {
-    if target == Kind::Internal {
+fn replay(
+    t: &ThreadBlock,
+    regs: &Regs,
+    shape: &Shape,
+    data: Run,
+    target: Kind,
+    done: u64,
+) -> Option<i64> {
+    let row = shape.row;
+    // The image may have been taken behind the intent.
+    if target == Kind::Internal && t.intended.swap(0, Relaxed) == 0 {
         let intent = log::take(t, kind::INTENT)?;
-        intent.check_hash(shape.hash());
+        intent.check_hash(intent_hash(shape, done));
         check_data(&intent, data);
         intent.finish();
+    }
+    if target == Kind::Internal && done == 0 {
+        // One that made the call begin anew.
+        delivery::at_entry(t, regs, false);
     }
     let Some(taken) = log::take(t, row.nr) else {
         let settled = target == Kind::Internal;

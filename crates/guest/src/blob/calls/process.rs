@@ -333,7 +333,15 @@ pub(crate) extern "C" fn child_started(block: &ThreadBlock) {
     block.position.store(0, Relaxed);
     block.tid.store(tid, Relaxed);
     block.pid.store(pid, Relaxed);
-    for word in [&block.pending, &block.delivering, &block.follows] {
+    for word in [
+        &block.pending,
+        &block.delivering,
+        &block.follows,
+        &block.held_back,
+        &block.intended,
+        &block.timer,
+        &block.steps,
+    ] {
         word.store(0, Relaxed);
     }
     block.hook_sp.store(block.hook_top.load(Relaxed), Relaxed);
@@ -348,6 +356,7 @@ pub(crate) extern "C" fn child_started(block: &ThreadBlock) {
         stacks::after_fork();
         unwinding::after_fork();
         onces::after_fork();
+        crate::replayed_signals::after_fork();
     }
     let ring = slot_of(index);
     ring.tid.store(tid, Relaxed);
@@ -400,8 +409,7 @@ pub(crate) fn exec(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
     init::hand_over(t);
     let ring = slot_of(t.slot.load(Relaxed));
     ask(&ring.request, request::EXEC, request::GRANTED);
-    // The next image inherits the application's mask.
-    signals::unblock(t);
+    signals::bequeath(t);
     let result = raw::call(regs.rax, regs.args());
     ask(&ring.request, request::EXEC_FAILED, request::NONE);
     signals::unblock(t);
@@ -510,6 +518,19 @@ pub(crate) fn wait(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
     let replaying = log::now() == Mode::Replay;
     let result = dispatch::fed(t, regs, row);
     if !replaying || log::now() != Mode::Replay {
+        return result;
+    }
+    if result == -raw::ECHILD {
+        // One whose end nobody wants to know: it has ended by now in replay, too.
+        const P_PID: u64 = 1;
+        let child = match row.nr {
+            WAIT4 => regs.rdi,
+            _ if regs.rdi == P_PID => regs.rsi,
+            _ => 0,
+        };
+        if child as i32 > 0 {
+            reap(t, child, false);
+        }
         return result;
     }
     let (child, ended, killed) = if row.nr == WAIT4 {

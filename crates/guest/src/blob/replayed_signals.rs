@@ -1,0 +1,161 @@
+//! Signals that are pending in the kernel, in replay.
+//!
+//! The kernel holds all of them back then: those of the image, those that the program sends itself, which it does again,
+//! and what ended children cause. One that the log says the program got is so no more. What is left at the log's end
+//! goes live with the application's mask.
+
+use core::sync::atomic::{
+    AtomicU32,
+    Ordering::{AcqRel, Relaxed, Release},
+};
+
+use guest::abi::ThreadBlock;
+use sysabi::Syscall;
+
+use crate::log::{self, Mode};
+use crate::raw::{self, nr};
+use crate::tables::{self, Kind};
+use crate::{order, user};
+
+/// Signals that the log says the program got before it says that it sent them, by number: the sender's record is made
+/// behind the call.
+static OWED: [AtomicU32; 65] = [const { AtomicU32::new(0) }; 65];
+
+/// Length of a `struct signalfd_siginfo`.
+const SIGNALFD_LEN: i64 = 128;
+/// Where number, code and sender lie in it and, the first two, in a siginfo.
+const CODE_AT: u64 = 8;
+const SIGNALFD_SENDER_AT: u64 = 12;
+const SIGINFO_SENDER_AT: u64 = 16;
+
+const SIGKILL: u64 = 9;
+const SIGCHLD: u32 = 17;
+const SIGSTOP: u64 = 19;
+
+/// The signals that are pending for the caller.
+fn pending() -> u64 {
+    let mut pending = 0_u64;
+    let at = (&raw mut pending) as u64;
+    raw::call(nr::RT_SIGPENDING, [at, 8, 0, 0, 0, 0]);
+    pending
+}
+
+/// Behind a call that the log answered.
+#[inline]
+pub(crate) fn note(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64) {
+    match row.nr {
+        // read
+        0 if result >= SIGNALFD_LEN && tables::of(t).kind(args[0]) == Kind::Signals => {
+            for at in (0..result).step_by(SIGNALFD_LEN as usize) {
+                let at = args[1] + at.cast_unsigned();
+                got(user::read(at).unwrap_or(0), at, SIGNALFD_SENDER_AT);
+            }
+        }
+        // rt_sigtimedwait
+        128 if result > 0 => got(result as u32, args[1], SIGINFO_SENDER_AT),
+        // kill, rt_sigqueueinfo, tgkill, rt_tgsigqueueinfo
+        62 | 129 | 234 | 297 if result == 0 => send(t, row.nr, args),
+        _ => {}
+    }
+}
+
+/// Held between a look at what is pending and what follows from it.
+static LOOKING: AtomicU32 = AtomicU32::new(0);
+
+fn alone(look: impl FnOnce()) {
+    let mut spins = 0;
+    while LOOKING.swap(1, AcqRel) != 0 {
+        order::pause(&mut spins);
+    }
+    look();
+    LOOKING.store(0, Release);
+}
+
+/// The program got a signal without a handler.
+fn got(signal: u32, info: u64, sender_at: u64) {
+    alone(|| {
+        if !drop_one(signal) {
+            comes_later(signal, info, sender_at);
+        }
+    });
+}
+
+/// A handler is to be given a signal with this siginfo: sends it by `send` if it is not pending.
+pub(crate) fn make_pending(signal: u32, info: u64, send: impl FnOnce()) {
+    alone(|| {
+        if pending() & 1 << (signal - 1) == 0 {
+            comes_later(signal, info, SIGINFO_SENDER_AT);
+            send();
+        }
+    });
+}
+
+/// If somebody in the container sends it, he has not done so yet.
+fn comes_later(signal: u32, info: u64, sender_at: u64) {
+    const SI_USER: i32 = 0;
+    const SI_QUEUE: i32 = -1;
+    const SI_TKILL: i32 = -6;
+    let code = user::read::<i32>(info + CODE_AT);
+    let own = raw::call(nr::GETPID, [0; 6]);
+    let sender = user::read::<i32>(info + sender_at).map_or(0, i64::from);
+    if matches!(code, Ok(SI_USER | SI_QUEUE | SI_TKILL))
+        && sender == own
+        && let Some(owed) = OWED.get(signal as usize)
+    {
+        owed.fetch_add(1, AcqRel);
+    }
+}
+
+/// Makes one signal of a kind that is pending for the caller so no more: the oldest. False if there is none.
+fn drop_one(signal: u32) -> bool {
+    if !(1..=64).contains(&signal) {
+        return true;
+    }
+    let (set, at_once) = (1_u64 << (signal - 1), [0_u64; 2]);
+    let [set_at, at_once_at] = [(&raw const set) as u64, at_once.as_ptr() as u64];
+    raw::call(nr::RT_SIGTIMEDWAIT, [set_at, 0, at_once_at, 8, 0, 0]) > 0
+}
+
+/// What the caller's process sends itself is pending again, unless it has been got already.
+fn send(t: &ThreadBlock, call: u16, args: &[u64; 6]) {
+    let signal = if matches!(call, 62 | 129) {
+        args[1]
+    } else {
+        args[2]
+    };
+    let Some(owed) = OWED.get(signal as usize) else {
+        return;
+    };
+    if args[0] != u64::from(t.pid.load(Relaxed)) || matches!(signal, 0 | SIGKILL | SIGSTOP) {
+        return;
+    }
+    alone(|| {
+        let got_already = owed.try_update(AcqRel, Relaxed, |owed| owed.checked_sub(1));
+        if got_already.is_err() {
+            raw::call(u64::from(call), *args);
+        }
+    });
+}
+
+/// Replay has ended for the caller. Children that ended in it caused signals; those that have been waited for do not
+/// count.
+pub(crate) fn go_live() {
+    const WAIT: u64 = 0x0100_0005; // WNOHANG, WEXITED, WNOWAIT
+    if log::now() == Mode::Replay || pending() & 1 << (SIGCHLD - 1) == 0 {
+        return;
+    }
+    let info = [0_u64; 16];
+    raw::call(nr::WAITID, [0, 0, info.as_ptr() as u64, WAIT, 0, 0]);
+    // Nobody has ended: the kernel leaves the siginfo empty.
+    if user::read::<u32>(info.as_ptr() as u64).unwrap_or(0) == 0 {
+        drop_one(SIGCHLD);
+    }
+}
+
+/// In a fork child: nothing is owed to it.
+pub(crate) fn after_fork() {
+    LOOKING.store(0, Relaxed);
+    for owed in &OWED {
+        owed.store(0, Relaxed);
+    }
+}

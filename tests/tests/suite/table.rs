@@ -1,0 +1,67 @@
+//! The programs of the suite.
+
+use std::process::Command;
+
+/// A program: one file.
+pub(crate) struct Program {
+    /// The file in `programs`.
+    pub(crate) file: &'static str,
+    /// Whether it is taken through a loss while it is at work.
+    pub(crate) at_work: bool,
+}
+
+const fn program(file: &'static str) -> Program {
+    let at_work = true;
+    Program { file, at_work }
+}
+
+/// One that is lost only while it stands: at work it does not come through every loss. Signals that are on their way
+/// when a checkpoint is taken may come twice or in another order, and one that a loop waits for may not come at all.
+const fn standing(file: &'static str) -> Program {
+    let at_work = false;
+    Program { file, at_work }
+}
+
+pub(crate) const PROGRAMS: &[Program] = &[
+    program("c11.c"),
+    program("conditions.c"),
+    program("events.c"),
+    // Replay truncates what it truncated, and does not write again what is on the disk.
+    standing("files.c"),
+    program("meetings.c"),
+    program("mutexes.c"),
+    program("mutexes_robust.c"),
+    standing("pipes.c"),
+    program("rwlocks.c"),
+    program("semaphores.c"),
+    standing("signals_children.c"),
+    standing("signals_interrupt.c"),
+    standing("signals_sent.c"),
+    standing("signals_spun_for.c"),
+    standing("signals_stacks.c"),
+    standing("signals_timers.c"),
+    standing("signals_waited.c"),
+    program("sleeps.c"),
+    program("sockets_unix.c"),
+    program("standard.cpp"),
+    standing("threads_ends.c"),
+];
+
+impl Program {
+    /// The file's name without its ending.
+    pub(crate) fn name(&self) -> &'static str {
+        self.file.split('.').next().unwrap_or_default()
+    }
+
+    /// What compiles it.
+    pub(crate) fn compiler(&self) -> Command {
+        let compiler = if self.file.ends_with(".cpp") {
+            "c++"
+        } else {
+            "cc"
+        };
+        let mut command = Command::new(compiler);
+        command.args(["-O1", "-Wall", "-Wextra", "-pthread"]);
+        command
+    }
+}
