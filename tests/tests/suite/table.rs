@@ -30,7 +30,8 @@ pub(crate) const PROGRAMS: &[Program] = &[
     standing("files.c"),
     program("meetings.c"),
     program("mutexes.c"),
-    program("mutexes_robust.c"),
+    // A replay of its killed process may leave the log at the lock that it had.
+    standing("mutexes_robust.c"),
     standing("pipes.c"),
     program("rwlocks.c"),
     program("semaphores.c"),
