@@ -34,7 +34,7 @@ use window::Window;
 
 /// Attempts that fail at a place with what had led on there, until something else is tried.
 const LAPSES: u32 = 3;
-/// Two places of different threads so close together, in cycles, may be of one and the same race.
+/// What two threads did before they left the log may be one and the same race if it lies so many cycles apart at most.
 const NEAR: u64 = 8_000;
 /// Windows that are opened for one place.
 const WINDOWS: u32 = 2;
@@ -165,10 +165,7 @@ impl Search {
         });
         let Some(place) = place else {
             // Of the last trial at least, nothing good can be said.
-            if let Some(last) = self.steps.len().checked_sub(1) {
-                self.try_another(last);
-            }
-            return;
+            return self.try_another_at_last();
         };
         for step in &mut self.steps {
             if place.time > step.at.time + NEAR {
@@ -221,6 +218,12 @@ impl Search {
         step.windows += 1;
     }
 
+    fn try_another_at_last(&mut self) {
+        if let Some(last) = self.steps.len().checked_sub(1) {
+            self.try_another(last);
+        }
+    }
+
     /// The next trial of a step; where there is none, of the one before it in time.
     fn try_another(&mut self, index: usize) {
         let step = &mut self.steps[index];
@@ -258,11 +261,7 @@ impl Search {
                 windows: 0,
                 other: None,
             }),
-            _ => {
-                if let Some(last) = self.steps.len().checked_sub(1) {
-                    self.try_another(last);
-                }
-            }
+            _ => self.try_another_at_last(),
         }
     }
 }

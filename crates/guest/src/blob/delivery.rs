@@ -104,16 +104,8 @@ pub(crate) fn at_exit_of_mask(t: &ThreadBlock, regs: &Regs) {
             }
             record(t, AT_EXIT);
         }
-        Mode::Replay => match log::peek(t) {
-            Some(next)
-                if next.header.kind == kind::SIGNAL
-                    && next.header.hash == AT_EXIT
-                    && next.header.result.cast_unsigned() == t.unlogged.load(Relaxed) =>
-            {
-                replay(t, next);
-            }
-            _ => return,
-        },
+        Mode::Replay if replays_behind_calls(t, AT_EXIT) => {}
+        Mode::Replay => return,
     }
     raise(t, regs, false)
 }
@@ -160,6 +152,17 @@ fn record_with(t: &ThreadBlock, hash: u16, more: u64, len: u64) {
         w.bytes(more, len);
         w.commit(false);
     }
+}
+
+/// Replays the log's next signal, if it was delivered at such a place and behind as many calls without a record.
+fn replays_behind_calls(t: &ThreadBlock, hash: u16) -> bool {
+    let next = log::peek(t).filter(|next| {
+        let calls = next.header.result.cast_unsigned();
+        next.header.kind == kind::SIGNAL
+            && next.header.hash == hash
+            && calls == t.unlogged.load(Relaxed)
+    });
+    next.map(|next| replay(t, next)).is_some()
 }
 
 fn replay(t: &ThreadBlock, taken: log::Taken<'_>) {
@@ -218,16 +221,8 @@ fn handler_ends(t: &ThreadBlock, context: u64) {
             }
             record(t, AT_HANDLER);
         }
-        Mode::Replay => match log::peek(t) {
-            Some(next)
-                if next.header.kind == kind::SIGNAL
-                    && next.header.hash == AT_HANDLER
-                    && next.header.result.cast_unsigned() == t.unlogged.load(Relaxed) =>
-            {
-                replay(t, next);
-            }
-            _ => return starved::at_handlers_end(t, context),
-        },
+        Mode::Replay if replays_behind_calls(t, AT_HANDLER) => {}
+        Mode::Replay => return starved::at_handlers_end(t, context),
     }
     let mask = queue(t);
     set_mask_behind(context, mask);

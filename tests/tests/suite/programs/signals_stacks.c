@@ -38,16 +38,22 @@ static void handle(int signal, void (*handler)(int), void (*with_info)(int, sigi
   good("sigaction", sigaction(signal, &action, NULL));
 }
 
+// Signals of this thread are handled there.
+static stack_t on_stack(char *at, size_t len) {
+  stack_t stack;
+  memset(&stack, 0, sizeof stack);
+  stack.ss_sp = at;
+  stack.ss_size = len;
+  good("sigaltstack", sigaltstack(&stack, NULL));
+  return stack;
+}
+
 static void begin(void) {
   good("sem_init", sem_init(&holds, 0, 0));
   good("sem_init", sem_init(&let_go, 0, 0));
   own = mmap(NULL, 256 << 10, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   guarded = mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  stack_t stack;
-  memset(&stack, 0, sizeof stack);
-  stack.ss_sp = own;
-  stack.ss_size = 256 << 10;
-  good("sigaltstack", sigaltstack(&stack, NULL));
+  on_stack(own, 256 << 10);
   handle(SIGUSR1, on_usr1, NULL);
   handle(SIGSEGV, NULL, on_fault);
   handle(SIGFPE, NULL, on_fault);
@@ -62,12 +68,8 @@ __attribute__((noinline)) static int deep(volatile char *above) {
 }
 
 static void *overflows(void *argument) {
-  stack_t stack;
-  memset(&stack, 0, sizeof stack);
   static char others[64 << 10];
-  stack.ss_sp = others;
-  stack.ss_size = sizeof others;
-  good("sigaltstack", sigaltstack(&stack, NULL));
+  stack_t stack = on_stack(others, sizeof others);
   handle(SIGSEGV, on_overflow, NULL);
   volatile char start = 0;
   if (!sigsetjmp(back, 1)) deep(&start);
@@ -150,12 +152,8 @@ static void on_hold(int signal) {
 
 // A thread in a handler, on a stack of its own.
 static void *stays(void *argument) {
-  stack_t stack;
-  memset(&stack, 0, sizeof stack);
   static char others[64 << 10];
-  stack.ss_sp = others;
-  stack.ss_size = sizeof others;
-  good("sigaltstack", sigaltstack(&stack, NULL));
+  stack_t stack = on_stack(others, sizeof others);
   handle(SIGHUP, on_hold, NULL);
   if (!sigsetjmp(back, 1)) raise(SIGHUP);
   stack.ss_flags = SS_DISABLE;

@@ -66,7 +66,7 @@ fn turns(timeline: &Timeline, stream: u32, record: Moment, end: u64) -> VecDeque
         .iter()
         .any(meanwhile)
         .then(|| own(end.saturating_sub(1), false));
-    let mut orders = others.iter().take(ORDERS).flat_map(|other| {
+    let orders = others.iter().take(ORDERS).flat_map(|other| {
         if other.begin >= record.time {
             return [Some(own(other.begin + 1, false)), None];
         }
@@ -81,7 +81,7 @@ fn turns(timeline: &Timeline, stream: u32, record: Moment, end: u64) -> VecDeque
         });
         [before, later]
     });
-    let mut orders = orders.by_ref().flatten();
+    let mut orders = orders.flatten();
     let mut paces = PACES
         .iter()
         .map(|by| own(record.time.saturating_add_signed(*by), true));
