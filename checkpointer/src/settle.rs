@@ -15,7 +15,7 @@ use sys::process::Hurried;
 use sys::ptrace::{self, Regs, Stop};
 
 use crate::CheckpointError;
-use crate::stop::{Stopped, gone_is_fine, has_forced_signal};
+use crate::stop::{Stopped, go_on_to_stop, gone_is_fine, has_forced_signal};
 use crate::waits::ERESTART_RESTARTBLOCK;
 
 /// Where the guest of a process is.
@@ -102,8 +102,39 @@ pub(crate) fn image_regs(
     Ok(image)
 }
 
-/// A thread that runs to where a cut is allowed: which process it is of, its number, its block.
-type Runner = (usize, pid_t, u64);
+/// A thread that runs to where a cut is allowed.
+#[derive(Debug)]
+struct Runner {
+    /// Which of the processes it is of.
+    process: usize,
+    tid: pid_t,
+    /// The address of its block; 0 for one that has just been created.
+    block: u64,
+    /// Whether it was asked to stop, or does so by itself.
+    asked: bool,
+    /// It must get a processor, however busy they are.
+    _hurried: Option<Hurried>,
+}
+
+impl Runner {
+    fn new(process: usize, tid: pid_t, block: u64) -> Self {
+        Self {
+            process,
+            tid,
+            block,
+            asked: false,
+            _hurried: Hurried::new(tid),
+        }
+    }
+
+    /// One that a traced thread has created: it stops before its first instruction.
+    fn born(process: usize, tid: pid_t) -> Self {
+        Self {
+            asked: true,
+            ..Self::new(process, tid, 0)
+        }
+    }
+}
 
 /// Lets threads inside the guest run to where a cut is allowed, at most for `limit` in all. Those of all processes
 /// run together: one may wait for what another holds.
@@ -118,7 +149,7 @@ pub(crate) fn settle(
             let regs = ptrace::regs(tid)?;
             if !is_clean(process.pid(), &regs, guest)? {
                 memory::write_u64(process.pid(), regs.gs_base + STOP, 1)?;
-                running.push((index, tid, regs.gs_base));
+                running.push(Runner::new(index, tid, regs.gs_base));
             }
         }
     }
@@ -126,20 +157,18 @@ pub(crate) fn settle(
         return Ok(());
     }
     let began = Instant::now();
-    let all = running.clone();
-    let hurried: Vec<_> = all
+    let all: Vec<_> = running
         .iter()
-        .filter_map(|&(_, tid, _)| Hurried::new(tid))
+        .map(|r| (r.process, r.tid, r.block))
         .collect();
     let outcome = run_until_clean(stopped, running, began + limit, guest);
     let waited_us = began.elapsed().as_micros() as u64;
-    for &(index, tid, block) in &all {
+    for (index, tid, block) in all {
         let process = &stopped[index];
         if process.threads().contains(&tid) {
             memory::write_u64(process.pid(), block + STOP, 0)?;
         }
     }
-    drop(hurried);
     // One that ended meanwhile has nothing to copy: the next pause finds the others without it.
     let ended = stopped.iter().find(|process| process.threads().is_empty());
     match outcome?.or(ended.map(Stopped::pid)) {
@@ -153,52 +182,59 @@ const WHY: u64 = offset_of!(ThreadBlock, why) as u64;
 
 /// Runs these threads until each is held, or stops them where they are at the deadline. Returns a thread
 /// that is not clean; all are stopped.
+///
+/// None is waited for while another runs: those that are hurried may have all processors, and each may need what
+/// another has.
 fn run_until_clean(
     stopped: &mut [Stopped],
     mut running: Vec<Runner>,
     deadline: Instant,
     guest: Guest,
 ) -> Result<Option<pid_t>, CheckpointError> {
-    for &(_, tid, _) in &running {
-        gone_is_fine(ptrace::cont(tid, 0))?;
+    for runner in &running {
+        gone_is_fine(ptrace::cont(runner.tid, 0))?;
     }
     let mut late = None;
-    while !running.is_empty() {
-        if Instant::now() >= deadline {
-            for (index, tid, _) in running {
-                let process = &mut stopped[index];
-                gone_is_fine(ptrace::interrupt(tid))?;
-                while report(process, tid, true, &mut late)? == Report::Running {}
-                if process.threads().contains(&tid)
-                    && !is_clean(process.pid(), &ptrace::regs(tid)?, guest)?
-                {
-                    late = Some(tid);
-                }
-            }
-            break;
-        }
-        let mut left = Vec::new();
-        for (index, tid, block) in running {
-            let process = &mut stopped[index];
-            let mut now = report(process, tid, false, &mut late)?;
-            // Of one that is ending, nothing can be read any more: its end is reported soon.
-            let why = memory::read_u64(process.pid(), block + WHY);
-            if now == Report::Running && why.is_ok_and(|why| why == trap::SETTLED) {
-                gone_is_fine(ptrace::interrupt(tid))?;
-                while now == Report::Running {
-                    now = report(process, tid, true, &mut late)?;
-                }
-            }
-            if now == Report::Running {
-                left.push((index, tid, block));
-            }
-        }
-        running = left;
+    while !running.is_empty() && Instant::now() < deadline {
+        running = look(stopped, running, &mut late)?;
         if !running.is_empty() {
             sleep(Duration::from_micros(10));
         }
     }
+    for runner in &mut running {
+        runner.ask_to_stop()?;
+    }
+    while let Some(runner) = running.pop() {
+        let process = &mut stopped[runner.process];
+        while runner.report(process, true, &mut late, &mut running)? == Report::Running {}
+        let is_held = process.threads().contains(&runner.tid);
+        if is_held && !is_clean(process.pid(), &ptrace::regs(runner.tid)?, guest)? {
+            late = Some(runner.tid);
+        }
+    }
     Ok(late)
+}
+
+/// Looks at each running thread once; returns those that are not held yet.
+fn look(
+    stopped: &mut [Stopped],
+    running: Vec<Runner>,
+    late: &mut Option<pid_t>,
+) -> Result<Vec<Runner>, CheckpointError> {
+    let mut left = Vec::new();
+    for mut runner in running {
+        let process = &mut stopped[runner.process];
+        if runner.report(process, false, late, &mut left)? == Report::Held {
+            continue;
+        }
+        // Of one that is ending, nothing can be read any more: its end is reported soon.
+        let why = memory::read_u64(process.pid(), runner.block + WHY);
+        if why.is_ok_and(|why| why == trap::SETTLED) {
+            runner.ask_to_stop()?;
+        }
+        left.push(runner);
+    }
+    Ok(left)
 }
 
 #[derive(PartialEq, Eq)]
@@ -209,47 +245,63 @@ enum Report {
     Held,
 }
 
-/// Takes one report of a running thread, if there is one (or waits for it). Signals are passed on, so that
-/// none is missing from the image; a thread created meanwhile makes this cut late.
-fn report(
-    stopped: &mut Stopped,
-    tid: pid_t,
-    wait: bool,
-    late: &mut Option<pid_t>,
-) -> Result<Report, CheckpointError> {
-    let stop = match if wait {
-        ptrace::wait(tid).map(Some)
-    } else {
-        ptrace::try_wait(tid)
-    } {
-        Ok(None) => return Ok(Report::Running),
-        Ok(Some(stop)) => stop,
-        Err(error) if error.is_gone() => Stop::Exited(0),
-        Err(error) => return Err(error.into()),
-    };
-    let signal = match stop {
-        Stop::Exited(_) | Stop::Killed(_) => {
-            stopped.forget(tid);
-            return Ok(Report::Held);
+impl Runner {
+    fn ask_to_stop(&mut self) -> Result<(), CheckpointError> {
+        if !self.asked {
+            self.asked = true;
+            gone_is_fine(ptrace::interrupt(self.tid))?;
         }
-        // The signal, which is the thread's own, comes next.
-        Stop::Interrupt if has_forced_signal(tid)? => 0,
-        Stop::Interrupt | Stop::Group(_) => return Ok(Report::Held),
-        Stop::Clone(child) => {
-            stopped.adopt(child)?;
-            *late = Some(child);
-            0
-        }
-        Stop::Signal(signal) => {
-            if wait {
-                gone_is_fine(ptrace::interrupt(tid))?;
+        Ok(())
+    }
+
+    /// Takes one report of the thread, if there is one (or waits for it). Signals are passed on, so that none is
+    /// missing from the image; a thread created meanwhile makes this cut late, and is one more that runs to its stop.
+    fn report(
+        &self,
+        process: &mut Stopped,
+        wait: bool,
+        late: &mut Option<pid_t>,
+        running: &mut Vec<Self>,
+    ) -> Result<Report, CheckpointError> {
+        let stop = match if wait {
+            ptrace::wait(self.tid).map(Some)
+        } else {
+            ptrace::try_wait(self.tid)
+        } {
+            Ok(None) => return Ok(Report::Running),
+            Ok(Some(stop)) => stop,
+            Err(error) if error.is_gone() => Stop::Exited(0),
+            Err(error) => return Err(error.into()),
+        };
+        let signal = match stop {
+            Stop::Exited(_) | Stop::Killed(_) => {
+                process.forget(self.tid);
+                return Ok(Report::Held);
             }
-            signal
+            // The signal, which is the thread's own, comes next if nothing is asked before.
+            Stop::Interrupt if has_forced_signal(self.tid)? => {
+                gone_is_fine(ptrace::cont(self.tid, 0))?;
+                return Ok(Report::Running);
+            }
+            Stop::Interrupt | Stop::Group(_) => {
+                process.adopt(self.tid);
+                return Ok(Report::Held);
+            }
+            Stop::Clone(child) => {
+                *late = Some(child);
+                running.push(Self::born(self.process, child));
+                0
+            }
+            Stop::Signal(signal) => signal,
+            _ => 0,
+        };
+        if self.asked {
+            go_on_to_stop(self.tid, signal)?;
+        } else {
+            gone_is_fine(ptrace::cont(self.tid, signal))?;
         }
-        _ => 0,
-    };
-    gone_is_fine(ptrace::cont(tid, signal))?;
-    Ok(Report::Running)
+        Ok(Report::Running)
+    }
 }
 
 fn is_clean(pid: pid_t, regs: &Regs, guest: Guest) -> Result<bool, CheckpointError> {

@@ -6,6 +6,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use libc::pid_t;
+use nix::unistd::gettid;
 use sys::process::Hurried;
 use sys::ptrace::{self, Options, Regs, Stop, TraceError};
 
@@ -25,6 +26,9 @@ pub struct StoppedThread {
 pub(crate) struct Stopped {
     pid: pid_t,
     threads: BTreeSet<pid_t>,
+    /// Threads whose stop is waited for. A stop is noticed by the thread itself: it must get a processor, however busy
+    /// they are, and also while other threads are hurried.
+    hurried: Vec<Hurried>,
 }
 
 /// The threads of a process.
@@ -47,36 +51,25 @@ pub(crate) fn list_threads(pid: pid_t) -> Result<Vec<pid_t>, CheckpointError> {
 }
 
 impl Stopped {
-    /// Attaches to all threads and stops them.
-    pub(crate) fn all(pid: pid_t) -> Result<Self, CheckpointError> {
-        let mut stopped = Self {
+    const fn none_of(pid: pid_t) -> Self {
+        Self {
             pid,
             threads: BTreeSet::new(),
-        };
-        let mut seen: Vec<pid_t> = Vec::new();
-        let mut hurried = Vec::new();
-        loop {
-            let fresh: Vec<_> = list_threads(pid)?
-                .into_iter()
-                .filter(|tid| !seen.contains(tid))
-                .collect();
-            if fresh.is_empty() {
-                break;
-            }
-            let mut waiting = Vec::new();
-            for tid in fresh {
-                seen.push(tid);
-                let attached = seize(tid)?;
-                // A stop is noticed by the thread itself: it must get a processor, however busy they are.
-                hurried.extend(Hurried::new(tid));
-                if attached.interrupt(tid)? {
-                    waiting.push(tid);
-                }
-            }
-            while let Some(tid) = waiting.pop() {
-                stopped.await_stop(tid, &mut waiting, &mut seen)?;
-            }
+            hurried: Vec::new(),
         }
+    }
+
+    /// Attaches to all threads and stops them.
+    pub(crate) fn all(pid: pid_t) -> Result<Self, CheckpointError> {
+        let mut stopped = Self::none_of(pid);
+        let (mut waiting, mut seen) = (Vec::new(), Vec::new());
+        let outcome = stopped.stop_all(&mut waiting, &mut seen);
+        // Where one could not be stopped, the others' stops still come, and they have to be let go.
+        while let Some(tid) = waiting.pop() {
+            stopped.await_stop(tid, &mut waiting, &mut seen)?;
+        }
+        outcome?;
+        stopped.hurried.clear();
         if stopped.threads.is_empty() {
             Err(CheckpointError::Gone { pid })
         } else {
@@ -84,12 +77,36 @@ impl Stopped {
         }
     }
 
+    fn stop_all(
+        &mut self,
+        waiting: &mut Vec<pid_t>,
+        seen: &mut Vec<pid_t>,
+    ) -> Result<(), CheckpointError> {
+        loop {
+            let fresh: Vec<_> = list_threads(self.pid)?
+                .into_iter()
+                .filter(|tid| !seen.contains(tid))
+                .collect();
+            if fresh.is_empty() {
+                return Ok(());
+            }
+            for tid in fresh {
+                seen.push(tid);
+                let attached = seize(tid)?;
+                self.hurried.extend(Hurried::new(tid));
+                if attached.interrupt(tid)? {
+                    waiting.push(tid);
+                }
+            }
+            while let Some(tid) = waiting.pop() {
+                self.await_stop(tid, waiting, seen)?;
+            }
+        }
+    }
+
     /// Attaches to one thread and stops it.
     pub(crate) fn one(pid: pid_t, tid: pid_t) -> Result<Option<Self>, CheckpointError> {
-        let mut stopped = Self {
-            pid,
-            threads: BTreeSet::new(),
-        };
+        let mut stopped = Self::none_of(pid);
         if seize(tid)?.interrupt(tid)? {
             let (mut waiting, mut seen) = (vec![tid], vec![tid]);
             while let Some(tid) = waiting.pop() {
@@ -123,6 +140,7 @@ impl Stopped {
                 Stop::Exited(_) | Stop::Killed(_) => return Ok(()),
                 Stop::Clone(child) => {
                     if !seen.contains(&child) {
+                        self.hurried.extend(Hurried::new(child));
                         seen.push(child);
                         waiting.push(child);
                     }
@@ -131,7 +149,7 @@ impl Stopped {
                 Stop::Signal(signal) => signal,
                 _ => 0,
             };
-            gone_is_fine(ptrace::cont(tid, signal))?;
+            go_on_to_stop(tid, signal)?;
         }
     }
 
@@ -152,9 +170,9 @@ impl Stopped {
         self.threads.remove(&tid);
     }
 
-    /// Takes in a thread that was just created by a traced one, and waits for its first stop.
-    pub(crate) fn adopt(&mut self, tid: pid_t) -> Result<(), CheckpointError> {
-        self.await_stop(tid, &mut Vec::new(), &mut Vec::new())
+    /// Takes in a thread that was created by a traced one, and has stopped.
+    pub(crate) fn adopt(&mut self, tid: pid_t) {
+        self.threads.insert(tid);
     }
 
     /// Lets every thread go, the leader last.
@@ -248,13 +266,14 @@ fn let_end(tid: pid_t) {
     }
 }
 
-/// Whether this process traces the thread already.
+/// Whether the calling thread traces this one already.
 fn is_ours(tid: pid_t) -> bool {
     let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
     let tracer = status
         .lines()
         .find_map(|line| line.strip_prefix("TracerPid:"));
-    tracer.and_then(|number| number.trim().parse().ok()) == Some(std::process::id())
+    // It is a thread that traces, not its process.
+    tracer.and_then(|number| number.trim().parse().ok()) == Some(gettid().as_raw())
 }
 
 /// Whether a signal that the thread's own last instruction raised (the SIGSYS of a dispatched call, say)
@@ -283,18 +302,18 @@ pub(crate) fn has_forced_signal(tid: pid_t) -> Result<bool, TraceError> {
 fn take_forced_signal(tid: pid_t) -> Result<(), TraceError> {
     gone_is_fine(ptrace::cont(tid, 0))?;
     match ptrace::wait(tid) {
-        Ok(stop) => {
-            let signal = if let Stop::Signal(signal) = stop {
-                signal
-            } else {
-                0
-            };
-            gone_is_fine(ptrace::interrupt(tid))?;
-            gone_is_fine(ptrace::cont(tid, signal))
-        }
+        Ok(Stop::Signal(signal)) => go_on_to_stop(tid, signal),
+        Ok(_) => go_on_to_stop(tid, 0),
         Err(error) if error.is_gone() => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Lets a thread go on that was asked to stop and stopped for something else. It has to be asked again: "if any other
+/// ptrace-stop is generated at the same time", this comes in the other's stead (ptrace(2), `PTRACE_INTERRUPT`).
+pub(crate) fn go_on_to_stop(tid: pid_t, signal: i32) -> Result<(), TraceError> {
+    gone_is_fine(ptrace::interrupt(tid))?;
+    gone_is_fine(ptrace::cont(tid, signal))
 }
 
 pub(crate) fn gone_is_fine(outcome: Result<(), TraceError>) -> Result<(), TraceError> {

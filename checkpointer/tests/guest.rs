@@ -4,7 +4,7 @@
 mod common;
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use checkpointer::{CheckpointError, Checkpointer, ImageStore, Settings};
 use common::{OFFSETS, Target, board, compile_source, directory, wait_until};
@@ -19,6 +19,11 @@ const DISPATCHED: usize = 7;
 const BLOCKED: usize = 8;
 /// Words of registers in the image.
 const RIP: usize = 16;
+/// Pauses of threads that keep all processors busy.
+const PAUSES: u32 = 30;
+/// What the kernel lets real-time threads have of a second: a pause that waits for one of them while others spin takes
+/// as long.
+const THROTTLED: Duration = Duration::from_millis(950);
 
 #[test]
 fn no_cut_falls_between_an_effect_and_its_record() {
@@ -121,4 +126,40 @@ fn a_pause_is_given_up_when_a_thread_stays_in_the_guest() {
         });
     }
     assert!(given_up > 0, "no pause was ever given up");
+}
+
+#[test]
+fn threads_that_keep_all_processors_busy_are_stopped_and_let_go_soon() {
+    let directory = directory();
+    let path = directory.path().join("board");
+    let program = compile_source("spinners", directory.path(), &OFFSETS);
+    let mut target = Target(Command::new(program).arg(&path).spawn().unwrap());
+    wait_until("threads are made", || board(&path)[0] > 0);
+    let nowhere = checkpointer::Guest {
+        redo: 0,
+        blocking_done: 0,
+        waiting_done: 0,
+    };
+    let settings = Settings {
+        guest: Some(nowhere),
+        ..Settings::default()
+    };
+    let _priority = RealTime::enter(2).unwrap();
+    let mut checkpointer = Checkpointer::attach(target.pid(), settings).unwrap();
+    let began = Instant::now();
+    for _ in 0..PAUSES {
+        let before = board(&path)[0];
+        let pause = checkpointer.checkpoint(&mut |_| {});
+        assert!(
+            matches!(pause, Err(CheckpointError::Unsettled { .. })),
+            "{pause:?}"
+        );
+        wait_until("threads are made again", || {
+            assert!(target.0.try_wait().unwrap().is_none(), "the target ended");
+            board(&path)[0] > before
+        });
+    }
+    let mean = began.elapsed() / PAUSES;
+    println!("{PAUSES} pauses, one in {mean:?}");
+    assert!(mean < THROTTLED / 4, "one pause in {mean:?}");
 }
