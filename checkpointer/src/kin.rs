@@ -11,6 +11,8 @@ use crate::CheckpointError;
 
 /// Field of `/proc/PID/stat` (proc_pid_stat(5)) that says when the process was made.
 const START_TIME: usize = 22;
+/// … how many threads it has …
+const THREADS: usize = 20;
 /// … and how it ended.
 const EXIT_CODE: usize = 52;
 
@@ -96,6 +98,16 @@ pub(crate) fn has_ended(pid: pid_t) -> bool {
     Stat::read(pid).map_or(true, |stat| stat.has_ended())
 }
 
+/// Whether a thread has ended, or is gone.
+pub(crate) fn has_thread_ended(tid: pid_t) -> bool {
+    Stat::read(tid).map_or(true, |stat| stat.is_dead())
+}
+
+/// Whether a process lives on without its first thread.
+pub(crate) fn is_without_leader(pid: pid_t) -> bool {
+    Stat::read(pid).is_ok_and(|stat| stat.is_dead() && !stat.has_ended())
+}
+
 /// How a process ended; `None` for one that lives, or that was waited for.
 pub(crate) fn dead(pid: pid_t) -> Option<Dead> {
     let stat = Stat::read(pid).ok().filter(Stat::has_ended)?;
@@ -142,8 +154,14 @@ impl Stat {
         self.field(number).parse().unwrap_or(0)
     }
 
-    fn has_ended(&self) -> bool {
+    /// Whether the thread has ended that this is of.
+    fn is_dead(&self) -> bool {
         matches!(self.field(3), "Z" | "X")
+    }
+
+    /// Whether the process has ended. Others of its threads may go on without the first.
+    fn has_ended(&self) -> bool {
+        self.is_dead() && self.number(THREADS) <= 1
     }
 }
 

@@ -80,6 +80,14 @@ pub enum CheckpointError {
         /// The process.
         pid: i32,
     },
+    /// The first thread of a process has ended, and others go on.
+    #[error(
+        "the first thread of process {pid} has ended and others go on: that cannot be checkpointed"
+    )]
+    NoLeader {
+        /// The process.
+        pid: i32,
+    },
     /// A process is just being made or executes a program: try again soon.
     #[error("process {pid} is being made, or executes another program")]
     Busy {

@@ -11,6 +11,7 @@ use sys::process::Hurried;
 use sys::ptrace::{self, Options, Regs, Stop, TraceError};
 
 use crate::CheckpointError;
+use crate::kin;
 
 /// A thread of a stopped process, as the caller sees it during the pause.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +73,8 @@ impl Stopped {
         stopped.hurried.clear();
         if stopped.threads.is_empty() {
             Err(CheckpointError::Gone { pid })
+        } else if !stopped.threads.contains(&pid) {
+            Err(CheckpointError::NoLeader { pid })
         } else {
             Ok(stopped)
         }
@@ -227,8 +230,15 @@ fn seize(tid: pid_t) -> Result<Attached, CheckpointError> {
     match ptrace::seize(tid, OPTIONS) {
         Ok(()) => Ok(Attached::Running),
         Err(error) if error.is_gone() => Ok(Attached::Gone),
-        Err(error) if error.source.raw_os_error() == Some(libc::EPERM) && is_ours(tid) => {
-            Ok(Attached::Stopping)
+        // Refused for one that has a tracer, and for one that has ended.
+        Err(error) if error.source.raw_os_error() == Some(libc::EPERM) => {
+            if is_ours(tid) {
+                Ok(Attached::Stopping)
+            } else if kin::has_thread_ended(tid) {
+                Ok(Attached::Gone)
+            } else {
+                Err(error.into())
+            }
         }
         Err(error) => Err(error.into()),
     }

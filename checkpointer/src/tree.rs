@@ -411,7 +411,7 @@ fn common(cuts: &[Cut]) -> Common {
 /// Whether a process has ended, or is about to and holds nothing any more.
 fn has_ended(pid: pid_t) -> bool {
     // One that is killed has no memory any more shortly before that shows in its state.
-    kin::has_ended(pid) || resident(pid) == 0
+    kin::has_ended(pid) || resident(pid) == 0 && !kin::is_without_leader(pid)
 }
 
 /// Bytes of memory that a process holds.
