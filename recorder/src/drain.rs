@@ -1,4 +1,5 @@
 //! Draining the rings: one thread, which sleeps when there is nothing to drain.
+//! What one round takes is a consistent cut ([`crate::cut`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{
@@ -11,6 +12,8 @@ use guest::abi::{MAX_SLOTS, Slot, slot};
 use sys::arena::{Arena, futex_wake};
 use sys::follow::Caller;
 
+use crate::cut::{Cut, is_drained};
+
 /// Where drained bytes go.
 pub trait Sink {
     /// Why bytes could not be taken. The drainer stops then, and the container with it, since its rings fill.
@@ -19,11 +22,17 @@ pub trait Sink {
     /// A look at all rings begins: what is seen now is covered by the records that this round drains.
     fn begin(&mut self);
 
-    /// Takes bytes of a stream, whole records, without gaps.
+    /// Takes bytes of a stream, whole records (so many), without gaps.
     ///
     /// # Errors
     /// When the bytes cannot be kept or sent.
-    fn records(&mut self, stream: u32, position: u64, bytes: &[u8]) -> Result<(), Self::Error>;
+    fn records(
+        &mut self,
+        stream: u32,
+        position: u64,
+        bytes: &[u8],
+        records: u64,
+    ) -> Result<(), Self::Error>;
 
     /// All rings were looked at once since the last call.
     ///
@@ -45,6 +54,7 @@ pub struct Drainer<S> {
     sink: S,
     requests: Caller,
     bytes: Vec<u8>,
+    cut: Cut,
     named: [u64; 8],
 }
 
@@ -56,6 +66,7 @@ impl<S: Sink> Drainer<S> {
             sink,
             requests,
             bytes: Vec::new(),
+            cut: Cut::default(),
             named: [0; 8],
         }
     }
@@ -86,10 +97,11 @@ impl<S: Sink> Drainer<S> {
         let mut moved = false;
         arena.begin_look();
         self.sink.begin();
+        self.cut.begin(&arena);
         for index in 0..MAX_SLOTS {
             let ring = arena.slot(index);
             let state = ring.state.load(Acquire);
-            if state != slot::LIVE && state != slot::DONE {
+            if !is_drained(state) {
                 continue;
             }
             moved |= self.drain(index, ring)?;
@@ -103,16 +115,22 @@ impl<S: Sink> Drainer<S> {
         Ok(moved)
     }
 
+    /// Drains what belongs to this round; true if the ring held anything.
     fn drain(&mut self, index: usize, ring: &Slot) -> Result<bool, S::Error> {
         let (tail, head) = (ring.tail.load(Acquire), ring.head.load(Acquire));
         if head == tail {
             return Ok(false);
         }
+        let stream = ring.stream.load(Acquire);
         self.bytes.clear();
         self.arena.read_ring(index, tail, head, &mut self.bytes);
+        let (len, records) = self.cut.take(index, stream, tail, &self.bytes);
+        if len == 0 {
+            return Ok(true);
+        }
         self.sink
-            .records(ring.stream.load(Acquire), tail, &self.bytes)?;
-        ring.tail.store(head, SeqCst);
+            .records(stream, tail, &self.bytes[..len], records)?;
+        ring.tail.store(tail + len as u64, SeqCst);
         if ring.producer_asleep.swap(0, SeqCst) != 0 {
             futex_wake(&ring.producer_asleep);
         }

@@ -4,6 +4,7 @@
 //! event log, as runs of bytes of numbered streams ([`Sink`]), or as a file ([`offline`]). This room opens
 //! no socket.
 
+mod cut;
 mod drain;
 pub mod offline;
 

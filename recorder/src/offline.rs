@@ -183,7 +183,13 @@ impl Sink for LogFile {
 
     fn begin(&mut self) {}
 
-    fn records(&mut self, stream: u32, _position: u64, bytes: &[u8]) -> Result<(), Error> {
+    fn records(
+        &mut self,
+        stream: u32,
+        _position: u64,
+        bytes: &[u8],
+        _records: u64,
+    ) -> Result<(), Error> {
         self.writer.records(stream, bytes, &mut self.pending)?;
         if self.pending.len() >= GATHER {
             self.flush()

@@ -250,6 +250,8 @@ pub struct Slot {
     /// The time of the last record that its thread consumed, in cycles of the recording host; for a thread that is
     /// being made, or a process that changes its image, of the last record before. See [`flag::TIMED`].
     pub time: AtomicU64,
+    /// Recording: the time that the stream's first record counts from. Set before the ring is live.
+    pub born: AtomicU64,
     /// When its thread took that record, in cycles of this host; 0 once it has come to the next. [`RESTORED`] before the
     /// first, until somebody waits for it.
     pub taken_at: AtomicU64,
@@ -267,7 +269,7 @@ pub struct Slot {
     pub head: AtomicU64,
     /// Futex: 1 while the consumer sleeps (replay: the guest).
     pub consumer_asleep: AtomicU32,
-    pad1: [u32; 11],
+    pad1: [u32; 9],
     /// Bytes consumed since the stream's start.
     pub tail: AtomicU64,
     /// Futex: 1 while the producer waits for room (recording: the guest).

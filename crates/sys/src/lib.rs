@@ -4,6 +4,7 @@ pub mod arena;
 pub mod bpf;
 pub mod cgroup;
 pub mod counting;
+pub mod cycles;
 pub mod descriptors;
 pub mod features;
 pub mod follow;

@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering::Acquire;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use eventlog::record::Records;
 use eventlog::recording::OWN_STREAM;
 use gate::{Opening, Touched};
 use guest::abi::conn;
@@ -114,7 +113,7 @@ impl LogSink {
     fn adopt(&mut self, index: usize) -> Result<(), StreamError> {
         let adopted = self.shared.egress().adopt(index, self.shared.init);
         match adopted {
-            Ok(placed) => self.records(OWN_STREAM, placed.position, &placed.record),
+            Ok(placed) => self.records(OWN_STREAM, placed.position, &placed.record, 1),
             Err(e) => {
                 tracing::warn!(index, error = %e, "a connection could not be adopted");
                 Ok(())
@@ -129,7 +128,7 @@ impl LogSink {
             let placed = self.shared.egress().opens(&opening);
             match placed {
                 Ok(placed) => {
-                    self.records(OWN_STREAM, placed.position, &placed.record)?;
+                    self.records(OWN_STREAM, placed.position, &placed.record, 1)?;
                     self.note.openings.push(opening);
                 }
                 Err(e) => tracing::warn!(error = %e, "a connection request is not answered"),
@@ -148,10 +147,16 @@ impl Sink for LogSink {
         self.note.touches.extend(touched);
     }
 
-    fn records(&mut self, stream: u32, position: u64, bytes: &[u8]) -> Result<(), StreamError> {
+    fn records(
+        &mut self,
+        stream: u32,
+        position: u64,
+        bytes: &[u8],
+        records: u64,
+    ) -> Result<(), StreamError> {
         self.sender.records(stream, position, &[bytes])?;
         self.shared.tail().push(stream, position, bytes);
-        self.records += Records::new(bytes).map_while(Result::ok).count() as u64;
+        self.records += records;
         self.bytes += bytes.len() as u64;
         Ok(())
     }

@@ -60,7 +60,9 @@ pub struct StreamRange {
     pub start: u64,
     /// The first position that did not come.
     pub end: u64,
-    /// Up to here it can be replayed; see [`LogStore::mark_drain`].
+    /// Up to here it is replayed: its end at the last drain. See [`LogStore::mark_drain`].
+    pub drained: u64,
+    /// Up to here it must have been; see there.
     pub settled: u64,
 }
 
@@ -277,13 +279,17 @@ impl LogStore {
             stream: *stream,
             start: k.start,
             end: k.end,
+            drained: k.drained.max(k.start),
             settled: k.settled,
         })
     }
 
-    /// A drain is whole: a look at every stream, one after the other. A record in it may rest on one of another
-    /// stream that came a moment later than the look at that; the next drain has it. So what lay before the
-    /// last drain but one can be replayed whatever else is missing.
+    /// A drain is whole, and with it the log a consistent cut: with a record it has all that came before that one. What
+    /// comes behind it is not, until the next is whole: a record may rest on one that did not come.
+    ///
+    /// That the cut is consistent rests on the clocks of the primary's processors. What lay before the last drain but one
+    /// rests on nothing: a record in it may rest on one that came a moment after the look at its stream, and the next
+    /// drain has that.
     pub fn mark_drain(&mut self) {
         for kept in self.streams.values_mut() {
             kept.settled = kept.drained;

@@ -64,6 +64,22 @@ fn what_lay_before_the_last_drain_but_one_is_settled() {
 }
 
 #[test]
+fn what_comes_behind_a_drain_is_not_replayed_before_the_next() {
+    let mut log = LogStore::new(1 << 20, None);
+    let drained = |log: &LogStore| log.streams().map(|r| r.drained).collect::<Vec<_>>();
+    log.append(1, 0, b"abc").unwrap();
+    assert_eq!(drained(&log), [0]);
+    log.mark_drain();
+    log.append(1, 3, b"de").unwrap();
+    log.append(2, 0, b"x").unwrap();
+    assert_eq!(drained(&log), [3, 0]);
+    log.drop_before(&cut(&[(1, 4), (2, 0)], 3));
+    assert_eq!(drained(&log), [4, 0], "an image is a cut, too");
+    log.mark_drain();
+    assert_eq!(drained(&log), [5, 1]);
+}
+
+#[test]
 fn a_commit_drops_what_lies_before_its_cut() {
     let mut log = LogStore::new(1 << 20, None);
     for s in 1..=4 {

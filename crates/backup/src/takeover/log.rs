@@ -10,7 +10,8 @@ use super::checkpoint::Checkpoint;
 use crate::guard::Guard;
 use crate::store::{StoreError, StreamRange};
 
-/// The log of one container, cut at what had come when this was made: what comes later was not acknowledged.
+/// The log of one container, cut at the last drain that had come when this was made: what came later was not
+/// acknowledged.
 #[derive(Clone, Debug)]
 pub(super) struct Log {
     guard: Arc<Guard<Checkpoint>>,
@@ -19,7 +20,11 @@ pub(super) struct Log {
 
 impl Log {
     pub(super) fn new(guard: Arc<Guard<Checkpoint>>) -> Self {
-        let ranges = guard.log().streams().map(|r| (r.stream, r)).collect();
+        let cut = |range: StreamRange| StreamRange {
+            end: range.drained,
+            ..range
+        };
+        let ranges = guard.log().streams().map(|r| (r.stream, cut(r))).collect();
         Self { guard, ranges }
     }
 

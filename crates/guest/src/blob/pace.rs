@@ -264,7 +264,13 @@ pub(crate) fn arrive(t: &ThreadBlock) {
     slot_of(t.slot.load(Relaxed)).taken_at.store(0, Release);
 }
 
-/// A thread is made, or an image left, after the record of this time.
+/// A thread is made for this ring after the record of this time.
+pub(crate) fn give_birth(index: u32, time: u64) {
+    slot_of(index).born.store(time, Release);
+    hand_over(index, time);
+}
+
+/// An image is left after the record of this time.
 pub(crate) fn hand_over(index: u32, time: u64) {
     slot_of(index).time.store(time, Release);
 }

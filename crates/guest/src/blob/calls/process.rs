@@ -179,7 +179,7 @@ fn spawn(
     let Some(index) = thread::claim_slot() else {
         return -raw::EAGAIN;
     };
-    pace::hand_over(index, before);
+    pace::give_birth(index, before);
     let ring = slot_of(index);
     let stream = replayed.map_or_else(
         || control().next_stream.fetch_add(1, AcqRel),
