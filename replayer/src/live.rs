@@ -10,7 +10,7 @@ use sys::follow::Caller;
 
 use crate::divergence::Divergence;
 use crate::feed::{Feeder, Seen, Source};
-use crate::standing::{Standings, standings};
+use crate::standing::Standings;
 
 /// Why replay did not come to the ends of the logs.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +93,7 @@ pub fn to_log_end<S: Source>(
             return Err(Incomplete::Stalled {
                 seen,
                 still,
-                standings: Standings(standings(arena, source)),
+                standings: Standings::of(arena, source),
             });
         }
         rounds += 1;

@@ -222,7 +222,7 @@ fn feed(
         if waited > STALL {
             return Err(Error::Stalled {
                 still: waited,
-                standings: Standings(standings(arena, log)),
+                standings: Standings::of(arena, log),
             });
         }
         if idle_rounds > SPINS {

@@ -83,6 +83,13 @@ fn header<S: Source>(source: &S, stream: u32, position: u64) -> Option<Header> {
     Some(Records::new(&bytes).next()?.ok()?.header)
 }
 
+impl Standings {
+    /// Those of the threads that live.
+    pub fn of<S: Source>(arena: &Arena, source: &S) -> Self {
+        Self(standings(arena, source))
+    }
+}
+
 impl fmt::Display for Standing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {

@@ -6,7 +6,7 @@ use checkpointer::RestoreError;
 use eventlog::codec::CodecError;
 use eventlog::fold::{FoldError, SnapshotError};
 use gate::GateError;
-use replayer::Incomplete;
+use replayer::{Incomplete, Standings};
 use sys::memory::MemoryError;
 use sys::ptrace::TraceError;
 use sys::remote::RemoteError;
@@ -100,7 +100,7 @@ pub enum TakeoverError {
     },
     /// Threads wait for one another, with log to go that others' replies rest on.
     #[error(
-        "replay stopped in stream {stream} at position {position}, and what was acknowledged goes to {settled} at least"
+        "replay stopped in stream {stream} at position {position}, and what was acknowledged goes to {settled} at least: {standings}"
     )]
     Behind {
         /// The stream.
@@ -109,6 +109,8 @@ pub enum TakeoverError {
         position: u64,
         /// How far it must have.
         settled: u64,
+        /// Where all stand.
+        standings: Standings,
     },
     /// The program ended in replay.
     #[error("the container's program ended while it was replayed: {ended:?}")]

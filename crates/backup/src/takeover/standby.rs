@@ -15,7 +15,7 @@ use gate::rebuild::{Prober, forged_end};
 use gate::{Config, Gate, Tap};
 use guest::abi::{ARENA_FD, MAX_SLOTS, mode, slot};
 use nix::sched::{CloneFlags, setns};
-use replayer::{Incomplete, to_log_end};
+use replayer::{Incomplete, Standings, to_log_end};
 use shim::container::{Container, Isolation, Link, Spec};
 use stream::Nanos;
 use sys::arena::{Arena, futex_wake};
@@ -81,6 +81,7 @@ fn complete(arena: &Arena, log: &Log) -> Result<()> {
                 stream,
                 position,
                 settled,
+                standings: Standings::of(arena, log),
             });
         }
     }
