@@ -4,7 +4,8 @@
 //! stopped, parents before their children, and none is let go before the last was copied. Which processes there
 //! are is read while they run; whoever knows the guests tells ([`Census`]) whether any was made since.
 //!
-//! Memory that several processes share is copied whole in each pause, from each of them.
+//! Memory that several processes share is copied whole in each pause, from each of them: also where one of them has
+//! ended since the last checkpoint, for nobody has seen what that one wrote.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -37,6 +38,8 @@ pub trait Census {
     fn is_lent(&self) -> bool;
     /// How many threads and processes have ever been made.
     fn births(&self) -> u64;
+    /// How many processes have ever been made.
+    fn forks(&self) -> u64;
     /// Whether there is a process that is not among these, by their numbers inside, and has not said that it ends. It
     /// may have been killed.
     fn has_others(&self, known: &[u32]) -> bool;
@@ -53,6 +56,16 @@ pub struct Tree {
     members: Vec<Member>,
     sequence: u64,
     deferred: u32,
+    written: Written,
+}
+
+/// Where processes that have ended may have written since the last checkpoint.
+#[derive(Debug, Default)]
+struct Written {
+    /// What was shared then.
+    shared: Common,
+    /// Processes that had been made then.
+    forks: u64,
 }
 
 /// One process.
@@ -87,7 +100,7 @@ impl Tree {
     /// Watches nothing yet. `init` is the container's, `program` its child that the container is for; both as we
     /// see them. `images` counts what they execute.
     #[must_use]
-    pub const fn new(init: pid_t, program: pid_t, images: Images, settings: Settings) -> Self {
+    pub fn new(init: pid_t, program: pid_t, images: Images, settings: Settings) -> Self {
         Self {
             init,
             program,
@@ -96,6 +109,7 @@ impl Tree {
             members: Vec::new(),
             sequence: 0,
             deferred: 0,
+            written: Written::default(),
         }
     }
 
@@ -271,7 +285,7 @@ impl Tree {
         }
         at_cut(&self.numbers());
         timing.threads = pause.lap.time();
-        let common = common(&cuts);
+        let common = self.written.common(census.forks(), &cuts);
         for (member, cut) in self.members.iter_mut().zip(&cuts) {
             member.checkpointer.copy_always(&common);
             timing.pause_pages += member.checkpointer.copy(cut)?;
@@ -388,13 +402,24 @@ fn hold<'a>(
     pids.iter().zip(counts).map(hold).collect()
 }
 
-/// Shared memory that more than one of these processes map.
-fn common(cuts: &[Cut]) -> Common {
-    let mut seen = Common::new();
-    let mut common = Common::new();
-    if cuts.len() < 2 {
-        return common;
+impl Written {
+    /// Shared memory of which a process cannot tell what was written: that of more than one of these, or of one that
+    /// has ended. `forks` processes have been made.
+    fn common(&mut self, forks: u64, cuts: &[Cut]) -> Common {
+        let mut common = std::mem::take(&mut self.shared);
+        let (shared, all) = shared(cuts);
+        common.extend(&shared);
+        if std::mem::replace(&mut self.forks, forks) != forks {
+            common.extend(all);
+        }
+        self.shared = shared;
+        common
     }
+}
+
+/// Shared memory that more than one of these processes map, and all.
+fn shared(cuts: &[Cut]) -> (Common, Common) {
+    let (mut shared, mut all) = (Common::new(), Common::new());
     for cut in cuts {
         let own: Common = cut
             .maps
@@ -402,10 +427,10 @@ fn common(cuts: &[Cut]) -> Common {
             .filter(|m| is_shared_memory(m))
             .map(object)
             .collect();
-        common.extend(own.iter().filter(|object| seen.contains(*object)));
-        seen.extend(own);
+        shared.extend(own.iter().filter(|object| all.contains(*object)));
+        all.extend(own);
     }
-    common
+    (shared, all)
 }
 
 /// Whether a process has ended, or is about to and holds nothing any more.

@@ -108,6 +108,8 @@ pub struct Control {
     pub flags: AtomicU32,
     /// Rings that were ever taken: those from here on are free.
     pub slots: AtomicU32,
+    /// Processes that were made, or were about to be.
+    pub forks: AtomicU32,
     /// Replay: records that were taken, to tell standstill from patience.
     pub moves: AtomicU32,
     /// Replay: seed of how this attempt's timing differs from that of others; 0 for the plain one.

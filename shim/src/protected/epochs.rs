@@ -73,6 +73,10 @@ impl Census for Slots<'_> {
     fn births(&self) -> u64 {
         self.0.control().next_stream.load(Acquire).into()
     }
+
+    fn forks(&self) -> u64 {
+        self.0.control().forks.load(Acquire).into()
+    }
 }
 
 /// What is read from the arena while all processes stand still.

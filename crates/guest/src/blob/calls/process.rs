@@ -207,6 +207,9 @@ fn spawn(
     if log::now() == Mode::Record {
         intent(t, regs.rax as u16, stream, wanted.args[0]);
     }
+    if !wanted.has(CLONE_THREAD) {
+        control().forks.fetch_add(1, Release);
+    }
     let forks = !wanted.has(CLONE_VM);
     let locks = forks.then(|| {
         (
