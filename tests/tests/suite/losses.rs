@@ -37,13 +37,11 @@ enum State {
 }
 
 #[test]
-#[ignore = "the first pauses of a container that still starts its programs may not end: 1 in 25 or so, nobody is served then"]
 fn programs_at_work() {
     all_survive(State::AtWork);
 }
 
 #[test]
-#[ignore = "the first pauses of a container that still starts its programs may not end: 1 in 25 or so, nobody is served then"]
 fn programs_that_stand() {
     all_survive(State::Standing);
 }

@@ -1,12 +1,20 @@
-//! Joins that do not wait for ever: whether the thread had ended is up to the kernel's timing, so it is recorded.
+//! Joins that do not wait for ever: whether the thread had ended is up to the kernel's timing, so it is recorded, before
+//! what has ended is joined: a checkpoint may be taken on either side of the record.
 //!
 //! `pthread_clockjoin_np` is not here: it begins with a branch, so that its original cannot be called.
 
-use eventlog::record::kind;
+use core::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed},
+};
 
-use crate::locks;
+use eventlog::record::kind;
+use guest::abi::ThreadBlock;
+
+use crate::locks::{self, CLOCK_REALTIME, Until};
 use crate::log::{self, Mode};
 use crate::symbols::{Function, Library};
+use crate::{delivery, raw};
 
 static TRY_JOIN: Function<extern "C" fn(u64, u64) -> i32> = Function::unknown();
 static TIMED_JOIN: Function<extern "C" fn(u64, u64, u64) -> i32> = Function::unknown();
@@ -33,25 +41,76 @@ pub(crate) fn adopt(library: &Library, wrap: impl Fn(u64, u64) -> Option<u64>) {
     }
 }
 
+/// Where in what a `pthread_t` points to the word lies that the kernel clears when the thread has ended; 0 before the
+/// first was made.
+static ENDED_AT: AtomicU64 = AtomicU64::new(0);
+
+/// A thread is made whose thread pointer, which is its `pthread_t`, and word to clear are these.
+pub(crate) fn thread_begins(pointer: u64, ended: u64) {
+    ENDED_AT.store(ended.wrapping_sub(pointer), Relaxed);
+}
+
 extern "C" fn try_join(thread: u64, result: u64) -> i32 {
-    recorded(thread, result, || TRY_JOIN.get()(thread, result))
+    let offset = ENDED_AT.load(Relaxed);
+    if offset == 0 {
+        return TRY_JOIN.get()(thread, result);
+    }
+    let attempt = |t: &ThreadBlock| {
+        let ended = locks::word(thread, offset).load(Acquire) == 0;
+        let outcome = if ended { 0 } else { raw::EBUSY };
+        locks::emit(t, kind::TRYLOCK, thread, outcome);
+        outcome
+    };
+    let outcome = locks::inside(|t| logged(t, thread).unwrap_or_else(|| attempt(t)));
+    join_if(outcome, thread, result)
 }
 
 extern "C" fn timed_join(thread: u64, result: u64, until: u64) -> i32 {
-    recorded(thread, result, || TIMED_JOIN.get()(thread, result, until))
+    let offset = ENDED_AT.load(Relaxed);
+    if offset == 0 {
+        return TIMED_JOIN.get()(thread, result, until);
+    }
+    let until = Until {
+        clock: CLOCK_REALTIME,
+        at: until,
+    };
+    let outcome = locks::inside(|t| await_end(t, thread, locks::word(thread, offset), until));
+    join_if(outcome, thread, result)
 }
 
-/// Makes the attempt, or, in replay, does what the log says: a join that came about comes about again.
-fn recorded(thread: u64, result: u64, attempt: impl FnOnce() -> i32) -> i32 {
-    if log::now() == Mode::Replay
-        && let Some(outcome) = locks::inside(|t| locks::take(t, kind::TRYLOCK, thread))
-    {
-        return match outcome {
-            0 => JOIN.get()(thread, result),
-            failed => failed as i32,
-        };
+/// Waits for the end of a thread; what comes of it.
+fn await_end(t: &ThreadBlock, thread: u64, ended: &AtomicU32, until: Until) -> i64 {
+    if ended.load(Relaxed) == t.tid.load(Relaxed) {
+        return raw::EDEADLK;
     }
-    let outcome = attempt();
-    locks::inside(|t| locks::emit(t, kind::TRYLOCK, thread, i64::from(outcome)));
-    outcome
+    loop {
+        delivery::at_lock(t);
+        if let Some(outcome) = logged(t, thread) {
+            return outcome;
+        }
+        let number = ended.load(Acquire);
+        let over = match number {
+            0 => 0,
+            _ => locks::sleep(t, ended, number, until),
+        };
+        if number == 0 || over != 0 {
+            locks::emit(t, kind::TRYLOCK, thread, over);
+            return over;
+        }
+    }
+}
+
+/// In replay: what the log says of an attempt.
+fn logged(t: &ThreadBlock, thread: u64) -> Option<i64> {
+    (log::now() == Mode::Replay)
+        .then(|| locks::take(t, kind::TRYLOCK, thread))
+        .flatten()
+}
+
+/// A thread that has ended is joined; in replay it may still have to end.
+fn join_if(outcome: i64, thread: u64, result: u64) -> i32 {
+    match outcome {
+        0 => JOIN.get()(thread, result),
+        failed => failed as i32,
+    }
 }

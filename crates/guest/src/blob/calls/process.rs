@@ -13,13 +13,15 @@ use crate::raw::{self, nr};
 use crate::shapes::Shape;
 use crate::thread::{self, control, slot_of};
 use crate::{
-    connections, heap, init, onces, order, pace, ring, signals, stacks, tables, unwinding, user,
+    connections, heap, init, joins, onces, order, pace, ring, signals, stacks, tables, unwinding,
+    user,
 };
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_FILES: u64 = 0x400;
 const CLONE_PIDFD: u64 = 0x1000;
 const CLONE_VFORK: u64 = 0x4000;
+const CLONE_SETTLS: u64 = 0x8_0000;
 const CLONE_DETACHED: u64 = 0x40_0000;
 const CLONE_THREAD: u64 = 0x1_0000;
 const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
@@ -31,6 +33,7 @@ const SIGCHLD: u64 = 17;
 const CLONE_ARGS_WORDS: usize = 11;
 const CLONE_ARGS_LEN: u64 = CLONE_ARGS_WORDS as u64 * 8;
 const CHILD_TID: usize = 2;
+const TLS: usize = 7;
 const SET_TID: usize = 8;
 const SET_TID_SIZE: usize = 9;
 
@@ -201,6 +204,9 @@ fn spawn(
     }
     if wanted.has(CLONE_CHILD_CLEARTID) {
         stacks::thread_begins(wanted.args[CHILD_TID]);
+        if wanted.has(CLONE_SETTLS) {
+            joins::thread_begins(wanted.args[TLS], wanted.args[CHILD_TID]);
+        }
     }
     thread::prefault(index);
     signals::block_all();
