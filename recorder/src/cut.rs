@@ -21,6 +21,11 @@ pub(crate) fn is_drained(state: u32) -> bool {
     matches!(state, slot::LIVE | slot::DONE)
 }
 
+/// How many rings there were ever: the others are free.
+pub(crate) fn rings(arena: &Arena) -> usize {
+    (arena.control().slots.load(Acquire) as usize).min(MAX_SLOTS)
+}
+
 /// What a round takes of each ring.
 #[derive(Debug)]
 pub(crate) struct Cut {
@@ -48,7 +53,7 @@ impl Default for Cut {
 impl Cut {
     /// A round begins.
     pub(crate) fn begin(&mut self, arena: &Arena) {
-        for (index, known) in self.rings.iter_mut().enumerate() {
+        for (index, known) in self.rings.iter_mut().enumerate().take(rings(arena)) {
             let ring = arena.slot(index);
             known.head = 0;
             if is_drained(ring.state.load(Acquire)) {
@@ -164,6 +169,7 @@ mod tests {
         cut.begin(&arena);
         let now = cycles::now() >> TICK_SHIFT;
         let ring = arena.slot(3);
+        arena.control().slots.store(4, Release);
         ring.born.store(now << TICK_SHIFT, Release);
         ring.stream.store(7, Release);
         ring.state.store(slot::LIVE, Release);

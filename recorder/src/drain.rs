@@ -8,11 +8,11 @@ use std::sync::atomic::{
 };
 use std::time::Duration;
 
-use guest::abi::{MAX_SLOTS, Slot, slot};
+use guest::abi::{Slot, slot};
 use sys::arena::{Arena, futex_wake};
 use sys::follow::Caller;
 
-use crate::cut::{Cut, is_drained};
+use crate::cut::{Cut, is_drained, rings};
 
 /// Where drained bytes go.
 pub trait Sink {
@@ -98,7 +98,7 @@ impl<S: Sink> Drainer<S> {
         arena.begin_look();
         self.sink.begin();
         self.cut.begin(&arena);
-        for index in 0..MAX_SLOTS {
+        for index in 0..rings(&arena) {
             let ring = arena.slot(index);
             let state = ring.state.load(Acquire);
             if !is_drained(state) {

@@ -22,6 +22,8 @@ pub(crate) fn special(t: &ThreadBlock, regs: &mut Regs, row: &'static Syscall) -
         // dup, dup2, fcntl, dup3
         32 | 33 | 72 | 292 => files::duplicate(t, regs, row),
         436 => files::close_range(t, regs, row),
+        // ftruncate, fallocate
+        77 | 285 => files::resize(t, regs, row),
         // connect, accept, accept4
         42 | 43 | 288 => connections::made(t, regs, row),
         // recvfrom

@@ -7,7 +7,7 @@ use guest::abi::{ARENA_FD, REPLAY_STDERR_FD, REPLAY_STDOUT_FD, ROOM_FD, ThreadBl
 use sysabi::Syscall;
 
 use crate::connections;
-use crate::dispatch::{self, fed, record};
+use crate::dispatch::{self, executed, fed, record};
 use crate::entry::Regs;
 use crate::log::{self, Mode};
 use crate::order::{self, DESCRIPTORS};
@@ -102,10 +102,34 @@ fn reopen(call: u64, args: &[u64; 6], number: u64) -> bool {
     regular
 }
 
+/// `ftruncate`, `fallocate`. Replay makes memory files as long as they were; what has a name is so already, and longer by
+/// what was written since.
+pub(crate) fn resize(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
+    if log::now() == Mode::Replay && has_name(regs.rdi) {
+        fed(t, regs, row)
+    } else {
+        executed(t, regs, row)
+    }
+}
+
+/// `struct stat`, in 32-bit words: where the number of names and the mode are.
+type Stat = [u32; 36];
+const NAMES: usize = 4;
+const MODE: usize = 6;
+
+fn stat(fd: u64) -> Option<Stat> {
+    let mut stat = [0; 36];
+    let result = raw::call(nr::FSTAT, [fd, stat.as_mut_ptr() as u64, 0, 0, 0, 0]);
+    (result == 0).then_some(stat)
+}
+
 fn is_regular(fd: u64) -> bool {
-    let mut stat = [0_u32; 36];
-    raw::call(nr::FSTAT, [fd, stat.as_mut_ptr() as u64, 0, 0, 0, 0]) == 0
-        && stat[6] & S_IFMT == S_IFREG
+    stat(fd).is_some_and(|stat| stat[MODE] & S_IFMT == S_IFREG)
+}
+
+/// Whether a descriptor is of a file that is found under a name. Memory files are not.
+fn has_name(fd: u64) -> bool {
+    stat(fd).is_some_and(|stat| stat[NAMES] != 0)
 }
 
 fn close_raw(fd: u64) {
