@@ -17,6 +17,7 @@ use crate::CheckpointError;
 use crate::build::Capture;
 use crate::capture::{Common, Copier, is_shared_memory};
 use crate::facts::{self, Facts};
+use crate::kin;
 use crate::settle::{Guest, image_regs, is_interrupted, settle};
 use crate::stop::{Stopped, StoppedThread, list_threads};
 use crate::waits::Waits;
@@ -493,6 +494,10 @@ struct Outside {
 
 impl Outside {
     fn read(pid: pid_t) -> Result<Self, CheckpointError> {
+        // It would have no map: what its first thread leaves behind tells of no memory.
+        if kin::is_without_leader(pid) {
+            return Err(CheckpointError::NoLeader { pid });
+        }
         let pidfd = PidFd::open(pid).map_err(failed("opening a descriptor", pid))?;
         let maps = MapsFile::open(pid).map_err(failed("opening the memory map", pid))?;
         let mut facts = Facts::default();

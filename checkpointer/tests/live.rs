@@ -6,9 +6,9 @@ mod common;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
-use checkpointer::{Checkpointer, ImageStore, Settings, StoppedThread};
+use checkpointer::{CheckpointError, Checkpointer, ImageStore, Settings, StoppedThread};
 use common::{
-    Target, compare, compile_source, directory, rounds, signal, stop_thread, wait_stopped,
+    Target, board, compare, compile_source, directory, rounds, signal, stop_thread, wait_stopped,
     wait_until,
 };
 use eventlog::image::{decode, encode};
@@ -120,4 +120,24 @@ fn a_sleep_that_was_stopped_before_is_in_the_image_as_it_was_called() {
         assert_eq!(registers.rax, number.cast_unsigned());
         checkpointer.recycle(capture);
     }
+}
+
+#[test]
+fn a_process_without_its_first_thread_is_refused_and_goes_on() {
+    let directory = directory();
+    let path = directory.path().join("board");
+    let program = compile_source("headless", directory.path(), &[]);
+    let mut target = Target(Command::new(program).arg(&path).spawn().unwrap());
+    wait_until("the first thread has ended", || board(&path)[0] > 0);
+    let refused = Checkpointer::attach(target.pid(), Settings::default());
+    let pid = target.pid();
+    assert!(
+        matches!(refused, Err(CheckpointError::NoLeader { pid: of }) if of == pid),
+        "{refused:?}"
+    );
+    let before = board(&path)[0];
+    wait_until("the other goes on", || {
+        assert!(target.0.try_wait().unwrap().is_none(), "the target ended");
+        board(&path)[0] > before
+    });
 }
