@@ -19,12 +19,13 @@ use crate::rng::Rng;
 use crate::service::{Loss, Protection, Service};
 
 /// The races that the server knows.
-pub const KINDS: [&str; 5] = [
+pub const KINDS: [&str; 6] = [
     "unlocked-counter",
     "double-checked",
     "flag",
     "statistics",
     "publication",
+    "two-flags",
 ];
 
 const SOURCE: &str = include_str!("racy.c");

@@ -73,12 +73,24 @@ static uint64_t published(uint64_t self) {
   return seen;
 }
 
+// Each sets a flag of its own and then looks at the other's: two that come together may both see both.
+static uint64_t two_flags(uint64_t self) {
+  static _Atomic uint64_t flags[2];
+  flags[self & 1] = 1;
+  // So that they do.
+  for (int i = 0; i < 100; i++) __builtin_ia32_pause();
+  uint64_t seen = flags[~self & 1];
+  flags[self & 1] = 0;
+  return seen;
+}
+
 static const struct { const char *name; uint64_t (*race)(uint64_t self); } kinds[] = {
   { "unlocked-counter", unlocked_counter },
   { "double-checked", double_checked },
   { "flag", handed_over },
   { "statistics", lock_free },
   { "publication", published },
+  { "two-flags", two_flags },
 };
 static uint64_t (*race)(uint64_t self);
 

@@ -29,6 +29,7 @@ mod described;
 mod error;
 mod folding;
 mod handshakes;
+mod holds;
 mod killed;
 mod live;
 mod log;

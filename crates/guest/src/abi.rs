@@ -60,6 +60,8 @@ pub const MAX_CONNS: usize = 16_384;
 pub const MAX_BACKLOG: usize = 384;
 /// Entries of [`Control::turns`].
 pub const MAX_TURNS: usize = 64;
+/// Entries of [`Control::holds`].
+pub const MAX_HOLDS: usize = 16;
 /// Bytes of one connection's output buffer (a power of two).
 pub const OUTPUT_LEN: u64 = 256 << 10;
 
@@ -116,6 +118,8 @@ pub struct Control {
     pub seed: AtomicU32,
     /// Replay: how many entries of `turns` count.
     pub turn_count: AtomicU32,
+    /// Replay: how many entries of `holds` count.
+    pub hold_count: AtomicU32,
     /// Order of container-wide objects: process numbering, then standard output.
     pub pids: Order,
     /// Order of writes to standard output and error.
@@ -138,6 +142,8 @@ pub struct Control {
     /// Replay: records that are taken as if they had been made at another time. The host fills them in before the
     /// process runs.
     pub turns: [Turn; MAX_TURNS],
+    /// Replay: threads that are held while another passes. The host fills them in before the process runs.
+    pub holds: [Hold; MAX_HOLDS],
 }
 
 /// An entry of [`Control::turns`].
@@ -145,12 +151,47 @@ pub struct Control {
 pub struct Turn {
     /// The record's stream.
     pub stream: AtomicU32,
-    /// 1: its thread and the others give each other the time that they had then, and no more.
-    pub paced: AtomicU32,
+    /// Keeps `position` aligned.
+    pub pad: AtomicU32,
     /// Its position in the stream.
     pub position: AtomicU64,
     /// The time, in cycles of the recording host.
     pub time: AtomicU64,
+}
+
+/// An entry of [`Control::holds`]: a thread that has taken its record lets the host step it on by some instructions of
+/// the program, and stands there while another thread takes some records. That one waits before it takes more until the
+/// first has come to its next record.
+#[repr(C)]
+pub struct Hold {
+    /// One of [`hold`].
+    pub state: AtomicU32,
+    /// The slot of the thread that is held, once it has come there.
+    pub slot: AtomicU32,
+    /// The stream of the thread that is held.
+    pub stream: AtomicU32,
+    /// The stream of the one that passes.
+    pub passes: AtomicU32,
+    /// The record behind which the one is held.
+    pub position: AtomicU64,
+    /// The first record that the other does not take before that.
+    pub passes_from: AtomicU64,
+    /// The first that it does not take before the one has come to its next.
+    pub passes_to: AtomicU64,
+}
+
+/// Values of [`Hold::state`].
+pub mod hold {
+    /// The thread has not come there.
+    pub const AHEAD: u32 = 0;
+    /// It takes its record, and waits for the host.
+    pub const REACHED: u32 = 1;
+    /// The host steps it.
+    pub const STEPPED: u32 = 2;
+    /// It stands: the other may pass.
+    pub const STANDS: u32 = 3;
+    /// It has come to its next record, or is not waited for any more.
+    pub const GONE: u32 = 4;
 }
 
 /// Entries of [`Control::backlog`].
@@ -262,8 +303,7 @@ pub struct Slot {
     /// Recording: 1 while its thread is the only one of a process that runs on its parent's memory (vfork), until
     /// that executes a program or ends.
     pub lent: AtomicU32,
-    /// Replay: 1 when its thread took its last record at a turn that is paced; see [`Turn::paced`].
-    pub paced: AtomicU32,
+    pad0: u32,
     /// At a takeover: bytes of the write that its thread's last record announces which a reader has, the host having
     /// seen so before it turns `mode`.
     pub settled: AtomicU64,
@@ -298,6 +338,8 @@ pub mod slot {
     pub const WAITING: u32 = 5;
     /// Replay: its thread waits until others have taken older records.
     pub const EARLY: u32 = 6;
+    /// Replay: its thread did something else than the log says, and stands.
+    pub const LOST: u32 = 7;
 }
 
 /// Values of [`Slot::request`].

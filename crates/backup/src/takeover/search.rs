@@ -10,34 +10,35 @@
 //!
 //! Two that did something at the same moment may each have seen half of what the other did. Then one order leaves the log
 //! in the one thread, and the other order a moment later in the other thread: the truth lies in between, and is looked
-//! for there by halving, see [`Window`].
+//! for there by halving, see [`Between`].
 //!
 //! Where all that is used up, an attempt is timed by chance: with or without the order of time, with delays that a seed
 //! chooses.
 
+mod between;
 mod trials;
-mod window;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use guest::abi::MAX_TURNS;
+use guest::abi::{MAX_HOLDS, MAX_TURNS};
 use replayer::Incomplete;
 
 use super::checkpoint::Checkpoint;
 use super::error::TakeoverError;
+use super::holds::Stood;
 use super::log::Log;
-use super::timeline::Timeline;
-use super::timing::{Timing, Turn};
-use window::Window;
+use super::timeline::{Moment, Timeline};
+use super::timing::{Hold, Timing, Turn};
+use between::Between;
 
 /// Attempts that fail at a place with what had led on there, until something else is tried.
 const LAPSES: u32 = 3;
 /// What two threads did before they left the log may be one and the same race if it lies so many cycles apart at most.
 const NEAR: u64 = 8_000;
-/// Windows that are opened for one place.
-const WINDOWS: u32 = 2;
+/// How often the truth is looked for between the two threads of one place.
+const LOOKS: u32 = 2;
 /// An attempt that makes no progress is given up after the budget of all divided by this.
 const STALLS: u32 = 2;
 
@@ -45,29 +46,57 @@ const STALLS: u32 = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place {
     stream: u32,
-    position: u64,
-    /// When the record there was made, and the one before.
-    time: u64,
-    since: u64,
+    at: Moment,
+    /// The two records of its thread before that; where there are fewer, one stands for both.
+    before: [Moment; 2],
 }
 
 /// A place that is dealt with.
 #[derive(Clone, Debug)]
 struct Step {
-    at: Place,
+    place: Place,
     /// What is tried, or has led on.
-    trial: Turn,
+    trial: Trial,
     /// What else can be tried.
     left: VecDeque<Turn>,
     /// Whether an attempt has gone on beyond the place with this trial, and how many have failed there since.
     led: bool,
     lapses: u32,
-    /// Between which times of the trial's record the truth is looked for.
-    window: Option<Window>,
-    /// Windows opened so far.
-    windows: u32,
-    /// The same race at the other thread.
-    other: Option<Place>,
+    /// The same race at the other thread, and between which of their instructions the truth is looked for.
+    other: Option<(Place, Between)>,
+    /// How often it was.
+    looks: u32,
+}
+
+/// What is tried at a place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Trial {
+    Turn(Turn),
+    Hold(Hold),
+}
+
+impl Trial {
+    fn turn(&self) -> Option<&Turn> {
+        match self {
+            Self::Turn(turn) => Some(turn),
+            Self::Hold(_) => None,
+        }
+    }
+
+    fn hold(&self) -> Option<&Hold> {
+        match self {
+            Self::Turn(_) => None,
+            Self::Hold(hold) => Some(hold),
+        }
+    }
+
+    /// Whether it is about this record.
+    fn is_of(&self, stream: u32, position: u64) -> bool {
+        match self {
+            Self::Turn(turn) => turn.is_of(stream, position),
+            Self::Hold(hold) => hold.passes.iter().any(|turn| turn.is_of(stream, position)),
+        }
+    }
 }
 
 /// The attempts of one takeover so far.
@@ -119,17 +148,34 @@ impl Search {
             ordered: self.ordered && !(by_chance && self.number.is_multiple_of(2)),
             seed: if by_chance { self.number } else { 0 },
             stall: self.budget / STALLS,
-            turns: self.steps.iter().map(|step| step.trial).collect(),
+            turns: self
+                .steps
+                .iter()
+                .filter_map(|s| s.trial.turn())
+                .copied()
+                .collect(),
+            holds: self
+                .steps
+                .iter()
+                .filter_map(|s| s.trial.hold())
+                .cloned()
+                .collect(),
         }
     }
 
     /// The attempt failed otherwise than in replay.
     pub fn missed(&mut self) {
-        self.learn(None);
+        self.learn(None, &[]);
     }
 
-    /// The attempt failed in the replay of this log.
-    pub(super) fn failed(&mut self, error: &TakeoverError, checkpoint: &Checkpoint, log: &Log) {
+    /// The attempt failed in the replay of this log, in which threads stood like that where they were held.
+    pub(super) fn failed(
+        &mut self,
+        error: &TakeoverError,
+        stood: &[Option<Stood>],
+        checkpoint: &Checkpoint,
+        log: &Log,
+    ) {
         let place = match error {
             TakeoverError::Replay(Incomplete::Diverged(d)) => Some((d.stream, d.position)),
             _ => None,
@@ -138,43 +184,33 @@ impl Search {
             // Without it what is left is chance.
             self.timeline = Timeline::of(checkpoint, log).ok().map(Arc::new);
         }
-        self.learn(place);
+        self.learn(place, stood);
         let last = self.steps.last();
         tracing::debug!(
             number = self.number,
             ?place,
             steps = self.steps.len(),
+            ?stood,
             ?last,
             "next attempt"
         );
     }
 
     /// The attempt left the log at this record, or ended otherwise.
-    fn learn(&mut self, place: Option<(u32, u64)>) {
+    fn learn(&mut self, place: Option<(u32, u64)>, stood: &[Option<Stood>]) {
         self.number += 1;
-        let place = place.and_then(|(stream, position)| {
-            let timeline = self.timeline.as_ref()?;
-            let time = timeline.time(stream, position)?;
-            let before = timeline.before(stream, position).last();
-            Some(Place {
-                stream,
-                position,
-                time,
-                since: before.map_or(time, |record| record.time),
-            })
-        });
-        let Some(place) = place else {
+        let Some(place) = place.and_then(|(stream, position)| self.place(stream, position)) else {
             // Of the last trial at least, nothing good can be said.
             return self.try_another_at_last();
         };
         for step in &mut self.steps {
-            if place.time > step.at.time + NEAR {
+            if place.at.time > step.time() + NEAR && !step.is_of(place) {
                 (step.led, step.lapses) = (true, 0);
             }
         }
         let mut steps = self.steps.iter();
         if let Some(index) = steps.position(|step| step.is_of(place)) {
-            self.again(index, place);
+            self.again(index, stood);
         } else if let Some(index) = self.steps.iter().rposition(|s| s.may_be_of(place)) {
             self.look_between(index, place);
         } else {
@@ -182,40 +218,54 @@ impl Search {
         }
     }
 
+    fn place(&self, stream: u32, position: u64) -> Option<Place> {
+        let timeline = self.timeline.as_ref()?;
+        let time = timeline.time(stream, position)?;
+        let at = Moment { position, time };
+        let before = match timeline.before(stream, position) {
+            [.., first, second] => [*first, *second],
+            [only] => [*only; 2],
+            [] => [at; 2],
+        };
+        Some(Place { stream, at, before })
+    }
+
     /// The attempt failed at a place that is dealt with already.
-    fn again(&mut self, index: usize, place: Place) {
+    fn again(&mut self, index: usize, stood: &[Option<Stood>]) {
+        let holds = self.steps[..index].iter().filter_map(|s| s.trial.hold());
+        let stood = stood.get(holds.count()).copied().flatten();
         let step = &mut self.steps[index];
-        if let Some(window) = &mut step.window {
-            window.learn(step.trial.time, place == step.at);
-            if let Some(time) = window.next() {
-                step.trial.time = time;
-                return;
-            }
-        } else if step.led {
+        if step.led {
             step.lapses += 1;
             if step.lapses <= LAPSES {
                 return;
             }
             // It leads on now and then: there may be better.
-            step.left.push_back(step.trial);
+            step.left.extend(step.trial.turn());
+        } else if let Some((_, between)) = &mut step.other {
+            between.learn(stood);
+            if let Some(hold) = between.next() {
+                step.trial = Trial::Hold(hold);
+                return;
+            }
         }
         self.try_another(index);
     }
 
     /// One race shows itself at the place of a step and at this one.
     fn look_between(&mut self, index: usize, place: Place) {
-        let step = &mut self.steps[index];
-        let timeline = self.timeline.as_ref();
-        let own = timeline.and_then(|t| t.time(step.trial.stream, step.trial.position));
-        let Some(own) = own else {
-            return;
-        };
-        let mut window = Window::new(own, step.trial.time);
-        if let Some(time) = window.next() {
-            (step.trial.time, step.trial.paced) = (time, true);
+        let holds = self.steps.iter().filter_map(|step| step.trial.hold());
+        let hints: Vec<u32> = holds.map(|hold| hold.steps).collect();
+        if hints.len() == MAX_HOLDS {
+            return self.try_another(index);
         }
-        (step.window, step.other) = (Some(window), Some(place));
-        step.windows += 1;
+        let step = &mut self.steps[index];
+        let mut between = Between::new(step.place, place, hints);
+        if let Some(hold) = between.next() {
+            step.trial = Trial::Hold(hold);
+        }
+        step.other = Some((place, between));
+        step.looks += 1;
     }
 
     fn try_another_at_last(&mut self) {
@@ -228,20 +278,20 @@ impl Search {
     fn try_another(&mut self, index: usize) {
         let step = &mut self.steps[index];
         if let Some(next) = step.left.pop_front() {
-            (step.trial, step.led, step.lapses) = (next, false, 0);
-            (step.window, step.other) = (None, None);
+            (step.trial, step.led, step.lapses) = (Trial::Turn(next), false, 0);
+            step.other = None;
             return;
         }
-        let at = self.steps.remove(index).at;
+        let time = self.steps.remove(index).time();
         let mut before = self.steps.iter().enumerate().collect::<Vec<_>>();
-        before.retain(|(_, step)| step.at.time < at.time);
-        if let Some((index, _)) = before.into_iter().max_by_key(|(_, step)| step.at.time) {
+        before.retain(|(_, step)| step.time() < time);
+        if let Some((index, _)) = before.into_iter().max_by_key(|(_, step)| step.time()) {
             self.try_another(index);
         }
     }
 
     /// Deals with another place, if there is anything to be tried there.
-    fn begin(&mut self, at: Place) {
+    fn begin(&mut self, place: Place) {
         let Some(timeline) = self.timeline.as_ref() else {
             return;
         };
@@ -249,17 +299,16 @@ impl Search {
             let mut steps = self.steps.iter();
             steps.any(|step| step.trial.is_of(stream, position))
         };
-        let mut left = trials::at(timeline, at.stream, at.position, has_turn);
+        let mut left = trials::at(timeline, place.stream, place.at.position, has_turn);
         match left.pop_front() {
-            Some(trial) if self.steps.len() < MAX_TURNS => self.steps.push(Step {
-                at,
-                trial,
+            Some(trial) if self.steps.len() + MAX_HOLDS < MAX_TURNS => self.steps.push(Step {
+                place,
+                trial: Trial::Turn(trial),
                 left,
                 led: false,
                 lapses: 0,
-                window: None,
-                windows: 0,
                 other: None,
+                looks: 0,
             }),
             _ => self.try_another_at_last(),
         }
@@ -267,14 +316,22 @@ impl Search {
 }
 
 impl Step {
+    /// When the record was made at which the log was left.
+    fn time(&self) -> u64 {
+        self.place.at.time
+    }
+
     fn is_of(&self, place: Place) -> bool {
-        self.at == place || self.other == Some(place)
+        let other = self.other.as_ref().map(|(other, _)| other);
+        self.place == place || other == Some(&place)
     }
 
     /// Whether another thread's place may be this one's.
     fn may_be_of(&self, place: Place) -> bool {
-        let at_once = place.since <= self.at.time + NEAR && self.at.since <= place.time + NEAR;
-        at_once && place.stream != self.at.stream && self.windows < WINDOWS
+        let begins = |place: &Place| place.before[1].time;
+        let at_once =
+            begins(&place) <= self.time() + NEAR && begins(&self.place) <= place.at.time + NEAR;
+        at_once && place.stream != self.place.stream && self.looks < LOOKS
     }
 }
 

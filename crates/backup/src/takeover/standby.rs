@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,6 +30,7 @@ use super::described;
 use super::error::{Result, TakeoverError, io};
 use super::folding::{self, Folded};
 use super::handshakes::Handshakes;
+use super::holds::{self, Stood};
 use super::live::{Live, Output, has_ended};
 use super::log::Log;
 use super::objects::Objects;
@@ -222,12 +224,15 @@ impl Vacant {
         let (processes, folded) = thread::scope(|scope| {
             let folding = scope.spawn(|| folding::fold(merge, &log));
             let processes = loop {
-                let timing = search.timing();
-                match self.replay(checkpoint, &files, &log, &timing, &mut clock) {
+                let (timing, mut stood) = (search.timing(), Vec::new());
+                let replayed =
+                    self.replay(checkpoint, &files, &log, &timing, &mut stood, &mut clock);
+                match replayed {
                     Err(error) if error.may_be_tried_here() && search.may_go_on() => {
+                        clock.step("leave the log");
                         attempt.confirm()?;
                         tell(search.number(), &error);
-                        search.failed(&error, checkpoint, &log);
+                        search.failed(&error, &stood, checkpoint, &log);
                         self.clear()?;
                         clock.step("clear");
                     }
@@ -290,13 +295,14 @@ impl Vacant {
         Ok(())
     }
 
-    /// Finishes the processes and lets them replay to the end of the log.
+    /// Finishes the processes and lets them replay to the end of the log; tells where threads `stood` that were held.
     fn replay(
         &mut self,
         checkpoint: &mut Checkpoint,
         files: &OpenFiles,
         log: &Log,
         timing: &Timing,
+        stood: &mut Vec<Option<Stood>>,
         clock: &mut Clock,
     ) -> Result<Processes> {
         arena::fill(&self.shared.arena, checkpoint)?;
@@ -310,7 +316,16 @@ impl Vacant {
         let sleeps = |number| process::sleeps(init, number);
         let ended = || has_ended(&self.container);
         let caller = Some(follower.caller());
-        let seen = match to_log_end(&shared.arena, log, caller, sleeps, ended, timing.stall) {
+        let (arena, holds) = (&*shared.arena, &timing.holds[..]);
+        let over = AtomicBool::new(holds.is_empty());
+        let replayed = thread::scope(|scope| {
+            let holding = scope.spawn(|| holds::serve(arena, init, holds, &over));
+            let replayed = to_log_end(arena, log, caller, sleeps, ended, timing.stall);
+            over.store(true, Release);
+            *stood = holding.join().unwrap_or_default();
+            replayed
+        });
+        let seen = match replayed {
             Err(Incomplete::Ended) => {
                 let ended = self.container.wait()?;
                 return Err(TakeoverError::Ended { ended });

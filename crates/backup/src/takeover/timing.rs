@@ -17,6 +17,8 @@ pub(super) struct Timing {
     pub(super) stall: Duration,
     /// Records that are taken as if they had been made at another time.
     pub(super) turns: Vec<Turn>,
+    /// Threads that stand while others pass.
+    pub(super) holds: Vec<Hold>,
 }
 
 /// A record that is taken as if it had been made at another time.
@@ -25,8 +27,6 @@ pub(super) struct Turn {
     pub(super) stream: u32,
     pub(super) position: u64,
     pub(super) time: u64,
-    /// Whether its thread and the others give each other the time that they had had, and no more.
-    pub(super) paced: bool,
 }
 
 impl Turn {
@@ -34,6 +34,22 @@ impl Turn {
     pub(super) const fn is_of(&self, stream: u32, position: u64) -> bool {
         self.stream == stream && self.position == position
     }
+}
+
+/// A thread that has taken a record does some instructions more, and stands there while another, which waits for that,
+/// takes records of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Hold {
+    /// The one's stream, its record, and its next.
+    pub(super) stream: u32,
+    pub(super) position: u64,
+    pub(super) next: u64,
+    /// Instructions of the program, those of the guest not counted.
+    pub(super) steps: u32,
+    /// The other's records, the first of which waits for that.
+    pub(super) passes: Vec<Turn>,
+    /// The record behind them, which the other does not take before the one has come to its next.
+    pub(super) until: u64,
 }
 
 impl Timing {
@@ -44,13 +60,26 @@ impl Timing {
             control.flags.fetch_or(flag::TIMED, Release);
         }
         control.seed.store(self.seed, Release);
-        for (entry, turn) in control.turns.iter().zip(&self.turns) {
+        for (entry, hold) in control.holds.iter().zip(&self.holds) {
+            entry.stream.store(hold.stream, Release);
+            entry.position.store(hold.position, Release);
+            if let Some(first) = hold.passes.first() {
+                entry.passes.store(first.stream, Release);
+                entry.passes_from.store(first.position, Release);
+                entry.passes_to.store(hold.until, Release);
+            }
+        }
+        let count = self.holds.len().min(control.holds.len());
+        control.hold_count.store(count as u32, Release);
+        // Of two turns of one record, the first counts.
+        let of_holds = self.holds.iter().flat_map(|hold| &hold.passes);
+        let turns: Vec<&Turn> = of_holds.chain(&self.turns).collect();
+        for (entry, turn) in control.turns.iter().zip(&turns) {
             entry.stream.store(turn.stream, Release);
             entry.position.store(turn.position, Release);
             entry.time.store(turn.time, Release);
-            entry.paced.store(turn.paced.into(), Release);
         }
-        let count = self.turns.len().min(control.turns.len());
+        let count = turns.len().min(control.turns.len());
         control.turn_count.store(count as u32, Release);
     }
 }

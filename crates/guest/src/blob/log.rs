@@ -3,11 +3,11 @@
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use eventlog::record::{Header, LONG_LEN, MAX_PAYLOAD, SHORT_LEN, cycles_of, stored_len, ticks_of};
-use guest::abi::{ThreadBlock, failure, mode};
+use guest::abi::{ThreadBlock, failure, mode, slot};
 
 use crate::ring::Ring;
-use crate::thread::control;
-use crate::{pace, raw, user};
+use crate::thread::{control, slot_of};
+use crate::{holds, pace, raw, user};
 
 /// What the guest does now.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -276,16 +276,17 @@ impl Taken<'_> {
             .tsc
             .load(Relaxed)
             .saturating_add(cycles_of(self.header.ticks));
-        let release = pace::await_time(self.t, time);
+        pace::await_time(self.t, time);
+        let hold = holds::at(self.t);
         self.t.tsc.store(time, Relaxed);
         self.t.unlogged.store(0, Relaxed);
         if self.header.signal {
             self.t.follows.store(1, Relaxed);
         }
         self.t.position.store(self.end, Relaxed);
-        self.ring.consumed(self.end, time, release);
+        self.ring.consumed(self.end, time);
         pace::moved();
-        pace::go_on_at(release);
+        holds::stay(hold);
     }
 }
 
@@ -303,6 +304,9 @@ pub(crate) fn diverge(t: &ThreadBlock, code: u32, expected: u64, actual: u64) ->
         f.actual.store(actual, Relaxed);
         f.code.store(code, Release);
     }
+    slot_of(t.slot.load(Relaxed))
+        .state
+        .store(slot::LOST, Release);
     crate::ring::wake_drainer();
     loop {
         raw::futex_wait(&f.code, code);

@@ -20,6 +20,7 @@ mod dispatch;
 mod entry;
 mod epoll;
 mod heap;
+mod holds;
 mod init;
 mod jemalloc;
 mod joins;

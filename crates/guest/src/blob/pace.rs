@@ -10,10 +10,8 @@
 //! for one another, the earliest goes on, and where nothing goes on for [`PATIENCE`], the order of time is given up for
 //! this replay: the order of objects alone is then left, as without.
 //!
-//! So what a thread did between two records is done as if at the first of them. Where two did something at the same
-//! moment, each seeing half of what the other did, that is too coarse: there the host has a record taken in a paced turn,
-//! with no more patience than the time that each had had until then. And it may have records taken as if they had been
-//! made at another time.
+//! So what a thread did between two records is done as if at the first of them. The host may have records taken as if they
+//! had been made at another time.
 //!
 //! An attempt with a seed is timed another way: at places that the seed chooses, a thread takes its record a little
 //! later, or does not wait for those that are on their way to theirs.
@@ -31,91 +29,44 @@ const PATIENCE: u64 = 300_000_000;
 /// The most that a thread is given for the time that it had had when it was recorded.
 const MOST: u64 = 2_000_000;
 /// Cycles that a thread is given in any case for what it does between two records.
-const START: u64 = 1_000_000;
+const START: u64 = 4_000_000;
 /// With a seed, one record of so many is taken later (a power of two), by less than so many cycles (another one).
 const DELAYED: u64 = 16;
 const DELAY: u64 = 1 << 18;
-/// Cycles between the announcement that a record is taken and its taking, and how far from a paced turn it is announced.
-const LEAD: u64 = 3_000;
-const NEAR: u64 = 20_000;
-/// Cycles for which a thread in a paced turn keeps its processor while it waits.
-const AT_ONCE: u64 = 1_000_000;
 // The first eight bytes of a record, its ticks among them, do not wrap round.
 const _: () = assert!(RING_LEN.is_multiple_of(8));
 
-/// How long threads are waited for that have taken their records and are on their way to the next.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Patience {
-    /// Long enough for whatever they do.
-    Full,
-    /// As long as they had had.
-    Exact,
-    /// Not at all.
-    None,
-}
-
-/// Waits until no other thread has a record that is older than `time` still to take. When, in cycles of this host, the
-/// record is to be taken, if that is later than now.
+/// Waits until no other thread has a record that is older than `time` still to take.
 #[inline]
-pub(crate) fn await_time(t: &ThreadBlock, time: u64) -> u64 {
-    let mut patience = match control().seed.load(Relaxed) {
-        0 => Patience::Full,
+pub(crate) fn await_time(t: &ThreadBlock, time: u64) {
+    let patient = match control().seed.load(Relaxed) {
+        0 => true,
         seed => vary(t, seed),
     };
     if control().flags.load(Relaxed) & flag::TIMED == 0 {
-        return 0;
+        return;
     }
     let own = t.slot.load(Relaxed);
-    let mut time = time;
-    if let Some(turn) = turn_of(t.stream.load(Relaxed), t.position.load(Relaxed)) {
-        time = turn.time.load(Relaxed);
-        if turn.paced.load(Relaxed) != 0 {
-            patience = Patience::Exact;
-        }
-    }
-    let mut release = 0;
+    let turn = turn_of(t.stream.load(Relaxed), t.position.load(Relaxed));
+    let time = turn.map_or(time, |turn| turn.time.load(Relaxed));
     loop {
         let made = control().next_stream.load(Acquire);
         for index in 0..control().slots.load(Acquire) {
-            if index != own && standing(index, time, patience, &mut release) != Standing::Done {
-                await_other(own, index, time, patience, &mut release);
+            if index != own && standing(index, time, patient) != Standing::Done {
+                await_other(own, index, time, patient);
             }
         }
         // Threads that were made meanwhile may be older, too.
         if control().next_stream.load(Acquire) == made {
-            break;
+            return;
         }
     }
-    if control().turn_count.load(Relaxed) != 0 {
-        let paced = u32::from(patience == Patience::Exact);
-        slot_of(own).paced.store(paced, Relaxed);
-        if release <= raw::cycles() && is_near_paced(time) {
-            release = raw::cycles() + LEAD;
-        }
-    }
-    release
 }
 
-/// Goes on at the time that was told to the others.
-#[inline]
-pub(crate) fn go_on_at(release: u64) {
-    while raw::cycles() < release {
-        core::hint::spin_loop();
-    }
-}
-
-/// Whether a record of about this time is taken in a paced turn: then all of them are announced, so that none starts late
-/// because it heard late of another.
+/// What the seed says of the next record: it may be taken later, and with or without patience for threads that have taken
+/// their records and are on their way to the next.
 #[cold]
-fn is_near_paced(time: u64) -> bool {
-    let count = control().turn_count.load(Relaxed) as usize;
-    let mut turns = control().turns.iter().take(count);
-    turns.any(|turn| turn.paced.load(Relaxed) != 0 && turn.time.load(Relaxed).abs_diff(time) < NEAR)
-}
-
-/// What the seed says of the next record: it may be taken later, and with or without patience.
-#[cold]
-fn vary(t: &ThreadBlock, seed: u32) -> Patience {
+fn vary(t: &ThreadBlock, seed: u32) -> bool {
     let place = mix(u64::from(t.stream.load(Relaxed)), t.position.load(Relaxed));
     let chance = mix(mix(HASH_SEED, u64::from(seed)), place);
     if chance.is_multiple_of(DELAYED) {
@@ -124,29 +75,18 @@ fn vary(t: &ThreadBlock, seed: u32) -> Patience {
             core::hint::spin_loop();
         }
     }
-    if chance & DELAYED == 0 {
-        Patience::Full
-    } else {
-        Patience::None
-    }
+    chance & DELAYED == 0
 }
 
 #[cold]
-fn await_other(own: u32, index: u32, time: u64, patience: Patience, release: &mut u64) {
+fn await_other(own: u32, index: u32, time: u64, patient: bool) {
     let state = &slot_of(own).state;
     state.store(slot::EARLY, SeqCst);
     let (mut spins, mut began, mut moves) = (0, raw::cycles(), 0);
-    let asked = began;
     while control().flags.load(Relaxed) & flag::TIMED != 0 {
-        match standing(index, time, patience, release) {
+        match standing(index, time, patient) {
             Standing::Done => break,
             Standing::Waits if is_first_of_all(time) => break,
-            // Whoever lets others run comes back too late.
-            _ if (patience == Patience::Exact || is_paced(index))
-                && raw::cycles().saturating_sub(asked) < AT_ONCE =>
-            {
-                core::hint::spin_loop();
-            }
             Standing::Waits | Standing::Behind => order::pause(&mut spins),
         }
         let now = control().moves.load(Relaxed);
@@ -158,13 +98,6 @@ fn await_other(own: u32, index: u32, time: u64, patience: Patience, release: &mu
         }
     }
     state.store(slot::LIVE, SeqCst);
-}
-
-/// Whether a thread has taken its record in a paced turn, or is about to.
-fn is_paced(index: u32) -> bool {
-    let slot = slot_of(index);
-    let next = || turn_of(slot.stream.load(Relaxed), slot.tail.load(Relaxed));
-    slot.paced.load(Relaxed) != 0 || next().is_some_and(|turn| turn.paced.load(Relaxed) != 0)
 }
 
 /// Whether every thread waits for another, and none of those that are early is earlier than the one at `time`.
@@ -190,27 +123,24 @@ enum Standing {
     Behind,
 }
 
-/// Where one stands that is waited for. One that is given no more than the time it had had is not waited for, but
-/// `release` is put off until then.
-fn standing(index: u32, time: u64, patience: Patience, release: &mut u64) -> Standing {
+/// Where one stands that is waited for; without patience, one that is on its way is not.
+fn standing(index: u32, time: u64, patient: bool) -> Standing {
     let ring = slot_of(index);
     match ring.state.load(Acquire) {
         slot::WAITING if ring.time.load(Acquire) < time => Standing::Waits,
-        slot::LIVE | slot::EARLY => match next_time(index, ring) {
-            Some(next) if next < time || is_under_way(ring, time, patience, release) => {
-                Standing::Behind
-            }
-            _ => Standing::Done,
-        },
+        // One at its log's end, too, may be on its way to where it waits.
+        slot::LIVE | slot::EARLY
+            if next_time(index, ring).is_some_and(|next| next < time)
+                || patient && is_under_way(ring, time) =>
+        {
+            Standing::Behind
+        }
         _ => Standing::Done,
     }
 }
 
 /// Whether a thread that took its last record before `time` has probably not come as far as it had at `time`.
-fn is_under_way(slot: &Slot, time: u64, patience: Patience, release: &mut u64) -> bool {
-    if patience == Patience::None {
-        return false;
-    }
+fn is_under_way(slot: &Slot, time: u64) -> bool {
     let had = time.saturating_sub(slot.time.load(Acquire)).min(MOST);
     let mut taken_at = slot.taken_at.load(Acquire);
     if taken_at == RESTORED {
@@ -220,13 +150,7 @@ fn is_under_way(slot: &Slot, time: u64, patience: Patience, release: &mut u64) -
             .taken_at
             .compare_exchange(RESTORED, taken_at, AcqRel, Relaxed);
     }
-    if patience == Patience::Full && slot.paced.load(Relaxed) == 0 {
-        return taken_at != 0 && raw::cycles().saturating_sub(taken_at) < START + 2 * had;
-    }
-    if taken_at != 0 {
-        *release = (*release).max(taken_at + had);
-    }
-    false
+    taken_at != 0 && raw::cycles().saturating_sub(taken_at) < START + 2 * had
 }
 
 /// The turn of a record that the host gave one.

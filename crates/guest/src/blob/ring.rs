@@ -111,13 +111,11 @@ impl Ring {
         }
     }
 
-    /// Gives everything before `at` back to the host; the last record of it is of this time, and taken now, or later at
-    /// `release`.
+    /// Gives everything before `at` back to the host; the last record of it is of this time, and taken now.
     #[inline(always)]
-    pub(crate) fn consumed(self, at: u64, time: u64, release: u64) {
+    pub(crate) fn consumed(self, at: u64, time: u64) {
         // In this order: whoever reads in between takes the next record for older than it is, and looks again.
-        let taken_at = raw::cycles().max(release);
-        self.slot.taken_at.store(taken_at, Release);
+        self.slot.taken_at.store(raw::cycles(), Release);
         self.slot.tail.store(at, Release);
         self.slot.time.store(time, Release);
     }

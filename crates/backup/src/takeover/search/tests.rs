@@ -65,7 +65,7 @@ fn world(threads: u32, deeds: usize) -> impl Strategy<Value = World> {
     })
 }
 
-/// What a replay does: a deed is done when the record before it is taken, in a paced turn so much later as it had been.
+/// What a replay does: a deed is done when the record before it is taken.
 /// Where it tells another number of deeds than when it was recorded, if it does.
 fn replay(world: &World, timing: &Timing) -> Option<(u32, u64)> {
     let turn = |deed: &Deed| {
@@ -73,14 +73,7 @@ fn replay(world: &World, timing: &Timing) -> Option<(u32, u64)> {
             .turns
             .iter()
             .find(|turn| turn.is_of(deed.stream, deed.before.position));
-        moved.map_or(deed.before.time, |turn| {
-            let later = if turn.paced {
-                deed.at - deed.before.time
-            } else {
-                0
-            };
-            turn.time + later
-        })
+        moved.map_or(deed.before.time, |turn| turn.time)
     };
     let mut order: Vec<usize> = (0..world.deeds.len()).collect();
     order.sort_by_key(|index| turn(&world.deeds[*index]));
@@ -100,7 +93,7 @@ fn attempts(world: &World) -> u32 {
     let mut search = Search::new(true, Duration::from_secs(1));
     search.timeline = Some(Arc::new(Timeline::from_moments(world.streams.clone())));
     while let Some(place) = replay(world, &search.timing()) {
-        search.learn(Some(place));
+        search.learn(Some(place), &[]);
         if search.number() > 500 {
             break;
         }

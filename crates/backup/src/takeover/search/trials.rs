@@ -2,8 +2,7 @@
 //!
 //! A replay does what a thread did between two records as if at the first of them, while much of it, and above all what
 //! makes the next record, was done at the end of that time. So the first other turn of a record is behind all that others
-//! did until its thread's next record; then come single records of others, the nearest first, and turns at the record's
-//! own time, or close to it, in the pace of the recording.
+//! did until its thread's next record; then come single records of others, the nearest first.
 
 use std::collections::VecDeque;
 
@@ -18,8 +17,6 @@ const ROUND: usize = 3;
 const ORDERS: usize = 16;
 /// So many cycles around what a thread did are looked at, at least.
 const AROUND: u64 = 50_000;
-/// Cycles by which a paced turn is moved.
-const PACES: [i64; 9] = [0, 150, -150, 400, -400, 1_200, -1_200, 4_000, -4_000];
 
 /// Turns of the record before the one at this place, then of those before that. `has_turn` tells which records have one
 /// already.
@@ -54,43 +51,30 @@ fn turns(timeline: &Timeline, stream: u32, record: Moment, end: u64) -> VecDeque
     // What both did at the same time first.
     let apart = |other: &Span| other.begin > end || other.end < record.time;
     others.sort_by_key(|other| (apart(other), other.begin.abs_diff(record.time)));
-    let own = |time, paced| Turn {
+    let own = |time| Turn {
         stream,
         position: record.position,
         time,
-        paced,
     };
     // What it did, it may have done at the end of its time, behind all that others did meanwhile.
     let meanwhile = |other: &Span| (record.time..end).contains(&other.begin);
     let late = others
         .iter()
         .any(meanwhile)
-        .then(|| own(end.saturating_sub(1), false));
+        .then(|| own(end.saturating_sub(1)));
     let orders = others.iter().take(ORDERS).flat_map(|other| {
         if other.begin >= record.time {
-            return [Some(own(other.begin + 1, false)), None];
+            return [Some(own(other.begin + 1)), None];
         }
         let near = other.begin >= from;
-        let before = near.then(|| own(other.begin.saturating_sub(1), false));
+        let before = near.then(|| own(other.begin.saturating_sub(1)));
         // So may others.
         let later = (other.end > record.time).then_some(Turn {
             stream: other.stream,
             position: other.position,
             time: record.time + 1,
-            paced: false,
         });
         [before, later]
     });
-    let mut orders = orders.flatten();
-    let mut paces = PACES
-        .iter()
-        .map(|by| own(record.time.saturating_add_signed(*by), true));
-    let mut turns: VecDeque<Turn> = late.into_iter().collect();
-    loop {
-        let some = [paces.next(), orders.next(), orders.next()];
-        if some.iter().all(Option::is_none) {
-            return turns;
-        }
-        turns.extend(some.into_iter().flatten());
-    }
+    late.into_iter().chain(orders.flatten()).collect()
 }

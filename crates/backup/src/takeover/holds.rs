@@ -1,0 +1,224 @@
+//! Threads that stand between two of their instructions while others pass: see [`Hold`].
+//!
+//! The guest tells when a thread has taken the record behind which it is to be held. It is stepped from there, one
+//! instruction after another (ptrace(2), PTRACE_SINGLESTEP), some microseconds each, and goes on untraced when the other
+//! thread has passed.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use guest::abi::{ARENA_BASE, BLOB_BASE, Hold as Entry, MAX_SLOTS, Slot, hold, slot};
+use nix::libc::SIGTRAP;
+use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
+use sys::arena::Arena;
+use sys::follow::find_thread;
+use sys::process::{Hurried, RealTime};
+use sys::ptrace::{self, Options, Stop, TraceError};
+
+use super::timing::Hold;
+
+/// A thread is stepped for so long at most: others wait for it, and go on without it a little later.
+const STEPPING: Duration = Duration::from_millis(60);
+/// The other thread is waited for so long: it may wait for the one that stands.
+const PASSING: Duration = Duration::from_millis(5);
+/// How often threads are looked at.
+const NAP: Duration = Duration::from_micros(20);
+/// Priority of the thread that steps, among real-time ones: it hurries others.
+const PRIORITY: i32 = 2;
+/// The calling thread.
+const THIS: Pid = Pid::from_raw(0);
+
+/// Where a thread stood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stood {
+    /// Instructions that it had done.
+    pub(super) steps: u32,
+    /// Whether it then did what the log says.
+    pub(super) fits: bool,
+    /// Whether the other had done so when it passed.
+    pub(super) other_fits: bool,
+}
+
+/// Serves the holds of an attempt until it is `over`: where each thread stood, if it came so far. `init` is the
+/// container's first process.
+pub(super) fn serve(
+    arena: &Arena,
+    init: i32,
+    holds: &[Hold],
+    over: &AtomicBool,
+) -> Vec<Option<Stood>> {
+    let mut stood = vec![None; holds.len()];
+    // Without the privilege others may come in between.
+    let _priority = RealTime::enter(PRIORITY);
+    while !over.load(Acquire) {
+        let entries = arena.control().holds.iter();
+        for ((entry, hold), stood) in entries.zip(holds).zip(&mut stood) {
+            if entry.state.load(Acquire) != hold::REACHED {
+                continue;
+            }
+            match stand(arena, init, entry, hold) {
+                Ok(found) => *stood = found,
+                Err(error) => tracing::debug!(?hold, %error, "a thread could not be held"),
+            }
+            // Whatever came of it, nobody is to wait any more.
+            entry.state.store(hold::GONE, Release);
+        }
+        thread::sleep(NAP);
+    }
+    stood
+}
+
+/// Lets one thread stand behind its steps until the other has passed, and waits until it has come to its next record.
+/// `None` where it did not come so far.
+fn stand(
+    arena: &Arena,
+    init: i32,
+    entry: &Entry,
+    hold: &Hold,
+) -> Result<Option<Stood>, TraceError> {
+    let ring = arena.slot(entry.slot.load(Relaxed) as usize % MAX_SLOTS);
+    let Some((_, tid)) = find_thread(init, ring.tid.load(Acquire)) else {
+        return Ok(None);
+    };
+    let first = hold
+        .passes
+        .first()
+        .map_or((0, 0), |turn| (turn.stream, turn.position));
+    let other = rings(arena).find(|ring| ring.stream.load(Acquire) == first.0);
+    // It may wait for the one, and comes later then.
+    wait_until(|| other.is_none_or(|ring| has_come(ring, first.1)));
+    ptrace::seize(tid, Options::NONE)?;
+    ptrace::interrupt(tid)?;
+    let Some(Stepped { steps, signal }) = step(tid, entry, ring, hold)? else {
+        return Ok(None);
+    };
+    entry.state.store(hold::STANDS, SeqCst);
+    // One that has left its log goes nowhere, and one that is gone has done all of it.
+    let passed = || other.is_none_or(|ring| has_come(ring, hold.until));
+    wait_until(|| passed() || other.is_some_and(is_lost));
+    ptrace::detach(tid, signal)?;
+    let came = wait_until(|| is_lost(ring) || has_taken(ring, hold.next));
+    Ok(came.then(|| Stood {
+        steps,
+        fits: !is_lost(ring),
+        other_fits: !other.is_some_and(is_lost),
+    }))
+}
+
+/// Where stepping ended, and the signal that came with the last step.
+struct Stepped {
+    steps: u32,
+    signal: i32,
+}
+
+/// Steps a thread that stops: `None` if it ends.
+fn step(tid: i32, entry: &Entry, ring: &Slot, hold: &Hold) -> Result<Option<Stepped>, TraceError> {
+    let (mut began, mut steps, mut together) = (Instant::now(), 0, None);
+    loop {
+        let signal = match ptrace::wait(tid)? {
+            Stop::Exited(_) | Stop::Killed(_) => return Ok(None),
+            Stop::Signal(SIGTRAP) => 0,
+            Stop::Signal(signal) => signal,
+            _ => 0,
+        };
+        if together.is_none() {
+            together = Some(Together::new(tid));
+            began = Instant::now();
+            entry.state.store(hold::STEPPED, SeqCst);
+        } else if !is_guest(ptrace::regs(tid)?.rip) {
+            steps += 1;
+        }
+        if steps >= hold.steps || has_come(ring, hold.next) || began.elapsed() > STEPPING {
+            return Ok(Some(Stepped { steps, signal }));
+        }
+        ptrace::step(tid, signal)?;
+    }
+}
+
+/// The calling thread and one that it steps, on one processor and before all others: each is woken a thousand times.
+struct Together {
+    tid: Pid,
+    before: [Option<CpuSet>; 2],
+    _hurried: Option<Hurried>,
+}
+
+impl Together {
+    fn new(tid: i32) -> Self {
+        let tid = Pid::from_raw(tid);
+        let before = [THIS, tid].map(|one| sched_getaffinity(one).ok());
+        let mut here = CpuSet::new();
+        if sched_getcpu().is_ok_and(|cpu| here.set(cpu).is_ok()) {
+            // It is slower without.
+            let _ = [THIS, tid].map(|one| sched_setaffinity(one, &here));
+        }
+        let _hurried = Hurried::new(tid.as_raw());
+        Self {
+            tid,
+            before,
+            _hurried,
+        }
+    }
+}
+
+impl Drop for Together {
+    fn drop(&mut self) {
+        for (one, before) in [THIS, self.tid].iter().zip(&self.before) {
+            // Refused only when the thread is gone.
+            let _ = before.map(|before| sched_setaffinity(*one, &before));
+        }
+    }
+}
+
+/// Waits until something is so; whether it was in time.
+fn wait_until(so: impl Fn() -> bool) -> bool {
+    let since = Instant::now();
+    loop {
+        if so() {
+            return true;
+        }
+        if since.elapsed() > PASSING {
+            return false;
+        }
+        thread::sleep(NAP);
+    }
+}
+
+/// Whether an instruction there is the guest's.
+fn is_guest(rip: u64) -> bool {
+    (BLOB_BASE..ARENA_BASE).contains(&rip)
+}
+
+/// The rings of threads.
+fn rings(arena: &Arena) -> impl Iterator<Item = &Slot> {
+    let rings = (0..MAX_SLOTS).map(|index| arena.slot(index));
+    rings.filter(|ring| {
+        !matches!(
+            ring.state.load(Acquire),
+            slot::FREE | slot::CLAIMED | slot::DONE
+        )
+    })
+}
+
+/// Whether a thread has come to its record at this position, or to one behind it.
+fn has_come(ring: &Slot, position: u64) -> bool {
+    ring.tail.load(Acquire) > position
+        || ring.tail.load(Acquire) == position && ring.taken_at.load(Acquire) == 0
+}
+
+/// Whether a thread has taken its record at this position, or waits for its turn to do so.
+fn has_taken(ring: &Slot, position: u64) -> bool {
+    let waits = || {
+        matches!(
+            ring.state.load(Acquire),
+            slot::EARLY | slot::WAITING | slot::PARKED
+        )
+    };
+    ring.tail.load(Acquire) > position || has_come(ring, position) && waits()
+}
+
+fn is_lost(ring: &Slot) -> bool {
+    ring.state.load(Acquire) == slot::LOST
+}

@@ -1,0 +1,271 @@
+//! The truth between two orders.
+//!
+//! Each of two threads sets a flag of its own and then looks at the other's. Where both did so at the same moment, each
+//! saw the other's flag: neither order of the two gives that. So the one is held between two of its instructions while
+//! the other does all that it did. If the one is held too early, the one thread leaves the log, if too late, the other
+//! thread does: it takes as many attempts as its instructions can be halved. It does not matter which of the two is held;
+//! where the truth is not found with the one, it is with the other.
+
+use std::collections::VecDeque;
+
+use super::Place;
+use crate::takeover::holds::Stood;
+use crate::takeover::timing::{Hold, Turn};
+
+/// Attempts in which the thread that was to be held did not come so far.
+const MISSES: u32 = 2;
+
+/// Between which instructions of a thread the truth lies.
+#[derive(Clone, Debug)]
+pub(super) struct Between {
+    sides: [Place; 2],
+    /// How it is looked for: in this way, and in these when that is used up.
+    way: Way,
+    left: VecDeque<Way>,
+    /// Where the one was held, and who then did what the log says.
+    tried: Vec<Stood>,
+    /// What to try before anything is known.
+    hints: Vec<u32>,
+    /// All instructions of the thread that is held.
+    length: Option<u32>,
+    /// Of the last hold.
+    asked: u32,
+    misses: u32,
+}
+
+/// Which of the two threads is held, and how many records the other takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Way {
+    held: usize,
+    passes: usize,
+}
+
+/// What comes about at the end of what a thread does up to a record is often looked at by another a record earlier.
+const WAYS: [Way; 4] = [
+    Way { held: 0, passes: 2 },
+    Way { held: 1, passes: 2 },
+    Way { held: 0, passes: 1 },
+    Way { held: 1, passes: 1 },
+];
+
+impl Between {
+    /// Between what two threads did; `hints` are where the truth was elsewhere.
+    pub(super) fn new(one: Place, other: Place, hints: Vec<u32>) -> Self {
+        let mut left = VecDeque::from(WAYS);
+        let way = left.pop_front().unwrap_or(WAYS[0]);
+        Self {
+            sides: [one, other],
+            way,
+            left,
+            tried: Vec::new(),
+            hints,
+            length: None,
+            asked: 0,
+            misses: 0,
+        }
+    }
+
+    /// With the last hold the attempt left the log, and the thread `stood` like that if it came so far.
+    pub(super) fn learn(&mut self, stood: Option<Stood>) {
+        match stood {
+            Some(stood) => {
+                self.tried.push(stood);
+                if stood.steps < self.asked {
+                    // There is no more, or no time for more.
+                    self.length = Some(stood.steps);
+                }
+            }
+            None => self.misses += 1,
+        }
+    }
+
+    /// What to try next, if it is worth while.
+    pub(super) fn next(&mut self) -> Option<Hold> {
+        loop {
+            if self.misses <= MISSES
+                && let Some(steps) = self.steps()
+            {
+                self.asked = steps;
+                return Some(self.hold(steps));
+            }
+            self.way = self.left.pop_front()?;
+            (self.misses, self.length) = (0, None);
+            self.tried.clear();
+        }
+    }
+
+    /// Where the thread is to be held, if that can tell something.
+    fn steps(&self) -> Option<u32> {
+        let was_tried = |steps| self.tried.iter().any(|stood| stood.steps == steps);
+        let known = self.length.unwrap_or(u32::MAX);
+        let mut hints = self.hints.iter().filter(|hint| **hint < known);
+        if let Some(hint) = hints.find(|hint| !was_tried(**hint)) {
+            return Some(*hint);
+        }
+        // Behind all that it does, and behind nothing.
+        let Some(length) = self.length else {
+            return Some(u32::MAX);
+        };
+        if !was_tried(0) {
+            return Some(0);
+        }
+        let one = self.turn(length, |stood| stood.fits);
+        one.or_else(|| self.turn(length, |stood| stood.other_fits))
+    }
+
+    /// What is between the places, as close as they are known, where a thread turns from one that did what the log says
+    /// into one that did not, or the other way round.
+    fn turn(&self, length: u32, fits: impl Fn(&Stood) -> bool) -> Option<u32> {
+        let find = |steps| self.tried.iter().find(|stood| stood.steps == steps);
+        let (begin, end) = (fits(find(0)?), fits(find(length)?));
+        if begin == end {
+            return None;
+        }
+        let like_end = self.tried.iter().filter(|stood| fits(stood) == end);
+        let high = like_end.map(|stood| stood.steps).min()?;
+        let before = self.tried.iter().filter(|stood| stood.steps < high);
+        let low = before.map(|stood| stood.steps).max()?;
+        (low + 1 < high).then(|| low.midpoint(high))
+    }
+
+    fn hold(&self, steps: u32) -> Hold {
+        let (one, other) = (self.sides[self.way.held], self.sides[1 - self.way.held]);
+        // Behind the record of the one, and before its next.
+        let after = one.before[1].time + 1;
+        let before = one.at.time.max(after + 1) - 1;
+        let mut passes: Vec<Turn> = other.before[2 - self.way.passes..]
+            .iter()
+            .map(|record| Turn {
+                stream: other.stream,
+                position: record.position,
+                time: record.time.clamp(after, before),
+            })
+            .collect();
+        passes.dedup();
+        Hold {
+            stream: one.stream,
+            position: one.before[1].position,
+            next: one.at.position,
+            steps,
+            passes,
+            until: other.at.position,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use super::*;
+    use crate::takeover::timeline::Moment;
+
+    const fn moment(position: u64, time: u64) -> Moment {
+        Moment { position, time }
+    }
+
+    const ONE: Place = Place {
+        stream: 1,
+        before: [moment(144, 700), moment(160, 1_000)],
+        at: moment(176, 2_000),
+    };
+    const OTHER: Place = Place {
+        stream: 2,
+        before: [moment(304, 800), moment(320, 900)],
+        at: moment(336, 2_100),
+    };
+
+    /// Where the truth lies: the one is to be held there while the other takes so many records.
+    #[derive(Clone)]
+    struct Truth {
+        held: u32,
+        passes: usize,
+        steps: Range<u32>,
+    }
+
+    const LENGTH: u32 = 300;
+
+    /// Attempts until it is found, if it is. Held in this way, the other does what the log says from the beginning of
+    /// `sees` to its end alone, and the one from that of `steps` on; in every other way, neither ever does.
+    fn attempts(truth: &Truth, sees: Range<u32>, hints: &[u32]) -> Option<u32> {
+        let mut between = Between::new(ONE, OTHER, hints.to_vec());
+        let mut attempts = 0;
+        while let Some(hold) = between.next() {
+            attempts += 1;
+            let steps = hold.steps.min(LENGTH);
+            let there = hold.stream == truth.held && hold.passes.len() == truth.passes;
+            let stood = Stood {
+                steps,
+                fits: there && steps >= truth.steps.start,
+                other_fits: there && sees.contains(&steps),
+            };
+            if stood.fits && stood.other_fits {
+                return Some(attempts);
+            }
+            between.learn(Some(stood));
+        }
+        None
+    }
+
+    fn first(steps: Range<u32>) -> Truth {
+        Truth {
+            held: 1,
+            passes: 2,
+            steps,
+        }
+    }
+
+    #[test]
+    fn it_takes_as_many_attempts_as_the_instructions_can_be_halved() {
+        for at in 1..LENGTH {
+            // The other sees what the one did until then, or what it did before it undid it.
+            for sees in [0..at + 1, at.saturating_sub(3)..at + 4] {
+                let taken = attempts(&first(at..LENGTH), sees, &[]);
+                assert!(taken.is_some_and(|n| n <= 11), "{taken:?} for {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn where_a_way_does_not_tell_another_is_taken_soon() {
+        for (way, (held, passes)) in (0..).zip([(1, 2), (2, 2), (1, 1), (2, 1)]) {
+            let truth = Truth {
+                held,
+                passes,
+                ..first(123..LENGTH)
+            };
+            let taken = attempts(&truth, 0..124, &[]);
+            assert!(taken.is_some_and(|n| n <= 11 + 2 * way), "{taken:?}");
+        }
+    }
+
+    #[test]
+    fn where_the_truth_was_elsewhere_is_tried_first_and_does_no_harm() {
+        assert_eq!(attempts(&first(123..LENGTH), 0..124, &[123]), Some(1));
+        for at in 1..LENGTH {
+            let taken = attempts(&first(at..LENGTH), 0..at + 1, &[123, 400]);
+            assert!(taken.is_some_and(|n| n <= 13), "{taken:?} for {at}");
+        }
+    }
+
+    #[test]
+    fn it_ends_where_nothing_is_found() {
+        assert_eq!(attempts(&first(5..LENGTH), 0..5, &[7]), None);
+        let mut between = Between::new(ONE, OTHER, Vec::new());
+        let mut attempts = 0;
+        while between.next().is_some() {
+            between.learn(None);
+            attempts += 1;
+        }
+        assert_eq!(attempts, 4 * (MISSES + 1));
+    }
+
+    #[test]
+    fn the_other_passes_between_two_records_of_the_one() {
+        let mut between = Between::new(ONE, OTHER, Vec::new());
+        let hold = between.next().expect("something to try");
+        let times: Vec<u64> = hold.passes.iter().map(|turn| turn.time).collect();
+        assert_eq!(times, [1_001, 1_001]);
+        assert_eq!((hold.position, hold.next, hold.until), (160, 176, 336));
+    }
+}
