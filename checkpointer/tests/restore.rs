@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use checkpointer::{
-    CheckpointError, Checkpointer, ExtraMapping, ImageStore, Plan, Settings, restore,
+    CheckpointError, Checkpointer, ExtraMapping, ImageStore, Plan, Prepared, Settings, restore,
 };
 use common::{
     Copy, OFFSETS, Target, board, compile_source, directory, inside, path_of, rounds, wait_until,
@@ -114,6 +114,54 @@ fn inside_the_copy_runs() {
                 .all(|(now, before)| *now > before + 600)
         });
     }
+}
+
+#[test]
+fn copies_of_a_template_begin_at_the_same_place() {
+    let directory = directory();
+    let (board, image) = (
+        directory.path().join("board"),
+        directory.path().join("image"),
+    );
+    let mut command = Command::new(compile_source("counter", directory.path(), &[]));
+    command.arg(&board).stdin(Stdio::null());
+    let target = Target(command.spawn().unwrap());
+    wait_until("the target counts", || rounds(&board)[0] > 10);
+    let store = checkpoints(target.pid(), 2, || {});
+    std::fs::write(&image, encode(&store.full_image())).unwrap();
+    drop(target);
+    let run = "inside_copies_of_a_template_begin_at_the_same_place";
+    assert!(inside(run, &image, &board));
+}
+
+#[test]
+#[ignore = "runs inside a namespace that another test makes"]
+fn inside_copies_of_a_template_begin_at_the_same_place() {
+    let (mut store, path) = (held(), path_of("TEST_BOARD"));
+    let plan = Plan {
+        keep: vec![0, 1, 2],
+        child: Some(Box::new(|_| sys::process::fork_with_pid(30_000))),
+        ..Plan::default()
+    };
+    let mut template = Prepared::new(&store, plan).unwrap();
+    template.update(&mut store, usize::MAX).unwrap();
+    assert!(template.can_be_copied());
+    let begins: Vec<u64> = (0..4)
+        .map(|_| {
+            let made = template.copy().unwrap().finish(&mut store).unwrap();
+            assert_eq!(made.pid().cast_unsigned(), store.process().pid);
+            let copy = Copy(made.pid());
+            std::fs::write(&path, [0; 4096]).unwrap();
+            made.finish(&[]).unwrap();
+            let has_gone_on = |[now, begin, ..]: [u64; 4]| begin > 0 && now > begin + 20;
+            wait_until("the copy counts", || {
+                assert!(!copy.has_ended());
+                has_gone_on(rounds(&path))
+            });
+            rounds(&path)[1]
+        })
+        .collect();
+    assert!(begins.iter().all(|begin| *begin == begins[0]), "{begins:?}");
 }
 
 /// Words of the stand-in's board that grow: effects, records, dispatched calls.

@@ -282,9 +282,10 @@ impl Container {
         Ok(())
     }
 
-    /// Ends every process inside but init, and waits until their numbers are free. The caller must not trace any.
-    pub fn clear(&mut self) -> Result<(), Error> {
-        self.tell(&Request::Clear, &[])?;
+    /// Ends every process inside but init and the one with the number `but` there, and waits until their numbers are
+    /// free. The caller must not trace any of them.
+    pub fn clear(&mut self, but: Option<i32>) -> Result<(), Error> {
+        self.tell(&Request::Clear(but.unwrap_or(0)), &[])?;
         self.program = None;
         Ok(())
     }

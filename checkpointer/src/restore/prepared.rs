@@ -5,9 +5,10 @@ use std::os::fd::RawFd;
 use eventlog::image::{Mapping, Span};
 use libc::pid_t;
 use sys::memory::{Mem, Range};
+use sys::proc_maps::VmFlags;
 use sys::remote::SCRATCH_LEN;
 
-use super::difference::difference;
+use super::difference::{difference, flags};
 use super::shared::Shared;
 use super::{
     Child, Plan, RestoreError, Restored, Result, blank, check, fill, identity, make_child,
@@ -131,6 +132,44 @@ impl Prepared {
     pub fn finish(mut self, store: &mut ImageStore) -> Result<Restored> {
         self.update(store, usize::MAX)?;
         self.complete(store)
+    }
+
+    /// Whether a [`copy`](Self::copy) has the same memory: nothing of it is shared with others, and there is nothing that
+    /// a child does not get.
+    #[must_use]
+    pub fn can_be_copied(&self) -> bool {
+        let lost = [VmFlags::DONTFORK, VmFlags::WIPEONFORK, VmFlags::LOCKED];
+        let is_lost = |mapping: &Mapping| lost.iter().any(|flag| flags(mapping).has(*flag));
+        self.shared.is_empty() && !self.mappings.iter().any(is_lost)
+    }
+
+    /// Makes another process for the same images, with their number, beside this one, whose memory as it is now it
+    /// shares until either writes to it. This one must have another number, and nothing to be [filled](Self::update)
+    /// any more, and [be such](Self::can_be_copied).
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn copy(&self) -> Result<Self> {
+        let failed = |source| RestoreError::Io {
+            what: "opening the copy's memory",
+            source,
+        };
+        let (pid, beside) = (self.child.pid, libc::CLONE_PARENT);
+        let pid = threads::create_one(pid, self.scratch, self.number, beside, 0)?;
+        let child = Child { pid };
+        Ok(Self {
+            mem: Mem::open(pid).map_err(failed)?,
+            child,
+            scratch: self.scratch,
+            keep: self.keep.clone(),
+            number: self.number,
+            vdso: self.vdso.clone(),
+            taken: self.taken.clone(),
+            sequence: self.sequence,
+            mappings: self.mappings.clone(),
+            shared: Shared::default(),
+            pending: Vec::new(),
+        })
     }
 
     /// Takes over the store's memory map, and notes which pages may differ.

@@ -56,6 +56,11 @@ fn of_shared_memory(mappings: &[Mapping]) -> impl Iterator<Item = &Mapping> {
 }
 
 impl Shared {
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+
     /// The same files in a child that has just been made, under the same numbers.
     pub(super) fn inherited(&self) -> Result<Self> {
         let mut objects = HashMap::new();

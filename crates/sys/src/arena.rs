@@ -65,12 +65,32 @@ impl Arena {
             file,
             base: base.ok_or_else(io::Error::last_os_error)?,
         };
-        let control = arena.control();
+        arena.begin(mode, flags);
+        Ok(arena)
+    }
+
+    /// Makes it empty again, as [`Self::new`] does. Nobody else may use it meanwhile.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn clear(&self, mode: u32, flags: u32) -> io::Result<()> {
+        let how = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: the file is our own; its mapping stays, and reads as zeroes.
+        let done =
+            unsafe { libc::fallocate(self.file.as_raw_fd(), how, 0, ARENA_LEN.cast_signed()) };
+        if done != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.begin(mode, flags);
+        Ok(())
+    }
+
+    fn begin(&self, mode: u32, flags: u32) {
+        let control = self.control();
         control.mode.store(mode, Relaxed);
         control.flags.store(flags, Relaxed);
         control.next_stream.store(1, Relaxed);
         control.magic.store(ARENA_MAGIC, Relaxed);
-        Ok(arena)
     }
 
     /// The descriptor to hand to the container's processes.

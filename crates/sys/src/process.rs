@@ -35,6 +35,12 @@ impl PidFd {
         }
     }
 
+    /// The descriptor.
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
     /// A duplicate (close-on-exec) of a descriptor of that process.
     ///
     /// # Errors

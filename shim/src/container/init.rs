@@ -9,6 +9,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -26,6 +28,9 @@ use super::command::Image;
 use super::error::Step;
 use super::protocol::{self, Reply, Request};
 use super::{Ended, Isolation};
+
+/// How often it is looked whether processes have ended.
+const ENDING: Duration = Duration::from_micros(200);
 
 /// The program that init is to fork on [`Request::Start`].
 #[derive(Debug)]
@@ -237,9 +242,9 @@ fn take_request(setup: &mut Setup, main: &mut Option<i32>) -> bool {
             *main = Some(number);
             Ok(None)
         }
-        Some(Request::Clear) => {
+        Some(Request::Clear(but)) => {
             *main = None;
-            clear().map(|()| None)
+            clear(but).map(|()| None)
         }
         Some(Request::LastNumber(last)) => {
             std::fs::write("/proc/sys/kernel/ns_last_pid", last.to_string())
@@ -338,21 +343,43 @@ fn program(plan: &Plan) -> i32 {
     if errno == libc::ENOENT { 127 } else { 126 }
 }
 
-/// Ends every process inside, and waits until their numbers are free.
-fn clear() -> Result<(), Failure> {
-    // As PID 1, all others of the namespace. One that forks at this moment does not escape: the fork sees the signal.
-    match kill(Pid::from_raw(-1), Signal::SIGKILL) {
-        Ok(()) | Err(Errno::ESRCH) => {}
-        Err(errno) => return Err((Step::Clear, errno)),
-    }
+/// Ends every process inside but one, and waits until their numbers are free.
+fn clear(but: i32) -> Result<(), Failure> {
     loop {
-        // What they leave behind becomes a child of init.
-        match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::__WALL)) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(Errno::ECHILD) => return Ok(()),
-            Err(errno) => return Err((Step::Clear, errno)),
+        // One that forks at this moment does not escape: its child is there the next time.
+        let others = others(but).map_err(at(Step::Clear))?;
+        if others.is_empty() {
+            return Ok(());
         }
+        for number in others {
+            match kill(number, Signal::SIGKILL) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => return Err((Step::Clear, errno)),
+            }
+        }
+        // What they leave behind becomes a child of init.
+        let any = WaitPidFlag::__WALL | WaitPidFlag::WNOHANG;
+        while !matches!(
+            waitpid(Pid::from_raw(-1), Some(any)),
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD)
+        ) {}
+        std::thread::sleep(ENDING);
     }
+}
+
+/// The numbers of all processes inside but init and one, those among them that have ended and that nobody has waited
+/// for.
+fn others(but: i32) -> nix::Result<Vec<Pid>> {
+    let failed = |error: io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+    // The host's would name others.
+    if std::fs::read_link("/proc/self").map_err(failed)? != Path::new("1") {
+        return Err(Errno::ENOENT);
+    }
+    let entries = std::fs::read_dir("/proc").map_err(failed)?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let numbers = names.filter_map(|name| name.parse().ok());
+    let others = numbers.filter(|number| *number != 1 && *number != but);
+    Ok(others.map(Pid::from_raw).collect())
 }
 
 /// An empty process that waits to be filled.

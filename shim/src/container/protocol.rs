@@ -31,8 +31,8 @@ pub(crate) enum Request {
     LastNumber(i32),
     /// Take the process with this number for the program.
     Main(i32),
-    /// End every process inside but init; there is no program then.
-    Clear,
+    /// End every process inside but init, and but the one with this number, 0 for none; there is no program then.
+    Clear(i32),
 }
 
 fn words(list: &[i32]) -> Vec<u8> {
@@ -55,7 +55,7 @@ impl Request {
             Self::Start => words(&[START]),
             Self::LastNumber(last) => words(&[LAST_NUMBER, *last]),
             Self::Main(number) => words(&[MAIN, *number]),
-            Self::Clear => words(&[CLEAR]),
+            Self::Clear(but) => words(&[CLEAR, *but]),
             Self::Spawn {
                 number,
                 main,
@@ -72,7 +72,7 @@ impl Request {
             [START] => Some(Self::Start),
             [LAST_NUMBER, last] => Some(Self::LastNumber(*last)),
             [MAIN, number] => Some(Self::Main(*number)),
-            [CLEAR] => Some(Self::Clear),
+            [CLEAR, but] => Some(Self::Clear(*but)),
             [SPAWN, number, main @ (0 | 1), targets @ ..] => Some(Self::Spawn {
                 number: (*number != 0).then_some(*number),
                 main: *main == 1,
@@ -155,7 +155,8 @@ mod tests {
             any,
             Request::LastNumber(9),
             Request::Main(2),
-            Request::Clear,
+            Request::Clear(0),
+            Request::Clear(70_000),
         ] {
             assert_eq!(Request::decode(&request.encode()), Some(request));
         }

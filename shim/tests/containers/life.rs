@@ -277,13 +277,17 @@ fn a_container_is_cleared_and_used_again() {
     let spec = spec(&unique("cleared"), Isolation::FULL, None);
     let mut container = Container::stand_by(&spec).unwrap();
     let mut before = Vec::new();
+    let spared = container.spawn(Some(901), false, &[]).unwrap();
     for _ in 0..3 {
         let main = container.spawn(Some(2), true, &[]).unwrap();
         let other = container.spawn(Some(900), false, &[]).unwrap();
         assert!(!before.iter().copied().any(alive));
         before = vec![main.pid, other.pid];
-        container.clear().unwrap();
+        container.clear(Some(901)).unwrap();
+        assert!(alive(spared.pid));
     }
+    container.clear(None).unwrap();
+    assert!(!alive(spared.pid));
     assert!(container.signaller().unwrap().is_none());
     // Its program's end was none of the container's.
     drop(container.spawn(Some(2), true, &[]).unwrap());

@@ -68,10 +68,15 @@ impl Ahead {
     ) -> Result<bool> {
         let processes = match self.processes.take() {
             Some(processes) => processes,
-            None => Making::begin()?,
+            None => Making::begin(true)?,
         };
         let processes = self.processes.insert(processes);
         processes.update(container, shared, checkpoint, PAGES)
+    }
+
+    /// What an attempt has left is cleared away but for this process, which serves the next, too.
+    pub(super) fn template(&self) -> Option<i32> {
+        self.processes.as_ref().and_then(Making::template)
     }
 
     /// Brings the processes to the checkpoint and lets them go: they replay. Without any, or where that fails, they
@@ -83,17 +88,20 @@ impl Ahead {
         checkpoint: &mut Checkpoint,
         files: &OpenFiles,
     ) -> Result<Processes> {
-        if let Some(processes) = self.processes.take() {
+        if let Some(mut processes) = self.processes.take() {
             let (prepared, committed) = (processes.sequence(), checkpoint.program().sequence());
             let pages = processes.missing();
             tracing::debug!(prepared, committed, pages, "what is missing");
             match processes.finish(container, shared, checkpoint, files) {
-                Ok(processes) => return Ok(processes),
+                Ok(made) => {
+                    self.processes = processes.template().map(|_| processes);
+                    return Ok(made);
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the processes that stood by cannot take over");
                 }
             }
         }
-        Making::begin()?.finish(container, shared, checkpoint, files)
+        Making::begin(false)?.finish(container, shared, checkpoint, files)
     }
 }

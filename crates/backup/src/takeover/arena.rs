@@ -12,10 +12,18 @@ use sys::arena::Arena;
 use super::checkpoint::Checkpoint;
 use super::error::{Result, TakeoverError, io};
 
+/// Its switches.
+const FLAGS: u32 = flag::OWN_OUTPUT | flag::HOLD_AT_END;
+
 /// Makes it.
 pub(super) fn empty() -> Result<Arena> {
-    let flags = flag::OWN_OUTPUT | flag::HOLD_AT_END;
-    Arena::new(mode::REPLAY, flags).map_err(io("making the shared memory"))
+    Arena::new(mode::REPLAY, FLAGS).map_err(io("making the shared memory"))
+}
+
+/// Makes it empty again.
+pub(super) fn clear(arena: &Arena) -> Result<()> {
+    let cleared = arena.clear(mode::REPLAY, FLAGS);
+    cleared.map_err(io("emptying the shared memory"))
 }
 
 /// Fills an empty one.

@@ -103,8 +103,8 @@ fn stand(
     let came = wait_until(|| is_lost(ring) || has_taken(ring, hold.next));
     Ok(came.then(|| Stood {
         steps,
-        fits: !is_lost(ring),
-        other_fits: !other.is_some_and(is_lost),
+        fits: !left_at(ring, hold.next),
+        other_fits: !other.is_some_and(|ring| left_at(ring, hold.until)),
     }))
 }
 
@@ -219,6 +219,12 @@ fn has_taken(ring: &Slot, position: u64) -> bool {
     ring.tail.load(Acquire) > position || has_come(ring, position) && waits()
 }
 
+/// Whether a thread has left its log.
 fn is_lost(ring: &Slot) -> bool {
     ring.state.load(Acquire) == slot::LOST
+}
+
+/// Whether it has left it at this position or before.
+fn left_at(ring: &Slot, position: u64) -> bool {
+    is_lost(ring) && ring.tail.load(Acquire) <= position
 }

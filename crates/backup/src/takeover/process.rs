@@ -19,7 +19,7 @@ use shim::container::{Container, Empty};
 use sys::arena::Arena;
 use sys::follow::find_thread;
 use sys::memory::{self, Range};
-use sys::process::RealTime;
+use sys::process::{PidFd, RealTime};
 use sys::remote::Batch;
 
 use super::arena;
@@ -28,6 +28,10 @@ use super::error::{Result, TakeoverError, io as failed};
 
 /// Where the process keeps its end of the socket by which descriptors come.
 pub(super) const PASS_FD: RawFd = 1018;
+
+/// A template has a descriptor with this number, so that its copies begin with tables of descriptors that large: the
+/// kernel takes some milliseconds to enlarge one that threads share.
+const HIGH_FD: RawFd = 4095;
 
 /// Priority of the thread that finishes processes, among real-time ones.
 const PRIORITY: i32 = 1;
@@ -101,6 +105,9 @@ impl Shared {
 pub(super) struct Making {
     /// In the checkpoint's order: parents before their children.
     members: Vec<Member>,
+    /// Whether the only one is a template: it has another number, never runs, and each attempt gets a copy of it. A process
+    /// with children cannot be: they would not be the copy's.
+    template: bool,
     pass: OwnedFd,
     /// The end that every process has as [`PASS_FD`].
     inner: OwnedFd,
@@ -118,16 +125,23 @@ struct Member {
 }
 
 impl Making {
-    /// None yet.
-    pub(super) fn begin() -> Result<Self> {
+    /// None yet. `template`: whether there may be one.
+    pub(super) fn begin(template: bool) -> Result<Self> {
         let kind = SockType::Stream;
         let (pass, inner) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC)
             .map_err(failed("making a socket pair"))?;
         Ok(Self {
             members: Vec::new(),
+            template,
             pass,
             inner,
         })
+    }
+
+    /// The number of the template, if there is one.
+    pub(super) fn template(&self) -> Option<i32> {
+        let template = self.members.first().filter(|_| self.template)?;
+        template.empty.as_ref().map(|empty| empty.number)
     }
 
     /// Brings them closer to a checkpoint, by up to `most` pages each; true once nothing is missing.
@@ -138,6 +152,10 @@ impl Making {
         checkpoint: &mut Checkpoint,
         most: usize,
     ) -> Result<bool> {
+        if self.template && checkpoint.processes().len() > 1 {
+            self.members.clear();
+            self.template = false;
+        }
         self.bury(checkpoint)?;
         let mut done = true;
         for (at, store) in checkpoint.processes_mut().iter_mut().enumerate() {
@@ -146,8 +164,15 @@ impl Making {
                 self.members.insert(at, made);
             }
             let member = &mut self.members[at];
-            member.move_to(store.process().kin)?;
+            if !self.template {
+                member.move_to(store.process().kin)?;
+            }
             done &= member.prepared.update(store, most)?;
+        }
+        if self.template && self.members.iter().any(|m| !m.prepared.can_be_copied()) {
+            self.members.clear();
+            self.template = false;
+            return self.update(container, shared, checkpoint, most);
         }
         Ok(done)
     }
@@ -166,7 +191,7 @@ impl Making {
                 ..
             } = self.members.remove(at);
             drop(prepared);
-            if let Some(parent) = self.parent(kin) {
+            if let Some(parent) = parent(&self.members, kin) {
                 parent.prepared.bury(number)?;
             }
         }
@@ -174,10 +199,6 @@ impl Making {
         let place = |m: &Member| stores.iter().position(|store| m.is_of(store));
         self.members.sort_by_key(place);
         Ok(())
-    }
-
-    fn parent(&self, kin: Kin) -> Option<&Member> {
-        self.members.iter().find(|m| m.number == kin.parent)
     }
 
     fn make(
@@ -188,7 +209,7 @@ impl Making {
     ) -> Result<Member> {
         let (number, kin) = (store.process().pid, store.process().kin);
         let (stdout, stderr) = (io::stdout(), io::stderr());
-        let own: [(BorrowedFd<'_>, RawFd); 5] = [
+        let mut own: Vec<(BorrowedFd<'_>, RawFd)> = vec![
             (self.inner.as_fd(), PASS_FD),
             (shared.room.as_fd(), ROOM_FD),
             (stdout.as_fd(), REPLAY_STDOUT_FD),
@@ -210,11 +231,17 @@ impl Making {
             keep: own.iter().map(|(_, number)| *number).collect(),
             child: None,
         };
-        let prepared = if let Some(parent) = self.parent(kin) {
+        if self.template {
+            own.push((shared.room.as_fd(), HIGH_FD));
+        }
+        let prepared = if let Some(parent) = parent(&self.members, kin) {
             parent.prepared.beget(store, plan)?
         } else {
             let made = |number| {
-                let number = i32::try_from(number).map_err(io::Error::other)?;
+                let number = match self.template {
+                    true => template_number(store)?,
+                    false => i32::try_from(number).map_err(io::Error::other)?,
+                };
                 // Not the container's program yet: that one's end is the container's.
                 let made = container
                     .spawn(Some(number), false, &own)
@@ -247,9 +274,9 @@ impl Making {
     }
 
     /// Makes them the checkpoint's processes, the first of them the container's program, and lets them go: they
-    /// replay from the arena. `files` were open at the cut.
+    /// replay from the arena. `files` were open at the cut. Only a [template](Self::template) can do so again.
     pub(super) fn finish(
-        mut self,
+        &mut self,
         container: &mut Container,
         shared: &Shared,
         checkpoint: &mut Checkpoint,
@@ -259,16 +286,20 @@ impl Making {
         // longer.
         let _priority = RealTime::enter(PRIORITY);
         self.update(container, shared, checkpoint, usize::MAX)?;
+        let members = match self.template {
+            true => self.copies(checkpoint)?,
+            false => std::mem::take(&mut self.members),
+        };
         for dead in checkpoint.program().dead() {
             // Of one that was its child, init would not have left it.
-            if let Some(parent) = self.parent(dead.kin) {
+            if let Some(parent) = parent(&members, dead.kin) {
                 parent.prepared.beget_dead(dead)?;
             }
         }
         let number = checkpoint.program().process().pid;
         let mut program = None;
         let mut all = Vec::new();
-        for (member, store) in self.members.into_iter().zip(checkpoint.processes_mut()) {
+        for (member, store) in members.into_iter().zip(checkpoint.processes_mut()) {
             let restored = member.prepared.finish(store)?;
             open_files(
                 &restored,
@@ -286,12 +317,50 @@ impl Making {
         for restored in all {
             restored.finish(&[])?;
         }
+        let pass = self.pass.try_clone();
         Ok(Processes {
             program: pid,
             number,
-            pass: self.pass,
+            pass: pass.map_err(failed("duplicating a socket"))?,
         })
     }
+
+    /// Copies of the template.
+    fn copies(&self, checkpoint: &Checkpoint) -> Result<Vec<Member>> {
+        let copies = self.members.iter().zip(checkpoint.processes());
+        let copies = copies.map(|(template, store)| {
+            let prepared = template.prepared.copy()?;
+            let pid = prepared.pid();
+            let pidfd = PidFd::open(pid).map_err(failed("opening a process"))?;
+            let mut copy = Member {
+                number: template.number,
+                kin: template.kin,
+                empty: Some(Empty {
+                    pid,
+                    number: template.number.cast_signed(),
+                    pidfd: pidfd.into_fd(),
+                }),
+                prepared,
+            };
+            copy.move_to(store.process().kin)?;
+            Ok(copy)
+        });
+        copies.collect()
+    }
+}
+
+/// The one among them that is the parent.
+fn parent(members: &[Member], kin: Kin) -> Option<&Member> {
+    members.iter().find(|member| member.number == kin.parent)
+}
+
+/// A number that nobody in the container has, nor gets within the time of a log: they are given in turn.
+fn template_number(store: &ImageStore) -> io::Result<i32> {
+    let most = fs::read_to_string("/proc/sys/kernel/pid_max")?;
+    let most: u32 = most.trim().parse().map_err(io::Error::other)?;
+    let is_free = |number: &u32| store.threads().iter().all(|thread| thread.tid != *number);
+    let free = (1..most).rev().find(is_free).unwrap_or(most);
+    free.try_into().map_err(io::Error::other)
 }
 
 impl Member {

@@ -265,6 +265,7 @@ impl Search {
             step.trial = Trial::Hold(hold);
         }
         step.other = Some((place, between));
+        (step.led, step.lapses) = (false, 0);
         step.looks += 1;
     }
 

@@ -289,8 +289,13 @@ impl Vacant {
 
     /// Ends what an attempt has left: the container is as it was before it.
     fn clear(&mut self) -> Result<()> {
+        let template = self.ahead.template();
+        if template.is_some() {
+            self.container.clear(template)?;
+            return arena::clear(&self.shared.arena);
+        }
         self.ahead = Ahead::default();
-        self.container.clear()?;
+        self.container.clear(None)?;
         self.shared = Shared::new()?;
         Ok(())
     }
