@@ -112,25 +112,22 @@ impl Restored {
             .try_for_each(|thread| Ok(ptrace::cont(thread.tid, 0)?))
     }
 
-    /// Removes the scratch mapping; then user dispatch is as in the image and every thread is let go
-    /// untraced. All threads must be stopped. `born` are threads that were created since (and are traced
-    /// and stopped); their dispatch is as they set it.
+    /// Removes the scratch mapping; then user dispatch is as in the image and every thread is let go untraced, but for
+    /// those with the numbers `stay` in their own namespace: they stay as they are, and are returned as we see them. All
+    /// threads must be stopped.
     ///
     /// # Errors
     /// When a thread is not stopped.
-    pub fn finish(self, born: &[pid_t]) -> Result<()> {
+    pub fn finish(self, stay: &[u32]) -> Result<Vec<pid_t>> {
         self.remove_scratch()?;
         self.arm()?;
-        for tid in self
-            .threads
-            .iter()
-            .rev()
-            .map(|thread| thread.tid)
-            .chain(born.iter().copied())
-        {
-            ptrace::detach(tid, 0)?;
+        let threads = self.threads.iter().rev();
+        let (stay, go): (Vec<&RestoredThread>, Vec<_>) =
+            threads.partition(|thread| stay.contains(&thread.number));
+        for thread in go {
+            ptrace::detach(thread.tid, 0)?;
         }
-        Ok(())
+        Ok(stay.into_iter().map(|thread| thread.tid).collect())
     }
 
     /// Through the process's own vDSO, since the scratch cannot remove itself.

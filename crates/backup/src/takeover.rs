@@ -31,6 +31,7 @@ mod folding;
 mod handshakes;
 mod holds;
 mod killed;
+mod late;
 mod live;
 mod log;
 mod objects;

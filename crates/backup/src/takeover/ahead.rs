@@ -80,19 +80,20 @@ impl Ahead {
     }
 
     /// Brings the processes to the checkpoint and lets them go: they replay. Without any, or where that fails, they
-    /// are made now. `files` were open at the cut.
+    /// are made now. `files` were open at the cut; threads with the numbers `late` stay stopped.
     pub(super) fn finish(
         &mut self,
         container: &mut Container,
         shared: &Shared,
         checkpoint: &mut Checkpoint,
         files: &OpenFiles,
+        late: &[u32],
     ) -> Result<Processes> {
         if let Some(mut processes) = self.processes.take() {
             let (prepared, committed) = (processes.sequence(), checkpoint.program().sequence());
             let pages = processes.missing();
             tracing::debug!(prepared, committed, pages, "what is missing");
-            match processes.finish(container, shared, checkpoint, files) {
+            match processes.finish(container, shared, checkpoint, files, late) {
                 Ok(made) => {
                     self.processes = processes.template().map(|_| processes);
                     return Ok(made);
@@ -102,6 +103,6 @@ impl Ahead {
                 }
             }
         }
-        Making::begin(false)?.finish(container, shared, checkpoint, files)
+        Making::begin(false)?.finish(container, shared, checkpoint, files, late)
     }
 }

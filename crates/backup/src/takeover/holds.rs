@@ -18,7 +18,8 @@ use sys::follow::find_thread;
 use sys::process::{Hurried, RealTime};
 use sys::ptrace::{self, Options, Stop, TraceError};
 
-use super::timing::Hold;
+use super::late::Late;
+use super::timing::{Hold, Timing};
 
 /// A thread is stepped for so long at most: others wait for it, and go on without it a little later.
 const STEPPING: Duration = Duration::from_millis(60);
@@ -42,20 +43,21 @@ pub(super) struct Stood {
     pub(super) other_fits: bool,
 }
 
-/// Serves the holds of an attempt until it is `over`: where each thread stood, if it came so far. `init` is the
-/// container's first process.
+/// Serves the holds of an attempt until it is `over`, and lets threads go that start late: where each thread stood, if it
+/// came so far. `init` is the container's first process.
 pub(super) fn serve(
     arena: &Arena,
     init: i32,
-    holds: &[Hold],
+    timing: &Timing,
     over: &AtomicBool,
 ) -> Vec<Option<Stood>> {
-    let mut stood = vec![None; holds.len()];
+    let mut stood = vec![None; timing.holds.len()];
+    let mut late = Late::new(arena, init, &timing.starts);
     // Without the privilege others may come in between.
     let _priority = RealTime::enter(PRIORITY);
     while !over.load(Acquire) {
         let entries = arena.control().holds.iter();
-        for ((entry, hold), stood) in entries.zip(holds).zip(&mut stood) {
+        for ((entry, hold), stood) in entries.zip(&timing.holds).zip(&mut stood) {
             if entry.state.load(Acquire) != hold::REACHED {
                 continue;
             }
@@ -66,6 +68,7 @@ pub(super) fn serve(
             // Whatever came of it, nobody is to wait any more.
             entry.state.store(hold::GONE, Release);
         }
+        late.look();
         thread::sleep(NAP);
     }
     stood
@@ -192,7 +195,7 @@ fn is_guest(rip: u64) -> bool {
 }
 
 /// The rings of threads.
-fn rings(arena: &Arena) -> impl Iterator<Item = &Slot> {
+pub(super) fn rings(arena: &Arena) -> impl Iterator<Item = &Slot> {
     let rings = (0..MAX_SLOTS).map(|index| arena.slot(index));
     rings.filter(|ring| {
         !matches!(
@@ -203,7 +206,7 @@ fn rings(arena: &Arena) -> impl Iterator<Item = &Slot> {
 }
 
 /// Whether a thread has come to its record at this position, or to one behind it.
-fn has_come(ring: &Slot, position: u64) -> bool {
+pub(super) fn has_come(ring: &Slot, position: u64) -> bool {
     ring.tail.load(Acquire) > position
         || ring.tail.load(Acquire) == position && ring.taken_at.load(Acquire) == 0
 }
@@ -220,7 +223,7 @@ fn has_taken(ring: &Slot, position: u64) -> bool {
 }
 
 /// Whether a thread has left its log.
-fn is_lost(ring: &Slot) -> bool {
+pub(super) fn is_lost(ring: &Slot) -> bool {
     ring.state.load(Acquire) == slot::LOST
 }
 

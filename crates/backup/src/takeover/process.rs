@@ -1,5 +1,7 @@
 //! The processes of a container, from their images to the moment they replay.
 
+mod template;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -19,7 +21,7 @@ use shim::container::{Container, Empty};
 use sys::arena::Arena;
 use sys::follow::find_thread;
 use sys::memory::{self, Range};
-use sys::process::{PidFd, RealTime};
+use sys::process::RealTime;
 use sys::remote::Batch;
 
 use super::arena;
@@ -28,10 +30,6 @@ use super::error::{Result, TakeoverError, io as failed};
 
 /// Where the process keeps its end of the socket by which descriptors come.
 pub(super) const PASS_FD: RawFd = 1018;
-
-/// A template has a descriptor with this number, so that its copies begin with tables of descriptors that large: the
-/// kernel takes some milliseconds to enlarge one that threads share.
-const HIGH_FD: RawFd = 4095;
 
 /// Priority of the thread that finishes processes, among real-time ones.
 const PRIORITY: i32 = 1;
@@ -138,12 +136,6 @@ impl Making {
         })
     }
 
-    /// The number of the template, if there is one.
-    pub(super) fn template(&self) -> Option<i32> {
-        let template = self.members.first().filter(|_| self.template)?;
-        template.empty.as_ref().map(|empty| empty.number)
-    }
-
     /// Brings them closer to a checkpoint, by up to `most` pages each; true once nothing is missing.
     pub(super) fn update(
         &mut self,
@@ -232,14 +224,14 @@ impl Making {
             child: None,
         };
         if self.template {
-            own.push((shared.room.as_fd(), HIGH_FD));
+            own.push((shared.room.as_fd(), template::HIGH_FD));
         }
         let prepared = if let Some(parent) = parent(&self.members, kin) {
             parent.prepared.beget(store, plan)?
         } else {
             let made = |number| {
                 let number = match self.template {
-                    true => template_number(store)?,
+                    true => template::number(store)?,
                     false => i32::try_from(number).map_err(io::Error::other)?,
                 };
                 // Not the container's program yet: that one's end is the container's.
@@ -274,13 +266,14 @@ impl Making {
     }
 
     /// Makes them the checkpoint's processes, the first of them the container's program, and lets them go: they
-    /// replay from the arena. `files` were open at the cut. Only a [template](Self::template) can do so again.
+    /// replay from the arena; threads with the numbers `late` in the container stay stopped. `files` were open at the cut. Only a [template](Self::template) can do so again.
     pub(super) fn finish(
         &mut self,
         container: &mut Container,
         shared: &Shared,
         checkpoint: &mut Checkpoint,
         files: &OpenFiles,
+        late: &[u32],
     ) -> Result<Processes> {
         // Many short waits for the processes: each would let others go first. Without the privilege it takes
         // longer.
@@ -315,7 +308,7 @@ impl Making {
         container.set_program(program)?;
         // Not before all are there: one may look for another.
         for restored in all {
-            restored.finish(&[])?;
+            restored.finish(late)?;
         }
         let pass = self.pass.try_clone();
         Ok(Processes {
@@ -324,43 +317,11 @@ impl Making {
             pass: pass.map_err(failed("duplicating a socket"))?,
         })
     }
-
-    /// Copies of the template.
-    fn copies(&self, checkpoint: &Checkpoint) -> Result<Vec<Member>> {
-        let copies = self.members.iter().zip(checkpoint.processes());
-        let copies = copies.map(|(template, store)| {
-            let prepared = template.prepared.copy()?;
-            let pid = prepared.pid();
-            let pidfd = PidFd::open(pid).map_err(failed("opening a process"))?;
-            let mut copy = Member {
-                number: template.number,
-                kin: template.kin,
-                empty: Some(Empty {
-                    pid,
-                    number: template.number.cast_signed(),
-                    pidfd: pidfd.into_fd(),
-                }),
-                prepared,
-            };
-            copy.move_to(store.process().kin)?;
-            Ok(copy)
-        });
-        copies.collect()
-    }
 }
 
 /// The one among them that is the parent.
 fn parent(members: &[Member], kin: Kin) -> Option<&Member> {
     members.iter().find(|member| member.number == kin.parent)
-}
-
-/// A number that nobody in the container has, nor gets within the time of a log: they are given in turn.
-fn template_number(store: &ImageStore) -> io::Result<i32> {
-    let most = fs::read_to_string("/proc/sys/kernel/pid_max")?;
-    let most: u32 = most.trim().parse().map_err(io::Error::other)?;
-    let is_free = |number: &u32| store.threads().iter().all(|thread| thread.tid != *number);
-    let free = (1..most).rev().find(is_free).unwrap_or(most);
-    free.try_into().map_err(io::Error::other)
 }
 
 impl Member {

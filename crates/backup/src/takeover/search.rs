@@ -10,7 +10,9 @@
 //!
 //! Two that did something at the same moment may each have seen half of what the other did. Then one order leaves the log
 //! in the one thread, and the other order a moment later in the other thread: the truth lies in between, and is looked
-//! for there by halving, see [`Between`].
+//! for there by halving, see [`Between`]. Where it is not, they are two races, and the first of them was won.
+//!
+//! What a thread did before its first record has none whose turn could be another: such a thread may start late.
 //!
 //! Where all that is used up, an attempt is timed by chance: with or without the order of time, with delays that a seed
 //! chooses.
@@ -30,14 +32,16 @@ use super::error::TakeoverError;
 use super::holds::Stood;
 use super::log::Log;
 use super::timeline::{Moment, Timeline};
-use super::timing::{Hold, Timing, Turn};
+use super::timing::{Hold, Start, Timing, Turn};
 use between::Between;
 
 /// Attempts that fail at a place with what had led on there, until something else is tried.
 const LAPSES: u32 = 3;
 /// What two threads did before they left the log may be one and the same race if it lies so many cycles apart at most.
 const NEAR: u64 = 8_000;
-/// How often the truth is looked for between the two threads of one place.
+/// Turns that are tried at a place before threads start late.
+const LIKELY: usize = 4;
+/// How often it is looked into whether a place is the other thread's side of another.
 const LOOKS: u32 = 2;
 /// An attempt that makes no progress is given up after the budget of all divided by this.
 const STALLS: u32 = 2;
@@ -58,14 +62,24 @@ struct Step {
     /// What is tried, or has led on.
     trial: Trial,
     /// What else can be tried.
-    left: VecDeque<Turn>,
+    left: VecDeque<Trial>,
     /// Whether an attempt has gone on beyond the place with this trial, and how many have failed there since.
     led: bool,
     lapses: u32,
-    /// The same race at the other thread, and between which of their instructions the truth is looked for.
-    other: Option<(Place, Between)>,
-    /// How often it was.
+    /// Where the same race may show itself at another thread.
+    rival: Option<Rival>,
+    /// How often that was looked into.
     looks: u32,
+}
+
+/// Where the same race may show itself at another thread.
+#[derive(Clone, Debug)]
+struct Rival {
+    place: Place,
+    /// What had led there.
+    led_by: Trial,
+    /// Between which instructions of the two the truth is looked for.
+    between: Between,
 }
 
 /// What is tried at a place.
@@ -73,20 +87,28 @@ struct Step {
 enum Trial {
     Turn(Turn),
     Hold(Hold),
+    Start(Start),
 }
 
 impl Trial {
     fn turn(&self) -> Option<&Turn> {
         match self {
             Self::Turn(turn) => Some(turn),
-            Self::Hold(_) => None,
+            _ => None,
         }
     }
 
     fn hold(&self) -> Option<&Hold> {
         match self {
-            Self::Turn(_) => None,
             Self::Hold(hold) => Some(hold),
+            _ => None,
+        }
+    }
+
+    fn start(&self) -> Option<&Start> {
+        match self {
+            Self::Start(start) => Some(start),
+            _ => None,
         }
     }
 
@@ -95,6 +117,7 @@ impl Trial {
         match self {
             Self::Turn(turn) => turn.is_of(stream, position),
             Self::Hold(hold) => hold.passes.iter().any(|turn| turn.is_of(stream, position)),
+            Self::Start(_) => false,
         }
     }
 }
@@ -152,6 +175,12 @@ impl Search {
                 .steps
                 .iter()
                 .filter_map(|s| s.trial.turn())
+                .copied()
+                .collect(),
+            starts: self
+                .steps
+                .iter()
+                .filter_map(|s| s.trial.start())
                 .copied()
                 .collect(),
             holds: self
@@ -241,12 +270,19 @@ impl Search {
                 return;
             }
             // It leads on now and then: there may be better.
-            step.left.extend(step.trial.turn());
-        } else if let Some((_, between)) = &mut step.other {
-            between.learn(stood);
-            if let Some(hold) = between.next() {
+            if step.trial.hold().is_none() {
+                step.left.push_back(step.trial.clone());
+            }
+        } else if let Some(rival) = &mut step.rival {
+            rival.between.learn(stood);
+            if let Some(hold) = rival.between.next() {
                 step.trial = Trial::Hold(hold);
                 return;
+            }
+            if let Some(rival) = step.rival.take() {
+                // They are two races: this one was won.
+                (step.trial, step.led, step.lapses) = (rival.led_by, true, 0);
+                return self.begin(rival.place);
             }
         }
         self.try_another(index);
@@ -261,10 +297,14 @@ impl Search {
         }
         let step = &mut self.steps[index];
         let mut between = Between::new(step.place, place, hints);
-        if let Some(hold) = between.next() {
-            step.trial = Trial::Hold(hold);
-        }
-        step.other = Some((place, between));
+        let Some(hold) = between.next() else {
+            return;
+        };
+        step.rival = Some(Rival {
+            place,
+            led_by: std::mem::replace(&mut step.trial, Trial::Hold(hold)),
+            between,
+        });
         (step.led, step.lapses) = (false, 0);
         step.looks += 1;
     }
@@ -279,8 +319,8 @@ impl Search {
     fn try_another(&mut self, index: usize) {
         let step = &mut self.steps[index];
         if let Some(next) = step.left.pop_front() {
-            (step.trial, step.led, step.lapses) = (Trial::Turn(next), false, 0);
-            step.other = None;
+            (step.trial, step.led, step.lapses) = (next, false, 0);
+            step.rival = None;
             return;
         }
         let time = self.steps.remove(index).time();
@@ -296,19 +336,31 @@ impl Search {
         let Some(timeline) = self.timeline.as_ref() else {
             return;
         };
+        let has_start = |stream| {
+            let mut starts = self.steps.iter().filter_map(|step| step.trial.start());
+            starts.any(|start| start.stream == stream)
+        };
         let has_turn = |stream, position| {
             let mut steps = self.steps.iter();
             steps.any(|step| step.trial.is_of(stream, position))
         };
-        let mut left = trials::at(timeline, place.stream, place.at.position, has_turn);
+        let (stream, position) = (place.stream, place.at.position);
+        let turns = trials::at(timeline, stream, position, has_turn);
+        let starts = trials::starts(timeline, stream, position);
+        let starts = starts.into_iter().filter(|start| !has_start(start.stream));
+        let mut left: VecDeque<Trial> = turns.into_iter().map(Trial::Turn).collect();
+        // What is near in time is likelier, but there may be a great deal of it.
+        let rest = left.split_off(left.len().min(LIKELY));
+        left.extend(starts.map(Trial::Start));
+        left.extend(rest);
         match left.pop_front() {
             Some(trial) if self.steps.len() + MAX_HOLDS < MAX_TURNS => self.steps.push(Step {
                 place,
-                trial: Trial::Turn(trial),
+                trial,
                 left,
                 led: false,
                 lapses: 0,
-                other: None,
+                rival: None,
                 looks: 0,
             }),
             _ => self.try_another_at_last(),
@@ -323,8 +375,8 @@ impl Step {
     }
 
     fn is_of(&self, place: Place) -> bool {
-        let other = self.other.as_ref().map(|(other, _)| other);
-        self.place == place || other == Some(&place)
+        let is_there = |rival: &Rival| rival.place == place;
+        self.place == place || self.rival.as_ref().is_some_and(is_there)
     }
 
     /// Whether another thread's place may be this one's.

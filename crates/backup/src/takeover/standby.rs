@@ -31,6 +31,7 @@ use super::error::{Result, TakeoverError, io};
 use super::folding::{self, Folded};
 use super::handshakes::Handshakes;
 use super::holds::{self, Stood};
+use super::late;
 use super::live::{Live, Output, has_ended};
 use super::log::Log;
 use super::objects::Objects;
@@ -316,20 +317,31 @@ impl Vacant {
         // Before they run: one may execute another program at once.
         let follower = Follower::of_restored(Arc::clone(&self.shared.arena), init)?;
         let (container, shared) = (&mut self.container, &self.shared);
-        let processes = self.ahead.finish(container, shared, checkpoint, files)?;
+        let late = late::numbers(&shared.arena, &timing.starts);
+        let ahead = &mut self.ahead;
+        let processes = ahead.finish(container, shared, checkpoint, files, &late)?;
         clock.step("restore");
         let sleeps = |number| process::sleeps(init, number);
         let ended = || has_ended(&self.container);
         let caller = Some(follower.caller());
-        let (arena, holds) = (&*shared.arena, &timing.holds[..]);
-        let over = AtomicBool::new(holds.is_empty());
-        let replayed = thread::scope(|scope| {
-            let holding = scope.spawn(|| holds::serve(arena, init, holds, &over));
-            let replayed = to_log_end(arena, log, caller, sleeps, ended, timing.stall);
-            over.store(true, Release);
-            *stood = holding.join().unwrap_or_default();
-            replayed
-        });
+        let arena = &*shared.arena;
+        let to_end = || to_log_end(arena, log, caller, sleeps, ended, timing.stall);
+        let replayed = if timing.is_served() {
+            let over = AtomicBool::new(false);
+            thread::scope(|scope| {
+                let replaying = scope.spawn(|| {
+                    let replayed = to_end();
+                    over.store(true, Release);
+                    replayed
+                });
+                // Here, where those are traced that start late.
+                *stood = holds::serve(arena, init, timing, &over);
+                replaying.join()
+            })
+            .map_err(|_| TakeoverError::Panicked { what: "replays" })?
+        } else {
+            to_end()
+        };
         let seen = match replayed {
             Err(Incomplete::Ended) => {
                 let ended = self.container.wait()?;

@@ -107,6 +107,19 @@ impl Timeline {
         &moments[..index(moments, position).unwrap_or(0)]
     }
 
+    /// The first record of each thread.
+    pub(super) fn firsts(&self) -> impl Iterator<Item = (u32, Moment)> + '_ {
+        let firsts = self.streams.iter();
+        firsts.filter_map(|(stream, moments)| Some((*stream, *moments.first()?)))
+    }
+
+    /// The record of the same thread behind one.
+    pub(super) fn next(&self, stream: u32, position: u64) -> Option<u64> {
+        let moments = self.streams.get(&stream)?;
+        let next = moments.get(index(moments, position)? + 1)?;
+        Some(next.position)
+    }
+
     /// What other threads did, from a record to the next, of which a part lies between two times.
     pub(super) fn others(&self, stream: u32, from: u64, to: u64) -> Vec<Span> {
         let others = self.streams.iter().filter(|(other, _)| **other != stream);

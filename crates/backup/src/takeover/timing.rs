@@ -19,6 +19,8 @@ pub(super) struct Timing {
     pub(super) turns: Vec<Turn>,
     /// Threads that stand while others pass.
     pub(super) holds: Vec<Hold>,
+    /// Threads that start late.
+    pub(super) starts: Vec<Start>,
 }
 
 /// A record that is taken as if it had been made at another time.
@@ -52,7 +54,22 @@ pub(super) struct Hold {
     pub(super) until: u64,
 }
 
+/// A thread that the checkpoint found between two records, the first of which is not in the log, and that goes on only
+/// when others have done something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Start {
+    pub(super) stream: u32,
+    /// The stream of the thread that goes before it, and the record up to which it does; without, all others do until
+    /// they wait.
+    pub(super) behind: Option<(u32, u64)>,
+}
+
 impl Timing {
+    /// Whether threads have to be held, or to start late.
+    pub(super) fn is_served(&self) -> bool {
+        !self.holds.is_empty() || !self.starts.is_empty()
+    }
+
     /// Tells it to the guest.
     pub(super) fn set(&self, arena: &Arena) {
         let control = arena.control();

@@ -135,3 +135,31 @@ fn without_the_order_of_time_no_attempt_keeps_it() {
         search.missed();
     }
 }
+
+/// Attempts until a thread starts like that, which is needed from the beginning; every other leaves the log there.
+fn attempts_until(start: Start, place: (u32, u64)) -> u32 {
+    let moments = |times: [u64; 6]| -> Vec<Moment> {
+        let positions = (1..).map(|n| n * 16);
+        let all = positions.zip(times);
+        all.map(|(position, time)| Moment { position, time })
+            .collect()
+    };
+    let mut search = Search::new(true, Duration::from_secs(1));
+    search.timeline = Some(Arc::new(Timeline::from_moments(BTreeMap::from([
+        (1, moments([10_000, 20_000, 30_000, 40_000, 50_000, 60_000])),
+        (2, moments([55_000, 65_000, 75_000, 85_000, 95_000, 99_000])),
+    ]))));
+    while !search.timing().starts.contains(&start) && search.number() < 100 {
+        search.learn(Some(place), &[]);
+    }
+    search.number()
+}
+
+#[test]
+fn a_thread_may_start_behind_what_another_did_before_its_first_record() {
+    // What the second does before its first record makes the first leave the log, or the second itself.
+    let start = |behind| Start { stream: 2, behind };
+    assert!(attempts_until(start(Some((1, 64))), (1, 64)) <= 10);
+    assert!(attempts_until(start(None), (2, 16)) <= 10);
+    assert!(attempts_until(start(Some((1, 48))), (2, 16)) <= 20);
+}

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::takeover::timeline::{Moment, Span, Timeline};
-use crate::takeover::timing::Turn;
+use crate::takeover::timing::{Start, Turn};
 
 /// Records of one thread before a place whose turns are tried: what came of a race may show only some records later.
 const RECORDS: usize = 3;
@@ -15,6 +15,8 @@ const RECORDS: usize = 3;
 const ROUND: usize = 3;
 /// Other threads' records that a record is put before or behind, at most.
 const ORDERS: usize = 16;
+/// So many cycles before a thread's first record are looked at.
+const LONG: u64 = 1_000_000_000;
 /// So many cycles around what a thread did are looked at, at least.
 const AROUND: u64 = 50_000;
 
@@ -41,6 +43,37 @@ pub(super) fn at(
     }
     trials.retain(|turn| !has_turn(turn.stream, turn.position));
     trials
+}
+
+/// What a thread did before its first record in the log has no record whose turn could be another: it starts late instead.
+/// First others, behind what led to this place, which the log gives them later records than; then the thread of this
+/// place, if its first records end here: behind all that others do, and behind single records of others, the latest first.
+pub(super) fn starts(timeline: &Timeline, stream: u32, position: u64) -> Vec<Start> {
+    let records = timeline.before(stream, position);
+    let since = records.last().map_or(0, |record| record.time);
+    let firsts = timeline.firsts().filter(|(other, _)| *other != stream);
+    let later = firsts.filter(|(_, first)| first.time > since);
+    let mut starts: Vec<Start> = later
+        .map(|(other, _)| Start {
+            stream: other,
+            behind: Some((stream, position)),
+        })
+        .collect();
+    if records.len() >= RECORDS {
+        return starts;
+    }
+    let first = records.first().map_or(position, |record| record.position);
+    let end = timeline.time(stream, first).unwrap_or(0);
+    let mut others = timeline.others(stream, end.saturating_sub(LONG), end);
+    others.retain(|other| other.begin < end);
+    others.sort_by_key(|other| std::cmp::Reverse(other.begin));
+    let behind = others.into_iter().take(ORDERS).filter_map(|other| {
+        let next = timeline.next(other.stream, other.position)?;
+        Some(Some((other.stream, next)))
+    });
+    let own = [None].into_iter().chain(behind);
+    starts.extend(own.map(|behind| Start { stream, behind }));
+    starts
 }
 
 /// Turns against what a thread did from a record on until it made its next at `end`.
