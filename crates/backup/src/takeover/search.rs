@@ -116,7 +116,11 @@ impl Trial {
     fn is_of(&self, stream: u32, position: u64) -> bool {
         match self {
             Self::Turn(turn) => turn.is_of(stream, position),
-            Self::Hold(hold) => hold.passes.iter().any(|turn| turn.is_of(stream, position)),
+            Self::Hold(hold) => {
+                let mut passes = hold.passes.iter();
+                (hold.stream, hold.position) == (stream, position)
+                    || passes.any(|turn| turn.is_of(stream, position))
+            }
             Self::Start(_) => false,
         }
     }
@@ -239,7 +243,7 @@ impl Search {
         }
         let mut steps = self.steps.iter();
         if let Some(index) = steps.position(|step| step.is_of(place)) {
-            self.again(index, stood);
+            self.again(index, place, stood);
         } else if let Some(index) = self.steps.iter().rposition(|s| s.may_be_of(place)) {
             self.look_between(index, place);
         } else {
@@ -260,7 +264,7 @@ impl Search {
     }
 
     /// The attempt failed at a place that is dealt with already.
-    fn again(&mut self, index: usize, stood: &[Option<Stood>]) {
+    fn again(&mut self, index: usize, place: Place, stood: &[Option<Stood>]) {
         let holds = self.steps[..index].iter().filter_map(|s| s.trial.hold());
         let stood = stood.get(holds.count()).copied().flatten();
         let step = &mut self.steps[index];
@@ -274,7 +278,7 @@ impl Search {
                 step.left.push_back(step.trial.clone());
             }
         } else if let Some(rival) = &mut step.rival {
-            rival.between.learn(stood);
+            rival.between.learn(place, stood);
             if let Some(hold) = rival.between.next() {
                 step.trial = Trial::Hold(hold);
                 return;
@@ -384,7 +388,9 @@ impl Step {
         let begins = |place: &Place| place.before[1].time;
         let at_once =
             begins(&place) <= self.time() + NEAR && begins(&self.place) <= place.at.time + NEAR;
-        at_once && place.stream != self.place.stream && self.looks < LOOKS
+        // What leads on from both sides of one race is a third.
+        let is_open = self.rival.is_none() && self.looks < LOOKS;
+        at_once && place.stream != self.place.stream && is_open
     }
 }
 

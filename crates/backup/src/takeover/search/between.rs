@@ -45,17 +45,20 @@ impl Between {
         }
     }
 
-    /// With the last hold the attempt left the log, and the thread `stood` like that if it came so far.
-    pub(super) fn learn(&mut self, stood: Option<Stood>) {
-        match stood {
-            Some(stood) => {
-                self.tried.push(stood);
-                if stood.steps < self.asked {
-                    // There is no more, or no time for more.
-                    self.length = Some(stood.steps);
-                }
-            }
-            None => self.misses += 1,
+    /// With the last hold the attempt left the log here, and the thread `stood` like that if it came so far.
+    pub(super) fn learn(&mut self, place: Place, stood: Option<Stood>) {
+        let Some(mut stood) = stood else {
+            self.misses += 1;
+            return;
+        };
+        // What was seen of them may have been a moment too early.
+        let [one, other] = self.sides;
+        stood.fits &= place != one;
+        stood.other_fits &= place != other;
+        self.tried.push(stood);
+        if stood.steps < self.asked {
+            // There is no more, or no time for more.
+            self.length = Some(stood.steps);
         }
     }
 
@@ -160,6 +163,8 @@ mod tests {
         at: moment(336, 2_100),
     };
 
+    const ELSEWHERE: Place = Place { stream: 3, ..OTHER };
+
     /// Where the truth lies: this one is to be held there.
     #[derive(Clone)]
     struct Truth {
@@ -186,7 +191,7 @@ mod tests {
             if stood.fits && stood.other_fits {
                 return Some(attempts);
             }
-            between.learn(Some(stood));
+            between.learn(ELSEWHERE, Some(stood));
         }
         None
     }
@@ -231,7 +236,7 @@ mod tests {
         let mut between = Between::new(ONE, OTHER, Vec::new());
         let mut attempts = 0;
         while between.next().is_some() {
-            between.learn(None);
+            between.learn(ELSEWHERE, None);
             attempts += 1;
         }
         assert_eq!(attempts, 2 * (MISSES + 1));
