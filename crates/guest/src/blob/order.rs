@@ -5,7 +5,7 @@ use core::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release, SeqCst},
 };
 
-use guest::abi::{Order, ThreadBlock, mode, slot};
+use guest::abi::{BLOB_BASE, Order, ThreadBlock, mode, slot};
 
 use crate::raw::{self, nr};
 use crate::thread::{control, slot_of};
@@ -25,6 +25,8 @@ pub(crate) static DESCRIPTORS: Order = free();
 
 /// Looks before the processor is given to somebody else.
 const SPINS: u32 = 200;
+/// Looks at a lock that is taken after which it is looked at its owner.
+const LOOK: u32 = 1000;
 
 /// Holds an order's lock until dropped.
 pub(crate) struct Held<'a>(&'a Order);
@@ -42,18 +44,30 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Takes the lock.
+/// Takes the lock: from a thread, too, that was killed while it held it.
 pub(crate) fn lock<'a>(t: &ThreadBlock, order: &'a Order) -> Held<'a> {
     let me = t.tid.load(Relaxed);
-    let mut spins = 0;
-    while order
+    let (mut spins, mut free) = (0, 0);
+    while let Err(owner) = order
         .owner
-        .compare_exchange_weak(0, me, Acquire, Relaxed)
-        .is_err()
+        .compare_exchange_weak(free, me, Acquire, Relaxed)
     {
         pause(&mut spins);
+        // One that has our number had it before us: an execve gives it to the thread that is left.
+        let is_dead = owner == me || spins % LOOK == 0 && owner != 0 && has_ended(owner);
+        free = if is_dead { owner } else { 0 };
     }
     Held(order)
+}
+
+/// Whether a thread has ended, or is a zombie: it has no memory any more.
+fn has_ended(tid: u32) -> bool {
+    let mut byte = 0_u8;
+    let here = [(&raw mut byte) as u64, 1];
+    let there = [BLOB_BASE, 1];
+    let (here, there) = ((&raw const here) as u64, (&raw const there) as u64);
+    raw::call(nr::KILL, [tid.into(), 0, 0, 0, 0, 0]) == -raw::ESRCH
+        || raw::call(nr::PROCESS_VM_READV, [tid.into(), here, 1, there, 1, 0]) == -raw::ESRCH
 }
 
 /// Waits in replay until it is the turn of change number `version`. False when replay ended meanwhile:

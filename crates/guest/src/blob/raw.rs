@@ -22,6 +22,7 @@ pub(crate) mod nr {
     pub(crate) const VFORK: u64 = 58;
     pub(crate) const WAIT4: u64 = 61;
     pub(crate) const KILL: u64 = 62;
+    pub(crate) const PROCESS_VM_READV: u64 = 310;
     pub(crate) const FCNTL: u64 = 72;
     pub(crate) const PRCTL: u64 = 157;
     pub(crate) const GETTID: u64 = 186;
@@ -41,6 +42,7 @@ pub(crate) mod nr {
     pub(crate) const CLOSE_RANGE: u64 = 436;
 }
 
+pub(crate) const ESRCH: i64 = 3;
 pub(crate) const EINTR: i64 = 4;
 pub(crate) const ECHILD: i64 = 10;
 pub(crate) const EAGAIN: i64 = 11;
