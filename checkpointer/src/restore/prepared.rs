@@ -17,8 +17,8 @@ use super::{
 use crate::changes::Changes;
 use crate::store::ImageStore;
 
-/// A process with the image's number, whose memory is brought to what the image says and follows it from
-/// one checkpoint to the next. It has one thread, which stands still, traced by the thread that made this;
+/// A process with the image's number, or one that is to be copied, with another; its memory is brought to what the image
+/// says and follows it from one checkpoint to the next. It has one thread, which stands still, traced by the thread that made this;
 /// that thread must do everything with it. It is killed when this is dropped, or that thread ends.
 ///
 /// After an error it is of no use any more.

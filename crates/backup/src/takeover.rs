@@ -7,7 +7,7 @@
 //! Standby::prepare   namespaces, link and closed gate, when the primary connects
 //!     ahead          a process that stands still gets the memory of each committed checkpoint
 //! Standby::take_over
-//!     process        it gets threads, registers and the rest, its arena in replay mode
+//!     process        it, or a copy of it, gets threads, registers and the rest, its arena in replay mode
 //!     fold           beside it: the kernel's state from the log
 //!     replay         every thread runs to its log's end
 //!     (fence)        the last promise to the primary has ended
