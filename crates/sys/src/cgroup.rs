@@ -45,6 +45,9 @@ pub enum Version {
     V1,
 }
 
+/// A group's parent may be taken away so many times while the group is made.
+const ATTEMPTS: u32 = 100;
+
 /// A mounted hierarchy.
 #[derive(Clone, Debug)]
 pub struct Hierarchy {
@@ -164,16 +167,19 @@ impl Cgroup {
             path: path.clone(),
             source,
         };
-        // The last container to end may take the parent away just before we use it.
-        for last in [false, false, true] {
-            fs::create_dir_all(&parent).map_err(refused)?;
-            sweep(&parent);
-            match fs::create_dir(&path) {
-                Err(error) if last || error.kind() != io::ErrorKind::NotFound => {
+        // The last container to end takes the parent away, just before we use it or while we make it: each failure is
+        // another's success.
+        for attempt in 1.. {
+            let made = fs::create_dir_all(&parent).and_then(|()| {
+                sweep(&parent);
+                fs::create_dir(&path)
+            });
+            match made {
+                Ok(()) => break,
+                Err(error) if attempt >= ATTEMPTS || !is_passing(&error) => {
                     return Err(refused(error));
                 }
                 Err(_) => {}
-                Ok(()) => break,
             }
         }
         Ok(Self {
@@ -300,6 +306,14 @@ impl Drop for Cgroup {
     }
 }
 
+/// Whether a directory could not be made because another was made or removed at the same moment.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists
+    )
+}
+
 /// CPU time of one process, from its stat file; its name may hold anything, so count from the last `)`.
 fn cpu_of(pid: i32) -> Option<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -379,6 +393,18 @@ mod tests {
         let path = group.path().to_owned();
         drop(group);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn the_last_takes_the_parent_away_while_another_begins() {
+        let hierarchy = Hierarchy::find().unwrap();
+        std::thread::scope(|scope| {
+            for name in ["one", "another", "third"] {
+                let again =
+                    || (0..1000).for_each(|_| drop(Cgroup::create(&hierarchy, name).unwrap()));
+                scope.spawn(again);
+            }
+        });
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Calls that need code of their own.
 
 pub(crate) mod files;
+pub(crate) mod leaving;
 pub(crate) mod memory;
 pub(crate) mod output;
 pub(crate) mod parts;
@@ -42,11 +43,11 @@ pub(crate) fn special(t: &ThreadBlock, regs: &mut Regs, row: &'static Syscall) -
         // clone, fork, vfork, clone3
         56 | 57 | 58 | 435 => process::clone(t, regs, row),
         // execve, execveat
-        59 | 322 => process::exec(t, regs, row),
-        60 => process::exit(t, regs),
-        231 => process::exit_group(t, regs.rdi),
+        59 | 322 => leaving::exec(t, regs, row),
+        60 => leaving::exit(t, regs),
+        231 => leaving::exit_group(t, regs.rdi),
         // wait4, waitid
-        61 | 247 => process::wait(t, regs, row),
+        61 | 247 => leaving::wait(t, regs, row),
         // set_robust_list
         273 => {
             let result = dispatch::executed(t, regs, row);

@@ -14,7 +14,7 @@ use guest::abi::{
 };
 use sysabi::Syscall;
 
-use crate::calls::process;
+use crate::calls::leaving;
 use crate::dispatch::fed;
 use crate::entry::Regs;
 use crate::log::{self, Mode, Taken};
@@ -117,7 +117,7 @@ fn is_free_for(c: &Conn, generation: u32) -> bool {
     let before = last == 0 || last == generation.wrapping_sub(1);
     // One that was killed does not close it.
     let holder = c.holder.load(Acquire);
-    let left = holder != 0 && process::has_nothing_left(holder);
+    let left = holder != 0 && leaving::has_nothing_left(holder);
     before && (left || c.state.load(Acquire) != conn::OPEN)
 }
 

@@ -72,6 +72,8 @@ fn take_over(t: &ThreadBlock, boot: &Boot) {
         &ring.head
     };
     t.position.store(position.load(Relaxed), Relaxed);
+    // Its number may have been another, and what the lock was kept for is over.
+    order::unlock_for(ring.tid.load(Relaxed), &thread::control().stdio);
     ring.tid.store(t.tid.load(Relaxed), Relaxed);
     ring.pid.store(pid, Relaxed);
     ring.block.store(t.this.load(Relaxed), Release);

@@ -46,6 +46,19 @@ impl Drop for Held<'_> {
 
 /// Takes the lock: from a thread, too, that was killed while it held it.
 pub(crate) fn lock<'a>(t: &ThreadBlock, order: &'a Order) -> Held<'a> {
+    loop {
+        if let Some(held) = lock_unless(t, order, || false) {
+            return held;
+        }
+    }
+}
+
+/// [`lock`], given up where that is said to be long enough.
+pub(crate) fn lock_unless<'a>(
+    t: &ThreadBlock,
+    order: &'a Order,
+    is_enough: impl Fn() -> bool,
+) -> Option<Held<'a>> {
     let me = t.tid.load(Relaxed);
     let (mut spins, mut free) = (0, 0);
     while let Err(owner) = order
@@ -56,8 +69,16 @@ pub(crate) fn lock<'a>(t: &ThreadBlock, order: &'a Order) -> Held<'a> {
         // One that has our number had it before us: an execve gives it to the thread that is left.
         let is_dead = owner == me || spins % LOOK == 0 && owner != 0 && has_ended(owner);
         free = if is_dead { owner } else { 0 };
+        if spins % LOOK == 0 && is_enough() {
+            return None;
+        }
     }
-    Held(order)
+    Some(Held(order))
+}
+
+/// Gives back a lock that a thread had which is not there any more.
+pub(crate) fn unlock_for(tid: u32, order: &Order) {
+    let _ = order.owner.compare_exchange(tid, 0, Release, Relaxed);
 }
 
 /// Whether a thread has ended, or is a zombie: it has no memory any more.

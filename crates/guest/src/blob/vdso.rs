@@ -33,7 +33,7 @@ pub(crate) fn contains(rip: u64) -> bool {
 }
 
 /// Reads a clock in nanoseconds, or −errno.
-fn clock(id: u64) -> i64 {
+pub(crate) fn clock(id: u64) -> i64 {
     let mut time = [0_i64; 2];
     let entry = KERNEL[2].load(Relaxed);
     let result = if entry == 0 {

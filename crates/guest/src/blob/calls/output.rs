@@ -10,6 +10,7 @@ use crate::calls::parts::{self, Part};
 use crate::dispatch::{fed, perform};
 use crate::entry::Regs;
 use crate::log::{self, Mode, Taken};
+use crate::order::Held;
 use crate::raw::{self, nr};
 use crate::shapes::{Run, Shape};
 use crate::signals::{self, Interrupted};
@@ -84,23 +85,28 @@ fn made(t: &ThreadBlock, regs: &Regs, row: &'static Syscall, part: Part, target:
         intent(t, &shape, data, done);
         t.intended.store(1, Relaxed);
     }
+    let mut in_order = None;
     let (result, stamp) = if target == Kind::Internal {
         (parts::perform(t, regs, Part { args, done }), 0)
     } else if matches!(target, Kind::Stdout | Kind::Stderr) {
-        print_in_order(t, regs, &args)
+        let (result, held) = print_in_order(t, regs, &args);
+        let stamp = held.stamp();
+        in_order = Some(held);
+        (result, stamp)
     } else {
         (perform(t, regs, &args), 0)
     };
     if record {
         log_output(t, &shape, result, written(data, result), target, stamp);
     }
+    drop(in_order);
     t.intended.store(0, Relaxed);
     result
 }
 
-/// Writes to standard output or error; result and place in the order of such writes. The order's lock is not kept while
-/// a signal is delivered.
-fn print_in_order(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]) -> (i64, u64) {
+/// Writes to standard output or error; the result, and the order's lock: until it is in the log, so that nobody who takes
+/// the lock ends this thread between the two. It is not kept while a signal is delivered.
+fn print_in_order(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]) -> (i64, Held<'static>) {
     loop {
         let held = order::lock(t, &control().stdio);
         let result = raw::call_blocking(regs.rax, args, &t.pending);
@@ -110,7 +116,7 @@ fn print_in_order(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]) -> (i64, u64) {
             _ => Interrupted::Report,
         };
         if matches!(again, Interrupted::Report) {
-            return (result, held.stamp());
+            return (result, held);
         }
         drop(held);
         if matches!(again, Interrupted::Restart) {
@@ -277,13 +283,14 @@ fn replay(
     if target == Kind::File {
         check_data(&taken, data);
     }
+    // Before it is over: who waits for the end of this thread's log ends the thread.
     let stamp = taken.value::<u64>(0);
-    taken.finish();
     match target {
         Kind::Stdout => print(t, REPLAY_STDOUT_FD, data, stamp),
         Kind::Stderr => print(t, REPLAY_STDERR_FD, data, stamp),
         _ => {}
     }
+    taken.finish();
     Some(result)
 }
 
