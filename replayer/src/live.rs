@@ -76,15 +76,16 @@ pub fn to_log_end<S: Source>(
             (since, consumed, rounds) = (Instant::now(), seen.consumed, 0);
             continue;
         }
-        if seen.parked == seen.threads {
-            return Ok(seen);
-        }
         let still = since.elapsed();
-        if still > SETTLE && rest_is_done(arena, &sleeps) {
-            return Ok(seen);
-        }
-        if still > COMPUTES && rest_is_done(arena, &|_| true) {
-            return Ok(seen);
+        let is_over = seen.parked == seen.threads
+            || still > SETTLE && rest_is_done(arena, &sleeps)
+            || still > COMPUTES && rest_is_done(arena, &|_| true);
+        if is_over {
+            // One that has left the log since waits, too.
+            return match Divergence::reported(arena.control(), source) {
+                Some(divergence) => Err(Incomplete::Diverged(Box::new(divergence))),
+                None => Ok(seen),
+            };
         }
         if still > SETTLE && ended() {
             return Err(Incomplete::Ended);

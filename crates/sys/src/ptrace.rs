@@ -3,6 +3,7 @@
 //! Every request names a thread, and must come from the thread of ours that attached to it. Threads are
 //! attached with [`seize`], so that stops are those of `PTRACE_SEIZE` (see ptrace(2)).
 
+mod breakpoint;
 mod control;
 mod fork;
 mod registers;
@@ -12,6 +13,7 @@ mod stops;
 #[cfg(test)]
 mod tests;
 
+pub use breakpoint::{break_at, clear_break};
 pub use control::{
     Options, cont, cont_syscall, detach, interrupt, listen, seize, set_options, step, traceme,
 };

@@ -1,8 +1,9 @@
 //! Threads that stand between two of their instructions while others pass: see [`Hold`].
 //!
 //! The guest tells when a thread has taken the record behind which it is to be held. It is stepped from there, one
-//! instruction after another (ptrace(2), PTRACE_SINGLESTEP), some microseconds each, and goes on untraced when the other
-//! thread has passed.
+//! instruction after another (ptrace(2), PTRACE_SINGLESTEP), some ten microseconds each, those of the guest too; or, where
+//! an attempt before has seen the way it goes, runs into a breakpoint. It goes on untraced when the other thread has
+//! passed.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
@@ -19,7 +20,7 @@ use sys::process::{Hurried, RealTime};
 use sys::ptrace::{self, Options, Stop, TraceError};
 
 use super::late::Late;
-use super::timing::{Hold, Timing};
+use super::timing::{Breakpoint, Hold, Timing};
 
 /// A thread is stepped for so long at most: others wait for it, and go on without it a little later.
 const STEPPING: Duration = Duration::from_millis(60);
@@ -43,27 +44,30 @@ pub(super) struct Stood {
     pub(super) other_fits: bool,
 }
 
-/// Serves the holds of an attempt until it is `over`, and lets threads go that start late: where each thread stood, if it
-/// came so far. `init` is the container's first process.
-pub(super) fn serve(
-    arena: &Arena,
-    init: i32,
-    timing: &Timing,
-    over: &AtomicBool,
-) -> Vec<Option<Stood>> {
-    let mut stood = vec![None; timing.holds.len()];
+/// What came of a hold.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Held {
+    /// Where the thread stood, if it came so far.
+    pub(super) stood: Option<Stood>,
+    /// Addresses of the instructions that it was stepped to.
+    pub(super) path: Vec<u64>,
+}
+
+/// Serves the holds of an attempt until it is `over`, and lets threads go that start late: what came of each hold. `init`
+/// is the container's first process.
+pub(super) fn serve(arena: &Arena, init: i32, timing: &Timing, over: &AtomicBool) -> Vec<Held> {
+    let mut all = vec![Held::default(); timing.holds.len()];
     let mut late = Late::new(arena, init, &timing.starts);
     // Without the privilege others may come in between.
     let _priority = RealTime::enter(PRIORITY);
     while !over.load(Acquire) {
         let entries = arena.control().holds.iter();
-        for ((entry, hold), stood) in entries.zip(&timing.holds).zip(&mut stood) {
+        for ((entry, hold), held) in entries.zip(&timing.holds).zip(&mut all) {
             if entry.state.load(Acquire) != hold::REACHED {
                 continue;
             }
-            match stand(arena, init, entry, hold) {
-                Ok(found) => *stood = found,
-                Err(error) => tracing::debug!(?hold, %error, "a thread could not be held"),
+            if let Err(error) = stand(arena, init, entry, hold, held) {
+                tracing::debug!(?hold, %error, "a thread could not be held");
             }
             // Whatever came of it, nobody is to wait any more.
             entry.state.store(hold::GONE, Release);
@@ -71,20 +75,20 @@ pub(super) fn serve(
         late.look();
         thread::sleep(NAP);
     }
-    stood
+    all
 }
 
 /// Lets one thread stand behind its steps until the other has passed, and waits until it has come to its next record.
-/// `None` where it did not come so far.
 fn stand(
     arena: &Arena,
     init: i32,
     entry: &Entry,
     hold: &Hold,
-) -> Result<Option<Stood>, TraceError> {
+    held: &mut Held,
+) -> Result<(), TraceError> {
     let ring = arena.slot(entry.slot.load(Relaxed) as usize % MAX_SLOTS);
     let Some((_, tid)) = find_thread(init, ring.tid.load(Acquire)) else {
-        return Ok(None);
+        return Ok(());
     };
     let first = hold
         .passes
@@ -95,8 +99,8 @@ fn stand(
     wait_until(|| other.is_none_or(|ring| has_come(ring, first.1)));
     ptrace::seize(tid, Options::NONE)?;
     ptrace::interrupt(tid)?;
-    let Some(Stepped { steps, signal }) = step(tid, entry, ring, hold)? else {
-        return Ok(None);
+    let Some(Came { steps, signal }) = come(tid, entry, ring, hold, &mut held.path)? else {
+        return Ok(());
     };
     entry.state.store(hold::STANDS, SeqCst);
     // One that has left its log goes nowhere, and one that is gone has done all of it.
@@ -104,40 +108,112 @@ fn stand(
     wait_until(|| passed() || other.is_some_and(is_lost));
     ptrace::detach(tid, signal)?;
     let came = wait_until(|| is_lost(ring) || has_taken(ring, hold.next));
-    Ok(came.then(|| Stood {
+    held.stood = came.then(|| Stood {
         steps,
         fits: !left_at(ring, hold.next),
         other_fits: !other.is_some_and(|ring| left_at(ring, hold.until)),
-    }))
+    });
+    Ok(())
 }
 
-/// Where stepping ended, and the signal that came with the last step.
-struct Stepped {
+/// Where a thread came, and the signal that came with it.
+struct Came {
     steps: u32,
     signal: i32,
 }
 
-/// Steps a thread that stops: `None` if it ends.
-fn step(tid: i32, entry: &Entry, ring: &Slot, hold: &Hold) -> Result<Option<Stepped>, TraceError> {
-    let (mut began, mut steps, mut together) = (Instant::now(), 0, None);
-    loop {
-        let signal = match ptrace::wait(tid)? {
-            Stop::Exited(_) | Stop::Killed(_) => return Ok(None),
-            Stop::Signal(SIGTRAP) => 0,
-            Stop::Signal(signal) => signal,
-            _ => 0,
+/// Lets a thread that stops come to where it is to stand: `None` if it does not come there, and is stopped elsewhere or
+/// has ended.
+fn come(
+    tid: i32,
+    entry: &Entry,
+    ring: &Slot,
+    hold: &Hold,
+    path: &mut Vec<u64>,
+) -> Result<Option<Came>, TraceError> {
+    let Some(signal) = signal_of(ptrace::wait(tid)?) else {
+        return Ok(None);
+    };
+    entry.state.store(hold::STEPPED, SeqCst);
+    match hold.stop() {
+        // Refused where another has all breakpoints.
+        Some(stop) if ptrace::break_at(tid, stop.address).is_ok() => run(tid, signal, hold, stop),
+        _ => step(tid, signal, ring, hold, path),
+    }
+}
+
+/// Lets a thread run to an address.
+fn run(
+    tid: i32,
+    mut signal: i32,
+    hold: &Hold,
+    mut stop: Breakpoint,
+) -> Result<Option<Came>, TraceError> {
+    let _hurried = Hurried::new(tid);
+    while stop.times > 0 {
+        ptrace::cont(tid, signal)?;
+        let mut stopped = None;
+        wait_until(|| {
+            stopped = ptrace::try_wait(tid).transpose();
+            stopped.is_some()
+        });
+        let Some(stopped) = stopped.transpose()? else {
+            ptrace::interrupt(tid)?;
+            return match signal_of(ptrace::wait(tid)?) {
+                Some(signal) => {
+                    ptrace::clear_break(tid)?;
+                    ptrace::detach(tid, signal)?;
+                    Ok(None)
+                }
+                None => Ok(None),
+            };
         };
-        if together.is_none() {
-            together = Some(Together::new(tid));
-            began = Instant::now();
-            entry.state.store(hold::STEPPED, SeqCst);
-        } else if !is_guest(ptrace::regs(tid)?.rip) {
-            steps += 1;
+        let Some(came) = signal_of(stopped) else {
+            return Ok(None);
+        };
+        signal = came;
+        if ptrace::regs(tid)?.rip == stop.address {
+            stop.times -= 1;
         }
+    }
+    ptrace::clear_break(tid)?;
+    let steps = hold.steps;
+    Ok(Some(Came { steps, signal }))
+}
+
+/// Steps a thread, and tells which way it went.
+fn step(
+    tid: i32,
+    mut signal: i32,
+    ring: &Slot,
+    hold: &Hold,
+    path: &mut Vec<u64>,
+) -> Result<Option<Came>, TraceError> {
+    let _together = Together::new(tid);
+    let began = Instant::now();
+    loop {
+        let steps = path.len() as u32;
         if steps >= hold.steps || has_come(ring, hold.next) || began.elapsed() > STEPPING {
-            return Ok(Some(Stepped { steps, signal }));
+            return Ok(Some(Came { steps, signal }));
         }
         ptrace::step(tid, signal)?;
+        let Some(came) = signal_of(ptrace::wait(tid)?) else {
+            return Ok(None);
+        };
+        signal = came;
+        let rip = ptrace::regs(tid)?.rip;
+        if !is_guest(rip) {
+            path.push(rip);
+        }
+    }
+}
+
+/// The signal that a stopped thread is to get when it goes on: `None` if it has ended.
+fn signal_of(stop: Stop) -> Option<i32> {
+    match stop {
+        Stop::Exited(_) | Stop::Killed(_) => None,
+        Stop::Signal(signal) if signal != SIGTRAP => Some(signal),
+        _ => Some(0),
     }
 }
 
@@ -176,7 +252,7 @@ impl Drop for Together {
 }
 
 /// Waits until something is so; whether it was in time.
-fn wait_until(so: impl Fn() -> bool) -> bool {
+fn wait_until(mut so: impl FnMut() -> bool) -> bool {
     let since = Instant::now();
     loop {
         if so() {

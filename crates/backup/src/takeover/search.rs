@@ -20,7 +20,7 @@
 mod between;
 mod trials;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ use replayer::Incomplete;
 
 use super::checkpoint::Checkpoint;
 use super::error::TakeoverError;
-use super::holds::Stood;
+use super::holds::{Held, Stood};
 use super::log::Log;
 use super::timeline::{Moment, Timeline};
 use super::timing::{Hold, Start, Timing, Turn};
@@ -139,6 +139,8 @@ pub struct Search {
     timeline: Option<Arc<Timeline>>,
     /// In the order in which they were met.
     steps: Vec<Step>,
+    /// The instructions that threads did behind records, by stream and position, as far as they were seen.
+    paths: HashMap<(u32, u64), Arc<[u64]>>,
 }
 
 impl Search {
@@ -153,6 +155,7 @@ impl Search {
             number: 1,
             timeline: None,
             steps: Vec::new(),
+            paths: HashMap::new(),
         }
     }
 
@@ -191,9 +194,18 @@ impl Search {
                 .steps
                 .iter()
                 .filter_map(|s| s.trial.hold())
-                .cloned()
+                .map(|hold| Hold {
+                    path: self.path(hold),
+                    ..hold.clone()
+                })
                 .collect(),
         }
+    }
+
+    /// What is known of the way that a thread goes which is held.
+    fn path(&self, hold: &Hold) -> Arc<[u64]> {
+        let known = self.paths.get(&(hold.stream, hold.position));
+        known.cloned().unwrap_or_default()
     }
 
     /// The attempt failed otherwise than in replay.
@@ -201,11 +213,11 @@ impl Search {
         self.learn(None, &[]);
     }
 
-    /// The attempt failed in the replay of this log, in which threads stood like that where they were held.
+    /// The attempt failed in the replay of this log, in which that came of its holds.
     pub(super) fn failed(
         &mut self,
         error: &TakeoverError,
-        stood: &[Option<Stood>],
+        holds: &[Held],
         checkpoint: &Checkpoint,
         log: &Log,
     ) {
@@ -217,7 +229,9 @@ impl Search {
             // Without it what is left is chance.
             self.timeline = Timeline::of(checkpoint, log).ok().map(Arc::new);
         }
-        self.learn(place, stood);
+        self.learn_paths(holds);
+        let stood: Vec<Option<Stood>> = holds.iter().map(|held| held.stood).collect();
+        self.learn(place, &stood);
         let last = self.steps.last();
         tracing::debug!(
             number = self.number,
@@ -227,6 +241,20 @@ impl Search {
             ?last,
             "next attempt"
         );
+    }
+
+    /// Which way threads went that were stepped, and which they no longer do.
+    fn learn_paths(&mut self, holds: &[Held]) {
+        let of_steps = self.steps.iter().filter_map(|step| step.trial.hold());
+        for (hold, held) in of_steps.zip(holds) {
+            let key = (hold.stream, hold.position);
+            let known = self.paths.get(&key).map_or(0, |path| path.len());
+            if held.path.len() > known {
+                self.paths.insert(key, held.path.as_slice().into());
+            } else if held.stood.is_none() {
+                self.paths.remove(&key);
+            }
+        }
     }
 
     /// The attempt left the log at this record, or ended otherwise.
@@ -243,6 +271,8 @@ impl Search {
         }
         let mut steps = self.steps.iter();
         if let Some(index) = steps.position(|step| step.is_of(place)) {
+            self.again(index, place, stood);
+        } else if let Some(index) = self.not_held(place, stood) {
             self.again(index, place, stood);
         } else if let Some(index) = self.steps.iter().rposition(|s| s.may_be_of(place)) {
             self.look_between(index, place);
@@ -263,10 +293,25 @@ impl Search {
         Some(Place { stream, at, before })
     }
 
+    /// The step whose thread did not come to where it was to be held, so that the attempt got to this place.
+    fn not_held(&self, place: Place, stood: &[Option<Stood>]) -> Option<usize> {
+        let mut indices = 0..self.steps.len();
+        indices.find(|index| {
+            let step = &self.steps[*index];
+            let is_near = place.at.time + NEAR > step.time();
+            step.rival.is_some() && !step.led && is_near && self.stood_at(*index, stood).is_none()
+        })
+    }
+
+    /// Where the thread of a step's hold stood.
+    fn stood_at(&self, index: usize, stood: &[Option<Stood>]) -> Option<Stood> {
+        let holds = self.steps[..index].iter().filter_map(|s| s.trial.hold());
+        stood.get(holds.count()).copied().flatten()
+    }
+
     /// The attempt failed at a place that is dealt with already.
     fn again(&mut self, index: usize, place: Place, stood: &[Option<Stood>]) {
-        let holds = self.steps[..index].iter().filter_map(|s| s.trial.hold());
-        let stood = stood.get(holds.count()).copied().flatten();
+        let stood = self.stood_at(index, stood);
         let step = &mut self.steps[index];
         if step.led {
             step.lapses += 1;

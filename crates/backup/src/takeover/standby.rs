@@ -30,7 +30,7 @@ use super::described;
 use super::error::{Result, TakeoverError, io};
 use super::folding::{self, Folded};
 use super::handshakes::Handshakes;
-use super::holds::{self, Stood};
+use super::holds::{self, Held};
 use super::late;
 use super::live::{Live, Output, has_ended};
 use super::log::Log;
@@ -225,15 +225,15 @@ impl Vacant {
         let (processes, folded) = thread::scope(|scope| {
             let folding = scope.spawn(|| folding::fold(merge, &log));
             let processes = loop {
-                let (timing, mut stood) = (search.timing(), Vec::new());
+                let (timing, mut held) = (search.timing(), Vec::new());
                 let replayed =
-                    self.replay(checkpoint, &files, &log, &timing, &mut stood, &mut clock);
+                    self.replay(checkpoint, &files, &log, &timing, &mut held, &mut clock);
                 match replayed {
                     Err(error) if error.may_be_tried_here() && search.may_go_on() => {
                         clock.step("leave the log");
                         attempt.confirm()?;
                         tell(search.number(), &error);
-                        search.failed(&error, &stood, checkpoint, &log);
+                        search.failed(&error, &held, checkpoint, &log);
                         self.clear()?;
                         clock.step("clear");
                     }
@@ -301,14 +301,14 @@ impl Vacant {
         Ok(())
     }
 
-    /// Finishes the processes and lets them replay to the end of the log; tells where threads `stood` that were held.
+    /// Finishes the processes and lets them replay to the end of the log; tells what came of its holds.
     fn replay(
         &mut self,
         checkpoint: &mut Checkpoint,
         files: &OpenFiles,
         log: &Log,
         timing: &Timing,
-        stood: &mut Vec<Option<Stood>>,
+        held: &mut Vec<Held>,
         clock: &mut Clock,
     ) -> Result<Processes> {
         arena::fill(&self.shared.arena, checkpoint)?;
@@ -335,7 +335,7 @@ impl Vacant {
                     replayed
                 });
                 // Here, where those are traced that start late.
-                *stood = holds::serve(arena, init, timing, &over);
+                *held = holds::serve(arena, init, timing, &over);
                 replaying.join()
             })
             .map_err(|_| TakeoverError::Panicked { what: "replays" })?

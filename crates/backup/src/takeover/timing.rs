@@ -1,5 +1,6 @@
 //! How one attempt of a takeover replays.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Release;
 use std::time::Duration;
 
@@ -52,6 +53,25 @@ pub(super) struct Hold {
     pub(super) passes: Vec<Turn>,
     /// The record behind them, which the other does not take before the one has come to its next.
     pub(super) until: u64,
+    /// Addresses of its first instructions, as far as they are known.
+    pub(super) path: Arc<[u64]>,
+}
+
+/// Where a thread stops: the so many-th time that it comes to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Breakpoint {
+    pub(super) address: u64,
+    pub(super) times: usize,
+}
+
+impl Hold {
+    /// Where the thread stops that has done its steps, if that is known.
+    pub(super) fn stop(&self) -> Option<Breakpoint> {
+        let path = self.path.get(..self.steps as usize)?;
+        let address = *path.last()?;
+        let times = path.iter().filter(|at| **at == address).count();
+        Some(Breakpoint { address, times })
+    }
 }
 
 /// A thread that the checkpoint found between two records, the first of which is not in the log, and that goes on only

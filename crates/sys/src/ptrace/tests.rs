@@ -68,3 +68,37 @@ fn a_child_runs_only_when_traced_and_its_end_is_seen() {
     assert_eq!(wait(pid).unwrap(), Stop::Exited(7));
     assert!(wait(pid).unwrap_err().is_gone());
 }
+
+#[inline(never)]
+extern "C" fn passed_often(times: u64) -> u64 {
+    std::hint::black_box(times).wrapping_add(1)
+}
+
+#[test]
+fn a_breakpoint_stops_one_thread_each_time() {
+    let pid = fork_seized(Options::EXITKILL, || {
+        let mut times = 0;
+        loop {
+            times = passed_often(times);
+        }
+    })
+    .unwrap();
+    interrupt(pid).unwrap();
+    assert_eq!(wait(pid).unwrap(), Stop::Interrupt);
+    let address = passed_often as *const () as u64;
+    break_at(pid, address).unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        cont(pid, 0).unwrap();
+        assert_eq!(wait(pid).unwrap(), Stop::Signal(libc::SIGTRAP));
+        let now = regs(pid).unwrap();
+        assert_eq!(now.rip, address);
+        seen.push(now.rdi);
+    }
+    assert!(seen.windows(2).all(|two| two[1] == two[0] + 1), "{seen:?}");
+    clear_break(pid).unwrap();
+    cont(pid, 0).unwrap();
+    interrupt(pid).unwrap();
+    assert_eq!(wait(pid).unwrap(), Stop::Interrupt);
+    end(pid);
+}
