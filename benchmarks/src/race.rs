@@ -144,7 +144,9 @@ fn under_load(bed: &Bed, service: &Service, seed: u64, done: &AtomicU64) -> Resu
         if let Some(line) = service.takeover() {
             break line;
         }
-        if service.said("backup").contains("it is lost") {
+        // It says last what it has kept of it.
+        let said = service.said("backup");
+        if said.contains("are kept: ") || said.contains("are not kept: ") {
             return Ok(None);
         }
         ensure!(Instant::now() < end, "the backup says nothing");

@@ -10,10 +10,12 @@
 //! * [`server`]: listens, and serves each connection on a thread of its own.
 //! * [`generation`]: what went live is remembered across a restart.
 //! * [`takeover`]: from a suspicion to a running container.
+//! * [`evidence`]: what is left of one that failed.
 #![forbid(unsafe_code)]
 
 pub mod arbiter;
 pub mod detector;
+pub mod evidence;
 pub mod fuzz;
 pub mod generation;
 pub mod guard;

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use backup::takeover::Search;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::values::{self, Backup, Network};
@@ -60,14 +61,28 @@ pub(crate) struct BackupArguments {
     /// Where checkpoints and logs are kept.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/understudy")]
     pub(crate) state: PathBuf,
+    #[command(flatten)]
+    pub(crate) retry: RetryArguments,
+    #[command(flatten)]
+    pub(crate) security: SecurityArguments,
+}
+
+/// How often a takeover is tried, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Args)]
+pub(crate) struct RetryArguments {
     /// How long a takeover that left the log is tried again, each time with other timing.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = values::budget)]
     pub(crate) retry_budget: Duration,
     /// Replay the events of different threads in the order of their times, where an attempt does not try another.
     #[arg(long, value_enum, default_value = "on")]
     pub(crate) timing: Switch,
-    #[command(flatten)]
-    pub(crate) security: SecurityArguments,
+}
+
+impl RetryArguments {
+    /// What is learnt from one attempt for the next; the time for them counts from now on.
+    pub(crate) fn search(self) -> Search {
+        Search::new(self.timing == Switch::On, self.retry_budget)
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -171,7 +186,9 @@ pub(crate) struct RecordArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct ReplayArguments {
-    /// The recording.
+    /// The recording, or what a backup has kept of a container that it could not take over.
     #[arg(value_name = "DIR")]
     pub(crate) directory: PathBuf,
+    #[command(flatten)]
+    pub(crate) retry: RetryArguments,
 }

@@ -55,7 +55,7 @@ impl Checkpoint {
     }
 
     /// Pages held, of all processes.
-    pub(super) fn page_count(&self) -> usize {
+    pub(crate) fn page_count(&self) -> usize {
         self.processes.iter().map(ImageStore::page_count).sum()
     }
 

@@ -1,48 +1,43 @@
 //! How a container in waiting takes over.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::Release;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use eventlog::fold::{DescriptionId, Merge};
 use eventlog::handover::Details;
 use gate::rebuild::{Prober, forged_end};
 use gate::{Config, Gate, Tap};
-use guest::abi::{ARENA_FD, MAX_SLOTS, mode, slot};
+use guest::abi::{ARENA_FD, mode};
 use nix::sched::{CloneFlags, setns};
-use replayer::{Incomplete, Standings, to_log_end};
-use shim::container::{Container, Isolation, Link, Spec};
+use shim::container::{Isolation, Link, Spec};
 use stream::Nanos;
 use sys::arena::{Arena, futex_wake};
-use sys::follow::Follower;
 use sys::packet::PacketSocket;
 
-use super::ahead::Ahead;
 use super::checkpoint::Checkpoint;
+use super::clock::Clock;
 use super::connections::{self, Ready};
 use super::described;
 use super::error::{Result, TakeoverError, io};
 use super::folding::{self, Folded};
 use super::handshakes::Handshakes;
-use super::holds::{self, Held};
-use super::late;
-use super::live::{Live, Output, has_ended};
+use super::live::{Live, Output};
 use super::log::Log;
 use super::objects::Objects;
 use super::peers::{self, Peer};
 use super::population::Population;
-use super::process::{self, OpenFiles, Processes, Shared};
+use super::process::{self, Processes, Shared};
 use super::search::Search;
 use super::session::Session;
-use super::timing::Timing;
+use super::stage::Stage;
 use super::waiting::Tell;
-use super::{arena, backlog, options, place, privileges};
+use super::{backlog, options, place, privileges};
 use crate::detector::Suspicion;
 use crate::guard::{Attempt, Guard};
 
@@ -56,39 +51,11 @@ const NEIGHBOUR: [u8; 6] = [2, 0x75, 0xff, 0xff, 0xff, 0xfe];
 /// it, and processes that follow the checkpoints. Belongs to one thread, which traces.
 #[derive(Debug)]
 pub(super) struct Vacant {
-    // Before the container, which ends with all its processes.
-    ahead: Ahead,
-    shared: Shared,
+    stage: Stage,
     details: Details,
-    container: Container,
     gate: Gate,
     /// On the host's end of the link.
     link: PacketSocket,
-}
-
-/// Checks that no thread stopped short of what can be replayed: it would go on from a past that clients have seen
-/// the future of.
-fn complete(arena: &Arena, log: &Log) -> Result<()> {
-    let settled: BTreeMap<u32, u64> = log.streams().map(|r| (r.stream, r.settled)).collect();
-    for ring in (0..MAX_SLOTS).map(|index| arena.slot(index)) {
-        if matches!(
-            ring.state.load(Acquire),
-            slot::FREE | slot::CLAIMED | slot::DONE
-        ) {
-            continue;
-        }
-        let (stream, position) = (ring.stream.load(Acquire), ring.tail.load(Acquire));
-        let settled = settled.get(&stream).copied().unwrap_or(0);
-        if position < settled {
-            return Err(TakeoverError::Behind {
-                stream,
-                position,
-                settled,
-                standings: Standings::of(arena, log),
-            });
-        }
-    }
-    Ok(())
 }
 
 /// What a takeover took.
@@ -123,28 +90,6 @@ impl fmt::Display for Report {
     }
 }
 
-/// Notes how long steps take.
-struct Clock {
-    since: Instant,
-    steps: Vec<(&'static str, Duration)>,
-}
-
-impl Clock {
-    fn start() -> Self {
-        Self {
-            since: Instant::now(),
-            steps: Vec::new(),
-        }
-    }
-
-    fn step(&mut self, name: &'static str) {
-        let took = self.since.elapsed();
-        self.since = Instant::now();
-        tracing::info!(step = name, ms = took.as_secs_f64() * 1e3, "takeover");
-        self.steps.push((name, took));
-    }
-}
-
 impl Vacant {
     /// Makes it, with its link on `bridge`.
     pub(super) fn prepare(details: Details, bridge: &str) -> Result<Self> {
@@ -158,7 +103,8 @@ impl Vacant {
                 bridge: bridge.to_owned(),
             }),
         };
-        let mut container = Container::stand_by(&spec)?;
+        let mut stage = Stage::prepare(&spec)?;
+        let container = &mut stage.container;
         let index = container
             .host_link()
             .ok_or(TakeoverError::Missing { what: "link" })?;
@@ -174,10 +120,8 @@ impl Vacant {
         // The gate is closed: nothing leaves, the announcement neither.
         container.attach()?;
         Ok(Self {
-            ahead: Ahead::default(),
-            shared: Shared::new()?,
+            stage,
             details,
-            container,
             gate,
             link,
         })
@@ -185,7 +129,7 @@ impl Vacant {
 
     /// Does a part of what its processes lack of the committed checkpoint; true if there was something.
     pub(super) fn follow(&mut self, guard: &Guard<Checkpoint>) -> bool {
-        self.ahead.step(&mut self.container, &self.shared, guard)
+        self.stage.follow(guard)
     }
 
     /// Takes over, with as many attempts as `search` allows; `tell` hears of those that failed. The calling thread
@@ -212,7 +156,7 @@ impl Vacant {
         tell: &mut Tell,
     ) -> Result<(Live, Report)> {
         let mut clock = Clock::start();
-        let network = self.container.namespace("net")?;
+        let network = self.stage.container.namespace("net")?;
         setns(&network, CloneFlags::CLONE_NEWNET)
             .map_err(io("entering the container's network"))?;
         let guard = Arc::clone(attempt.guard());
@@ -224,36 +168,29 @@ impl Vacant {
         clock.step("prepare");
         let (processes, folded) = thread::scope(|scope| {
             let folding = scope.spawn(|| folding::fold(merge, &log));
-            let processes = loop {
-                let (timing, mut held) = (search.timing(), Vec::new());
-                let replayed =
-                    self.replay(checkpoint, &files, &log, &timing, &mut held, &mut clock);
-                match replayed {
-                    Err(error) if error.may_be_tried_here() && search.may_go_on() => {
-                        clock.step("leave the log");
-                        attempt.confirm()?;
-                        tell(search.number(), &error);
-                        search.failed(&error, &held, checkpoint, &log);
-                        self.clear()?;
-                        clock.step("clear");
-                    }
-                    other => break other?,
-                }
+            let mut between = |number, error: &TakeoverError| {
+                attempt.confirm()?;
+                tell(number, error);
+                Ok(())
             };
+            let replayed =
+                self.stage
+                    .replay(checkpoint, &files, &log, search, &mut clock, &mut between);
+            let processes = replayed?;
             let folded = folding.join();
             let folded = folded.map_err(|_| TakeoverError::Panicked {
                 what: "folds the log",
             })?;
             Ok::<_, TakeoverError>((processes, folded?))
         })?;
-        let Shared { arena, room } = self.shared.clone();
+        let Shared { arena, room } = self.stage.shared.clone();
         let handshakes = Handshakes::read(&committed.image, &log)?;
         let restored_bytes = committed.image.page_count() as u64 * 4096;
         drop(committed);
         clock.step("fold");
         folding::tell_settled(&arena, &folded.settled);
         let fold = folded.merge.fold();
-        let population = Population::read(&arena, self.container.init_pid(), fold)?;
+        let population = Population::read(&arena, self.stage.container.init_pid(), fold)?;
         attempt.wait_until_clear();
         attempt.confirm()?;
         clock.step("fence");
@@ -288,73 +225,6 @@ impl Vacant {
         Ok((live, report))
     }
 
-    /// Ends what an attempt has left: the container is as it was before it.
-    fn clear(&mut self) -> Result<()> {
-        let template = self.ahead.template();
-        if template.is_some() {
-            self.container.clear(template)?;
-            return arena::clear(&self.shared.arena);
-        }
-        self.ahead = Ahead::default();
-        self.container.clear(None)?;
-        self.shared = Shared::new()?;
-        Ok(())
-    }
-
-    /// Finishes the processes and lets them replay to the end of the log; tells what came of its holds.
-    fn replay(
-        &mut self,
-        checkpoint: &mut Checkpoint,
-        files: &OpenFiles,
-        log: &Log,
-        timing: &Timing,
-        held: &mut Vec<Held>,
-        clock: &mut Clock,
-    ) -> Result<Processes> {
-        arena::fill(&self.shared.arena, checkpoint)?;
-        timing.set(&self.shared.arena);
-        let init = self.container.init_pid();
-        // Before they run: one may execute another program at once.
-        let follower = Follower::of_restored(Arc::clone(&self.shared.arena), init)?;
-        let (container, shared) = (&mut self.container, &self.shared);
-        let late = late::numbers(&shared.arena, &timing.starts);
-        let ahead = &mut self.ahead;
-        let processes = ahead.finish(container, shared, checkpoint, files, &late)?;
-        clock.step("restore");
-        let sleeps = |number| process::sleeps(init, number);
-        let ended = || has_ended(&self.container);
-        let caller = Some(follower.caller());
-        let arena = &*shared.arena;
-        let to_end = || to_log_end(arena, log, caller, sleeps, ended, timing.stall);
-        let replayed = if timing.is_served() {
-            let over = AtomicBool::new(false);
-            thread::scope(|scope| {
-                let replaying = scope.spawn(|| {
-                    let replayed = to_end();
-                    over.store(true, Release);
-                    replayed
-                });
-                // Here, where those are traced that start late.
-                *held = holds::serve(arena, init, timing, &over);
-                replaying.join()
-            })
-            .map_err(|_| TakeoverError::Panicked { what: "replays" })?
-        } else {
-            to_end()
-        };
-        let seen = match replayed {
-            Err(Incomplete::Ended) => {
-                let ended = self.container.wait()?;
-                return Err(TakeoverError::Ended { ended });
-            }
-            other => other?,
-        };
-        tracing::debug!(?seen, "replayed");
-        complete(&self.shared.arena, log)?;
-        clock.step("replay");
-        Ok(processes)
-    }
-
     /// Gives the processes their descriptors, connections among them.
     fn reconnect(
         &mut self,
@@ -365,7 +235,7 @@ impl Vacant {
         suspicion: Suspicion,
         clock: &mut Clock,
     ) -> Result<Reconnected> {
-        let (arena, fold) = (&*self.shared.arena, folded.merge.fold());
+        let (arena, fold) = (&*self.stage.shared.arena, folded.merge.fold());
         let numbers = population.numbers();
         let tap = Tap::since(&self.gate, suspicion.last.0.saturating_sub(BEFORE));
         let mut prober = Prober::open(tap)?;
@@ -373,7 +243,7 @@ impl Vacant {
         let mut all = connections::collect(arena, &mut handshakes, &mut self.gate)?;
         let mut waiting = backlog::adopt(handshakes.not_accepted(arena), &mut self.gate)?;
         self.gate.set_lease(u64::MAX);
-        self.container.announce()?;
+        self.stage.container.announce()?;
         let known = all.iter_mut().filter_map(|c| c.peer.as_mut());
         let mut peers: Vec<&mut Peer> = known.collect();
         peers.extend(waiting.iter_mut().map(|w| &mut w.peer));
@@ -442,7 +312,7 @@ impl Vacant {
         suspicion: Suspicion,
         report: &mut Report,
     ) -> Result<Live> {
-        let init = self.container.init_pid();
+        let init = self.stage.container.init_pid();
         let mut output = Output::new(Arc::clone(&arena), room, init, &processes)?;
         let mut ends = Vec::new();
         for one in ready {
@@ -468,7 +338,7 @@ impl Vacant {
                 .map_err(io("delivering the end of a stream"))?;
         }
         Ok(Live {
-            container: self.container,
+            container: self.stage.container,
             program: processes.program,
             gate: self.gate,
             output,

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use backup::Server;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -16,13 +15,15 @@ use shim::signals::Signals;
 use stream::keys;
 
 use super::security;
-use crate::arguments::{BackupArguments, Switch};
+use crate::arguments::{BackupArguments, RetryArguments};
 use crate::failure::Failure;
 
 mod hosting;
 
 use hosting::Hosting;
 
+/// Where the state directory has containers that could not be taken over.
+const FAILED: &str = "failed";
 /// Log kept in memory for each container; what goes beyond is written to the state directory.
 const LOG_CAP: u64 = 512 << 20;
 /// The largest image taken.
@@ -40,18 +41,9 @@ pub(crate) struct Options {
     /// Where checkpoints and logs are kept.
     pub(crate) state: PathBuf,
     /// How often takeovers are tried.
-    pub(crate) attempts: Attempts,
+    pub(crate) retry: RetryArguments,
     /// How the stream is protected.
     pub(crate) security: Security,
-}
-
-/// How often a takeover is tried, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Attempts {
-    /// Another attempt begins until so much time has passed since the first.
-    pub(crate) budget: Duration,
-    /// Whether the order of time is kept.
-    pub(crate) ordered: bool,
 }
 
 pub(crate) fn run(arguments: BackupArguments) -> Result<i32, Failure> {
@@ -75,10 +67,7 @@ fn options(arguments: BackupArguments) -> Result<Options, Failure> {
         listen: arguments.listen,
         bridge: arguments.bridge,
         state: arguments.state,
-        attempts: Attempts {
-            budget: arguments.retry_budget,
-            ordered: arguments.timing == Switch::On,
-        },
+        retry: arguments.retry,
         security: security(arguments.security)?,
     })
 }
@@ -108,7 +97,8 @@ fn stand_by(options: Options) -> Result<i32, Failure> {
     let handle = server.handle();
     let mut hosting = Hosting::new(
         options.bridge,
-        options.attempts,
+        options.retry,
+        options.state.join(FAILED),
         server.handle(),
         Arc::clone(&stop),
     );

@@ -1,4 +1,6 @@
-//! `understudy replay`: run a recording again.
+//! `understudy replay`: run a recording again, or what was kept of a takeover that failed.
+
+mod kept;
 
 use std::ffi::OsString;
 use std::os::fd::AsFd;
@@ -23,6 +25,9 @@ pub(crate) fn run(arguments: ReplayArguments) -> Result<i32, Failure> {
         "replay",
         "name one that `understudy record --out` made",
     )?;
+    if backup::evidence::is_kept_in(&directory) {
+        return kept::run(&directory, arguments.retry);
+    }
     shim::preflight::root()?;
     shim::preflight::features(|feature| RECORDING.contains(&feature.name))?;
     let log = Log::read(&directory)?;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -12,10 +13,10 @@ use backup::arbiter::Phase;
 use backup::detector::Suspicion;
 use backup::server::Handle;
 use backup::takeover::{Checkpoint, Details, Live, Report, Search, Standby, TakeoverError};
-use backup::{Back, Event, Guard};
+use backup::{Back, Event, Guard, evidence};
 use eventlog::codec;
 
-use super::Attempts;
+use crate::arguments::RetryArguments;
 
 /// Between two attempts for which nothing could stand by.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -26,7 +27,9 @@ const LOOK: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Hosting {
     bridge: Option<String>,
-    attempts: Attempts,
+    retry: RetryArguments,
+    /// Where containers are kept that could not be taken over.
+    failed: PathBuf,
     handle: Arc<Handle<Checkpoint>>,
     stop: Arc<AtomicBool>,
     standbys: HashMap<String, Standby>,
@@ -49,7 +52,8 @@ struct Host {
 impl Hosting {
     pub(super) fn new(
         bridge: Option<String>,
-        attempts: Attempts,
+        retry: RetryArguments,
+        failed: PathBuf,
         handle: Handle<Checkpoint>,
         stop: Arc<AtomicBool>,
     ) -> Self {
@@ -57,7 +61,8 @@ impl Hosting {
         let handle = Arc::new(handle);
         Self {
             bridge,
-            attempts,
+            retry,
+            failed,
             handle,
             stop,
             standbys,
@@ -154,14 +159,21 @@ impl Hosting {
             return;
         }
         let prepared = self.standbys.remove(&name);
-        let (bridge, attempts) = (self.bridge.clone(), self.attempts);
+        let (bridge, retry) = (self.bridge.clone(), self.retry);
         let (stop, handle) = (Arc::clone(&self.stop), Arc::clone(&self.handle));
+        let failed = self.failed.join(&name);
         let (key, kept, last_beat) = (name.clone(), Arc::clone(&guard), guard.last_beat());
         let thread = thread::Builder::new().name("host".into()).spawn(move || {
             let bridge = bridge.as_deref();
             let begin = (suspicion, last_beat);
-            let Some(live) = take_over(&guard, prepared, bridge, begin, attempts) else {
-                return false;
+            let live = match take_over(&guard, prepared, bridge, begin, retry) {
+                Ok(live) => live,
+                Err(Given::Back) => return false,
+                Err(Given::Up) => {
+                    eprintln!("understudy: {name} could not be taken over: it is lost");
+                    keep(&guard, &failed);
+                    return false;
+                }
             };
             match live.host(&stop) {
                 Ok(ended) => tracing::info!(name, ?ended, "the container has ended"),
@@ -194,6 +206,14 @@ impl Hosting {
     }
 }
 
+/// Why there was no takeover.
+enum Given {
+    /// The primary has its container back.
+    Back,
+    /// All attempts have failed.
+    Up,
+}
+
 /// Why one attempt did not end in a takeover.
 enum Failed {
     /// None is needed.
@@ -219,19 +239,19 @@ fn take_over(
     mut prepared: Option<Standby>,
     bridge: Option<&str>,
     (suspicion, last_beat): (Suspicion, u64),
-    attempts: Attempts,
-) -> Option<Live> {
+    retry: RetryArguments,
+) -> Result<Live, Given> {
     let name = &guard.hello().name;
-    let mut search = Search::new(attempts.ordered, attempts.budget);
+    let mut search = retry.search();
     loop {
         match try_once(guard, prepared.take(), bridge, suspicion, &mut search) {
             Ok((live, report)) => {
                 println!("takeover {name} {report} attempts={}", search.number());
-                return Some(live);
+                return Ok(live);
             }
             Err(Failed::CalledOff(back)) => {
                 eprintln!("understudy: takeover of {name} called off: {back}");
-                return None;
+                return Err(Given::Back);
             }
             Err(Failed::Impossible) => break,
             Err(Failed::NotReady(error)) => {
@@ -242,14 +262,24 @@ fn take_over(
         }
         if let Err(back) = guard.is_silent_since(last_beat) {
             eprintln!("understudy: takeover of {name} called off: {back}");
-            return None;
+            return Err(Given::Back);
         }
         if !search.may_go_on() {
             break;
         }
     }
-    eprintln!("understudy: {name} could not be taken over: it is lost");
-    None
+    Err(Given::Up)
+}
+
+/// Writes down what is known of a container that is lost, for whoever wants to know why.
+fn keep(guard: &Guard<Checkpoint>, directory: &Path) {
+    let (name, path) = (&guard.hello().name, directory.display());
+    match evidence::keep(guard, directory) {
+        Ok(()) => eprintln!(
+            "understudy: checkpoint and log of {name} are kept: see `understudy replay {path}`"
+        ),
+        Err(error) => eprintln!("understudy: checkpoint and log of {name} are not kept: {error}"),
+    }
 }
 
 fn tell(name: &str, attempt: u32, error: &dyn Display) {
