@@ -44,6 +44,7 @@ mod population;
 mod privileges;
 mod process;
 mod rehearsal;
+mod resets;
 mod search;
 mod session;
 mod stage;

@@ -63,8 +63,18 @@ pub(crate) struct BackupArguments {
     pub(crate) state: PathBuf,
     #[command(flatten)]
     pub(crate) retry: RetryArguments,
+    /// When all attempts have failed and the primary is silent: keep the container dead, or let it go on from its last
+    /// checkpoint, without what it did and answered since, and without its connections.
+    #[arg(long, value_enum, default_value = "refuse")]
+    pub(crate) on_replay_failure: FailureArgument,
     #[command(flatten)]
     pub(crate) security: SecurityArguments,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FailureArgument {
+    Refuse,
+    Checkpoint,
 }
 
 /// How often a takeover is tried, and how.

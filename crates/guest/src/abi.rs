@@ -356,6 +356,9 @@ pub mod request {
     pub const EXEC_FAILED: u32 = 3;
 }
 
+/// In [`Conn::error`]: a write was told of the error, which the kernel does once.
+pub const ERROR_TOLD: u32 = 1 << 31;
+
 /// The output of one connection, from the application's write to the client's acknowledgement.
 ///
 /// Bytes `trimmed..written` of the stream lie in the buffer, byte `n` at `n % OUTPUT_LEN`.
@@ -385,7 +388,7 @@ pub struct Conn {
     pub read: AtomicU64,
     /// Guest: 1 once the application has read the end of the peer's stream.
     pub read_end: AtomicU32,
-    /// Host: the error (errno) that ended the connection, 0 while there is none.
+    /// Host: the error (errno) that ended the connection, 0 while there is none. Guest: [`ERROR_TOLD`] beside it.
     pub error: AtomicU32,
     /// Guest: the epoll set from which it took EPOLLOUT while the buffer is full, plus one; 0 for none.
     pub muted_in: AtomicU32,

@@ -42,6 +42,8 @@ pub(crate) struct Handshakes {
     ended: Vec<(usize, u32)>,
     /// A newer one under the same addresses says that the older is over.
     openings: BTreeMap<Tuple, Opening>,
+    /// Of connections that do not go on.
+    pub(super) forsaken: Vec<Known>,
 }
 
 impl Handshakes {
@@ -107,6 +109,15 @@ impl Handshakes {
             let tuple = *self.openings.keys().find(|tuple| ends_of(tuple) == ends)?;
             Some(self.openings.remove(&tuple)?.known)
         })
+    }
+
+    /// None of those that have not ended goes on.
+    pub(super) fn forsake(&mut self) {
+        let open = std::mem::take(&mut self.open).into_iter();
+        let open = open.filter(|(key, _)| !self.ended.contains(key));
+        let openings = std::mem::take(&mut self.openings).into_values();
+        let known = openings.map(|opening| opening.known);
+        self.forsaken = open.map(|(_, known)| known).chain(known).collect();
     }
 
     /// Those of connections that the replayed application has not accepted.

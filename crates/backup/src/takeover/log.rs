@@ -28,6 +28,18 @@ impl Log {
         Self { guard, ranges }
     }
 
+    /// None of it: of a container that goes on from its checkpoint.
+    pub(super) fn none(guard: Arc<Guard<Checkpoint>>) -> Self {
+        let cut = |range: StreamRange| StreamRange {
+            end: range.start,
+            drained: range.start,
+            settled: range.start,
+            ..range
+        };
+        let ranges = guard.log().streams().map(|r| (r.stream, cut(r))).collect();
+        Self { guard, ranges }
+    }
+
     /// The guests' streams.
     pub(super) fn streams(&self) -> impl Iterator<Item = StreamRange> + '_ {
         let all = self.ranges.values().copied();

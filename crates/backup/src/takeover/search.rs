@@ -45,6 +45,8 @@ const LIKELY: usize = 4;
 const LOOKS: u32 = 2;
 /// An attempt that makes no progress is given up after the budget of all divided by this.
 const STALLS: u32 = 2;
+/// The budget of an attempt without the log, at least: nothing comes after it.
+const LAST: Duration = Duration::from_secs(2);
 
 /// Where an attempt left the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +138,8 @@ pub struct Search {
     began: Instant,
     /// Of the attempt that is to come, from 1.
     number: u32,
+    /// Whether the log is left out.
+    without_log: bool,
     timeline: Option<Arc<Timeline>>,
     /// In the order in which they were met.
     steps: Vec<Step>,
@@ -153,6 +157,7 @@ impl Search {
             budget,
             began: Instant::now(),
             number: 1,
+            without_log: false,
             timeline: None,
             steps: Vec::new(),
             paths: HashMap::new(),
@@ -168,7 +173,19 @@ impl Search {
     /// Whether another attempt may begin.
     #[must_use]
     pub fn may_go_on(&self) -> bool {
-        self.began.elapsed() < self.budget
+        !self.without_log && self.began.elapsed() < self.budget
+    }
+
+    /// Leaves the log out of the attempt that is to come, which is the last: the container goes on from its checkpoint.
+    pub fn leave_out_log(&mut self) {
+        self.without_log = true;
+        self.budget = self.budget.max(LAST);
+        self.steps.clear();
+    }
+
+    /// Whether the log is left out.
+    pub(super) const fn is_without_log(&self) -> bool {
+        self.without_log
     }
 
     /// How the attempt that is to come is timed.

@@ -37,7 +37,7 @@ use super::search::Search;
 use super::session::Session;
 use super::stage::Stage;
 use super::waiting::Tell;
-use super::{backlog, options, place, privileges};
+use super::{backlog, options, place, privileges, resets};
 use crate::detector::Suspicion;
 use crate::guard::{Attempt, Guard};
 
@@ -162,7 +162,11 @@ impl Vacant {
         let guard = Arc::clone(attempt.guard());
         let mut committed = guard.image();
         let checkpoint = &mut committed.image;
-        let log = Log::new(Arc::clone(&guard));
+        let log = if search.is_without_log() {
+            Log::none(Arc::clone(&guard))
+        } else {
+            Log::new(Arc::clone(&guard))
+        };
         let merge = Merge::restore(checkpoint.fold()?)?;
         let files = process::files(merge.fold());
         clock.step("prepare");
@@ -184,7 +188,11 @@ impl Vacant {
             Ok::<_, TakeoverError>((processes, folded?))
         })?;
         let Shared { arena, room } = self.stage.shared.clone();
-        let handshakes = Handshakes::read(&committed.image, &log)?;
+        let mut handshakes = Handshakes::read(&committed.image, &Log::new(Arc::clone(&guard)))?;
+        if search.is_without_log() {
+            // What peers have heard since the checkpoint, the container does not know.
+            handshakes.forsake();
+        }
         let restored_bytes = committed.image.page_count() as u64 * 4096;
         drop(committed);
         clock.step("fold");
@@ -194,7 +202,7 @@ impl Vacant {
         attempt.wait_until_clear();
         attempt.confirm()?;
         clock.step("fence");
-        let ready = self.reconnect(
+        let reconnected = self.reconnect(
             handshakes,
             &folded,
             &processes,
@@ -202,22 +210,13 @@ impl Vacant {
             suspicion,
             &mut clock,
         )?;
-        let Reconnected { prober, ready } = ready;
         let generation = attempt.go_live().map_err(|(_, error)| error)?;
         let mut report = Report {
             replayed_events: folded.events,
             restored_bytes,
             ..Report::default()
         };
-        let live = self.go_live(
-            processes,
-            arena,
-            room,
-            ready,
-            prober,
-            suspicion,
-            &mut report,
-        )?;
+        let live = self.go_live(processes, arena, room, reconnected, suspicion, &mut report)?;
         population.tell_of_the_dead();
         clock.step("go live");
         report.steps = clock.steps;
@@ -240,13 +239,16 @@ impl Vacant {
         let tap = Tap::since(&self.gate, suspicion.last.0.saturating_sub(BEFORE));
         let mut prober = Prober::open(tap)?;
         let ids = described::all(fold, arena);
+        let forsaken = std::mem::take(&mut handshakes.forsaken);
         let mut all = connections::collect(arena, &mut handshakes, &mut self.gate)?;
         let mut waiting = backlog::adopt(handshakes.not_accepted(arena), &mut self.gate)?;
+        let mut forsaken = resets::adopt(&forsaken, &mut self.gate)?;
         self.gate.set_lease(u64::MAX);
         self.stage.container.announce()?;
         let known = all.iter_mut().filter_map(|c| c.peer.as_mut());
         let mut peers: Vec<&mut Peer> = known.collect();
         peers.extend(waiting.iter_mut().map(|w| &mut w.peer));
+        peers.extend(&mut forsaken);
         peers::probe(&mut peers, &self.gate, &mut prober);
         clock.step("probe");
         let except: BTreeSet<DescriptionId> = ids.values().copied().collect();
@@ -297,7 +299,11 @@ impl Vacant {
         }
         backlog::announce(arena, &queued);
         clock.step("place");
-        Ok(Reconnected { prober, ready })
+        Ok(Reconnected {
+            prober,
+            ready,
+            forsaken,
+        })
     }
 
     /// From here on the container runs.
@@ -307,11 +313,15 @@ impl Vacant {
         processes: Processes,
         arena: Arc<Arena>,
         room: Arc<OwnedFd>,
-        ready: Vec<Ready>,
-        mut prober: Prober,
+        reconnected: Reconnected,
         suspicion: Suspicion,
         report: &mut Report,
     ) -> Result<Live> {
+        let Reconnected {
+            mut prober,
+            ready,
+            forsaken,
+        } = reconnected;
         let init = self.stage.container.init_pid();
         let mut output = Output::new(Arc::clone(&arena), room, init, &processes)?;
         let mut ends = Vec::new();
@@ -324,7 +334,15 @@ impl Vacant {
                 let mac = self.details.mac;
                 ends.push(forged_end(state, snd_una, clock).frame(NEIGHBOUR, mac));
             }
+            if let Some(peer) = one.connection.peer.as_ref().filter(|_| broken) {
+                resets::tell(peer, &self.gate, &mut prober);
+            }
             output.resume(one)?;
+        }
+        // Those that the container has entries of are among them.
+        report.connections.1 = report.connections.1.max(forsaken.len());
+        for peer in &forsaken {
+            resets::tell(peer, &self.gate, &mut prober);
         }
         output.free_the_rest();
         let control = arena.control();
@@ -354,4 +372,6 @@ const NOFILE: u32 = 7;
 struct Reconnected {
     prober: Prober,
     ready: Vec<Ready>,
+    /// Whose connections the container does not know.
+    forsaken: Vec<Peer>,
 }

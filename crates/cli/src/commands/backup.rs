@@ -15,12 +15,12 @@ use shim::signals::Signals;
 use stream::keys;
 
 use super::security;
-use crate::arguments::{BackupArguments, RetryArguments};
+use crate::arguments::{BackupArguments, FailureArgument, RetryArguments};
 use crate::failure::Failure;
 
 mod hosting;
 
-use hosting::Hosting;
+use hosting::{Hosting, Manner};
 
 /// Where the state directory has containers that could not be taken over.
 const FAILED: &str = "failed";
@@ -42,6 +42,8 @@ pub(crate) struct Options {
     pub(crate) state: PathBuf,
     /// How often takeovers are tried.
     pub(crate) retry: RetryArguments,
+    /// What becomes of a container whose takeovers all fail.
+    pub(crate) on_failure: FailureArgument,
     /// How the stream is protected.
     pub(crate) security: Security,
 }
@@ -68,6 +70,7 @@ fn options(arguments: BackupArguments) -> Result<Options, Failure> {
         bridge: arguments.bridge,
         state: arguments.state,
         retry: arguments.retry,
+        on_failure: arguments.on_replay_failure,
         security: security(arguments.security)?,
     })
 }
@@ -95,13 +98,13 @@ fn stand_by(options: Options) -> Result<i32, Failure> {
     )?;
     let stop = Arc::new(AtomicBool::new(false));
     let handle = server.handle();
-    let mut hosting = Hosting::new(
-        options.bridge,
-        options.retry,
-        options.state.join(FAILED),
-        server.handle(),
-        Arc::clone(&stop),
-    );
+    let manner = Manner {
+        bridge: options.bridge,
+        retry: options.retry,
+        on_failure: options.on_failure,
+        failed: options.state.join(FAILED),
+    };
+    let mut hosting = Hosting::new(manner, server.handle(), Arc::clone(&stop));
     let serving = thread::Builder::new()
         .name("listen".into())
         .spawn(move || server.run())?;

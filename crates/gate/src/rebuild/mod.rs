@@ -11,7 +11,7 @@ mod prober;
 
 pub use carry_out::{Rebuilder, Rebuilt};
 pub use plan::{Delivery, Impossible, Plan, Probed, plan};
-pub use probe::{forged_end, probe};
+pub use probe::{forged_end, probe, reset};
 pub use prober::{Answer, Prober};
 
 use std::time::Duration;

@@ -33,6 +33,18 @@ pub fn probe(state: &ConnectionState) -> Segment<'static> {
     }
 }
 
+/// Tells a peer that its connection is over: with the number that it waits for, which its answer told, it believes it at
+/// once (RFC 5961, section 3.2).
+#[must_use]
+pub fn reset(state: &ConnectionState, expected: u32) -> Segment<'static> {
+    Segment {
+        seq: expected,
+        flags: flag::RST | flag::ACK,
+        payload: &[],
+        ..probe(state)
+    }
+}
+
 /// The peer's FIN, as it came once: acknowledged by the old host, it will not come again. To be delivered to
 /// the live socket. `snd_una` is what the peer has of the output, `tsval` its clock as it answered the
 /// probe: a wrong one would make the kernel refuse what the peer really sends later.

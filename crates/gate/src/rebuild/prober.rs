@@ -6,7 +6,7 @@ use sys::packet::PacketSocket;
 use sys::tcp::RawIp;
 
 use super::ConnectionState;
-use super::probe::probe;
+use super::probe::{probe, reset};
 use crate::error::GateError;
 use crate::facts::distance;
 use crate::kernel::{Entry, Gate};
@@ -151,6 +151,21 @@ impl Prober {
             .map_err(|source| GateError::Socket {
                 tuple: *tuple,
                 step: "answering a connection request again",
+                source,
+            })
+    }
+
+    /// Ends a connection whose peer has answered, and that does not go on.
+    ///
+    /// # Errors
+    /// [`GateError::Socket`] if the packet cannot be sent.
+    pub fn reset(&self, state: &ConnectionState, answer: &Answer) -> Result<(), GateError> {
+        let tuple = state.handshake.tuple;
+        self.raw
+            .send(&reset(state, answer.ack).packet(), *tuple.peer.ip())
+            .map_err(|source| GateError::Socket {
+                tuple,
+                step: "resetting a connection",
                 source,
             })
     }

@@ -9,8 +9,8 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 
 use eventlog::record::{Header, MAX_PAYLOAD, kind};
 use guest::abi::{
-    ARENA_BASE, CONNS_AT, Conn, MAX_CONNS, OUTPUT_LEN, OUTPUTS_AT, ThreadBlock, conn, ends,
-    failure, flag,
+    ARENA_BASE, CONNS_AT, Conn, ERROR_TOLD, MAX_CONNS, OUTPUT_LEN, OUTPUTS_AT, ThreadBlock, conn,
+    ends, failure, flag,
 };
 use sysabi::Syscall;
 
@@ -302,8 +302,8 @@ fn accept_output(
     mut done: u64,
 ) -> i64 {
     let c = entry(index);
-    if c.error.load(Acquire) != 0 || c.shut.load(Acquire) != 0 {
-        return refuse(t, shape, -EPIPE);
+    if let Some(error) = broken(c) {
+        return refuse(t, shape, error);
     }
     let len = data.len();
     loop {
@@ -320,8 +320,8 @@ fn accept_output(
                 continue;
             }
             wait_for_room(c);
-            if c.error.load(Acquire) != 0 {
-                return refuse(t, shape, -EPIPE);
+            if let Some(error) = broken(c) {
+                return refuse(t, shape, error);
             }
             continue;
         }
@@ -340,6 +340,20 @@ fn accept_output(
         done += n;
         if !waits {
             return done.cast_signed();
+        }
+    }
+}
+
+/// What a write is told that can go nowhere: once why the connection ended, which brings no signal, and from then on that
+/// it has (`sk_stream_error` in the kernel's net/core/stream.c).
+fn broken(c: &Conn) -> Option<i64> {
+    match c.error.load(Acquire) {
+        0 if c.shut.load(Acquire) == 0 => None,
+        0 => Some(-EPIPE),
+        errno if errno & ERROR_TOLD != 0 => Some(-EPIPE),
+        errno => {
+            c.error.fetch_or(ERROR_TOLD, AcqRel);
+            Some(-i64::from(errno))
         }
     }
 }
@@ -504,8 +518,8 @@ pub(crate) fn send_file(t: &ThreadBlock, shape: &Shape, index: u32) -> i64 {
     let [_, file, offset, count, ..] = shape.args;
     lock(c);
     let result = loop {
-        if c.error.load(Acquire) != 0 || c.shut.load(Acquire) != 0 {
-            break refuse(t, shape, -EPIPE);
+        if let Some(error) = broken(c) {
+            break refuse(t, shape, error);
         }
         let at = c.written.load(Relaxed) % OUTPUT_LEN;
         let n = count.min(room(c)).min(OUTPUT_LEN - at).min(FILE_CHUNK);
@@ -523,6 +537,9 @@ pub(crate) fn send_file(t: &ThreadBlock, shape: &Shape, index: u32) -> i64 {
         break take_file(t, shape, index, [file, offset, n], at);
     };
     c.lock.store(0, Release);
+    if result == -EPIPE {
+        broken_pipe(t, shape);
+    }
     result
 }
 

@@ -16,20 +16,30 @@ use backup::takeover::{Checkpoint, Details, Live, Report, Search, Standby, Takeo
 use backup::{Back, Event, Guard, evidence};
 use eventlog::codec;
 
-use crate::arguments::RetryArguments;
+use crate::arguments::{FailureArgument, RetryArguments};
 
 /// Between two attempts for which nothing could stand by.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Between two looks whether an end was asked for.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// How containers are taken over.
+#[derive(Clone, Debug)]
+pub(super) struct Manner {
+    /// The bridge that they join; the primary's name for it without.
+    pub(super) bridge: Option<String>,
+    /// How often it is tried.
+    pub(super) retry: RetryArguments,
+    /// What becomes of one for which that does not do.
+    pub(super) on_failure: FailureArgument,
+    /// Where checkpoint and log of such a one are kept.
+    pub(super) failed: PathBuf,
+}
+
 /// Standbys, and threads that host containers.
 #[derive(Debug)]
 pub(super) struct Hosting {
-    bridge: Option<String>,
-    retry: RetryArguments,
-    /// Where containers are kept that could not be taken over.
-    failed: PathBuf,
+    manner: Manner,
     handle: Arc<Handle<Checkpoint>>,
     stop: Arc<AtomicBool>,
     standbys: HashMap<String, Standby>,
@@ -50,19 +60,11 @@ struct Host {
 }
 
 impl Hosting {
-    pub(super) fn new(
-        bridge: Option<String>,
-        retry: RetryArguments,
-        failed: PathBuf,
-        handle: Handle<Checkpoint>,
-        stop: Arc<AtomicBool>,
-    ) -> Self {
+    pub(super) fn new(manner: Manner, handle: Handle<Checkpoint>, stop: Arc<AtomicBool>) -> Self {
         let (standbys, hosts) = (HashMap::new(), HashMap::new());
         let handle = Arc::new(handle);
         Self {
-            bridge,
-            retry,
-            failed,
+            manner,
             handle,
             stop,
             standbys,
@@ -137,7 +139,7 @@ impl Hosting {
         // One of an earlier run, whose link has the same name.
         self.standbys.remove(&name);
         self.lost.remove(&name);
-        match standby(guard, self.bridge.as_deref()) {
+        match standby(guard, &self.manner) {
             Ok(standby) => {
                 self.standbys.insert(name, standby);
             }
@@ -159,21 +161,13 @@ impl Hosting {
             return;
         }
         let prepared = self.standbys.remove(&name);
-        let (bridge, retry) = (self.bridge.clone(), self.retry);
+        let manner = self.manner.clone();
         let (stop, handle) = (Arc::clone(&self.stop), Arc::clone(&self.handle));
-        let failed = self.failed.join(&name);
         let (key, kept, last_beat) = (name.clone(), Arc::clone(&guard), guard.last_beat());
         let thread = thread::Builder::new().name("host".into()).spawn(move || {
-            let bridge = bridge.as_deref();
             let begin = (suspicion, last_beat);
-            let live = match take_over(&guard, prepared, bridge, begin, retry) {
-                Ok(live) => live,
-                Err(Given::Back) => return false,
-                Err(Given::Up) => {
-                    eprintln!("understudy: {name} could not be taken over: it is lost");
-                    keep(&guard, &failed);
-                    return false;
-                }
+            let Some(live) = take_over(&guard, prepared, &manner, begin) else {
+                return false;
             };
             match live.host(&stop) {
                 Ok(ended) => tracing::info!(name, ?ended, "the container has ended"),
@@ -209,7 +203,7 @@ impl Hosting {
 /// Why there was no takeover.
 enum Given {
     /// The primary has its container back.
-    Back,
+    Back(Back),
     /// All attempts have failed.
     Up,
 }
@@ -226,49 +220,79 @@ enum Failed {
     Impossible,
 }
 
-fn standby(guard: &Arc<Guard<Checkpoint>>, bridge: Option<&str>) -> Result<Standby, String> {
+fn standby(guard: &Arc<Guard<Checkpoint>>, manner: &Manner) -> Result<Standby, String> {
     let details: Details = codec::decode(&guard.hello().details).map_err(|e| e.to_string())?;
-    let bridge = bridge.map_or_else(|| details.bridge.clone(), str::to_owned);
+    let bridge = manner.bridge.clone();
+    let bridge = bridge.unwrap_or_else(|| details.bridge.clone());
     Standby::prepare(details, &bridge, guard).map_err(|e| e.to_string())
 }
 
-/// Tries to take over until that is done, the primary is heard after `last_beat`, or the time for it is used up; prints
-/// how it went.
+/// Takes over, in one way or the other; prints how it went. `None` where the primary is heard after `last_beat`, or the
+/// container is lost.
 fn take_over(
     guard: &Arc<Guard<Checkpoint>>,
-    mut prepared: Option<Standby>,
-    bridge: Option<&str>,
+    prepared: Option<Standby>,
+    manner: &Manner,
     (suspicion, last_beat): (Suspicion, u64),
-    retry: RetryArguments,
-) -> Result<Live, Given> {
+) -> Option<Live> {
     let name = &guard.hello().name;
-    let mut search = retry.search();
+    let mut search = manner.retry.search();
+    let tried = try_until(guard, prepared, manner, (suspicion, last_beat), &mut search);
+    let tried = match tried {
+        Err(Given::Up) if manner.on_failure == FailureArgument::Checkpoint => {
+            eprintln!(
+                "understudy: {name} could not be taken over: it goes on from its last checkpoint, what it did and \
+                 answered since is lost, and its connections are reset"
+            );
+            keep(guard, &manner.failed.join(name));
+            search.leave_out_log();
+            try_until(guard, None, manner, (suspicion, last_beat), &mut search)
+        }
+        other => other,
+    };
+    match tried {
+        Ok((live, report)) => {
+            println!("takeover {name} {report} attempts={}", search.number());
+            Some(live)
+        }
+        Err(Given::Back(back)) => {
+            eprintln!("understudy: takeover of {name} called off: {back}");
+            None
+        }
+        Err(Given::Up) => {
+            eprintln!("understudy: {name} could not be taken over: it is lost");
+            if manner.on_failure == FailureArgument::Refuse {
+                keep(guard, &manner.failed.join(name));
+            }
+            None
+        }
+    }
+}
+
+/// Tries to take over until that is done, the primary is heard after `last_beat`, or the time for it is used up.
+fn try_until(
+    guard: &Arc<Guard<Checkpoint>>,
+    mut prepared: Option<Standby>,
+    manner: &Manner,
+    (suspicion, last_beat): (Suspicion, u64),
+    search: &mut Search,
+) -> Result<(Live, Report), Given> {
     loop {
-        match try_once(guard, prepared.take(), bridge, suspicion, &mut search) {
-            Ok((live, report)) => {
-                println!("takeover {name} {report} attempts={}", search.number());
-                return Ok(live);
-            }
-            Err(Failed::CalledOff(back)) => {
-                eprintln!("understudy: takeover of {name} called off: {back}");
-                return Err(Given::Back);
-            }
-            Err(Failed::Impossible) => break,
+        match try_once(guard, prepared.take(), manner, suspicion, search) {
+            Ok(taken) => return Ok(taken),
+            Err(Failed::CalledOff(back)) => return Err(Given::Back(back)),
+            Err(Failed::Impossible) => return Err(Given::Up),
             Err(Failed::NotReady(error)) => {
-                tell(name, search.number(), &error);
+                tell(&guard.hello().name, search.number(), &error);
                 thread::sleep(PAUSE);
             }
             Err(Failed::Tried) => {}
         }
-        if let Err(back) = guard.is_silent_since(last_beat) {
-            eprintln!("understudy: takeover of {name} called off: {back}");
-            return Err(Given::Back);
-        }
+        guard.is_silent_since(last_beat).map_err(Given::Back)?;
         if !search.may_go_on() {
-            break;
+            return Err(Given::Up);
         }
     }
-    Err(Given::Up)
 }
 
 /// Writes down what is known of a container that is lost, for whoever wants to know why.
@@ -289,7 +313,7 @@ fn tell(name: &str, attempt: u32, error: &dyn Display) {
 fn try_once(
     guard: &Arc<Guard<Checkpoint>>,
     prepared: Option<Standby>,
-    bridge: Option<&str>,
+    manner: &Manner,
     suspicion: Suspicion,
     search: &mut Search,
 ) -> Result<(Live, Report), Failed> {
@@ -300,7 +324,7 @@ fn try_once(
     })?;
     let standby = match prepared {
         Some(standby) => standby,
-        None => standby(guard, bridge).map_err(Failed::NotReady)?,
+        None => standby(guard, manner).map_err(Failed::NotReady)?,
     };
     let told = Box::new(move |number, error: &TakeoverError| tell(&name, number, error));
     let taken = standby.take_over(attempt, suspicion, search, told);
