@@ -283,6 +283,9 @@ impl Runner {
                 gone_is_fine(ptrace::cont(self.tid, 0))?;
                 return Ok(Report::Running);
             }
+            // It stops where it is, which is no place for a cut: it goes on until it is asked, and stops again when it
+            // is let go (`__ptrace_unlink` in the kernel).
+            Stop::Group(_) if !self.asked => 0,
             Stop::Interrupt | Stop::Group(_) => {
                 process.adopt(self.tid);
                 return Ok(Report::Held);

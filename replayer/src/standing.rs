@@ -31,8 +31,8 @@ pub enum Doing {
     AtLogEnd,
     /// It waits for others to take records that are older.
     AwaitsOthers,
-    /// It runs, or waits in a call that is in no log.
-    Runs,
+    /// It runs, or waits in a call that is in no log; with the record that it has not come to.
+    Runs(Option<Header>),
 }
 
 /// Threads that are named; the others are counted.
@@ -44,7 +44,7 @@ impl Doing {
             Self::AwaitsTurn(_) => 0,
             Self::AtLogEnd => 1,
             Self::AwaitsOthers => 2,
-            Self::Runs => 3,
+            Self::Runs(_) => 3,
         }
     }
 }
@@ -63,7 +63,7 @@ pub(crate) fn standings<S: Source>(arena: &Arena, source: &S) -> Vec<Standing> {
             }
             slot::PARKED => (tail, Doing::AtLogEnd),
             slot::EARLY => (tail, Doing::AwaitsOthers),
-            _ => (tail, Doing::Runs),
+            _ => (tail, Doing::Runs(header(source, stream, tail))),
         };
         all.push(Standing {
             stream,
@@ -117,7 +117,12 @@ impl fmt::Display for Standing {
                 f,
                 "stream {stream} waits at position {position} for older records of others"
             ),
-            Doing::Runs => write!(f, "stream {stream} runs behind position {position}"),
+            Doing::Runs(next) => {
+                write!(f, "stream {stream} runs behind position {position}")?;
+                let Some(h) = next else { return Ok(()) };
+                let (what, hash) = (name(h.kind), h.hash);
+                write!(f, " and does not come to {what} (hash {hash:#06x})")
+            }
         }
     }
 }
@@ -163,7 +168,7 @@ mod tests {
             "stream 2 waits at position 160 for a turn (lock 0x11), \
              stream 3 ends at position 160, where its thread goes on"
         );
-        all.extend((4..20).map(|stream| standing(stream, Doing::Runs)));
+        all.extend((4..20).map(|stream| standing(stream, Doing::Runs(None))));
         let said = Standings(all).to_string();
         assert!(
             said.ends_with("stream 9 runs behind position 160, and 10 more"),

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use tempfile::TempDir;
 
 /// Time for anything that a test runs.
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -238,6 +239,17 @@ fn wait(mut child: Child) -> Receiver<std::io::Result<ExitStatus>> {
     let (sender, ended) = mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait()));
     ended
+}
+
+/// A directory for what a test makes. With `UNDERSTUDY_KEEP`, it stays: what a backup has kept of a container that it
+/// could not take over can be replayed then.
+///
+/// # Errors
+/// If none can be made.
+pub fn scratch() -> Result<TempDir> {
+    let mut directory = TempDir::new()?;
+    directory.disable_cleanup(std::env::var_os("UNDERSTUDY_KEEP").is_some());
+    Ok(directory)
 }
 
 /// Builds a program of one C file.

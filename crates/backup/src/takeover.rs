@@ -47,6 +47,7 @@ mod rehearsal;
 mod resets;
 mod search;
 mod session;
+mod spinning;
 mod stage;
 mod standby;
 mod timeline;

@@ -79,6 +79,9 @@ pub const ARG0_AT: usize = 20;
 /// Offset of `version` (long form).
 pub const VERSION_AT: usize = 24;
 
+/// Hash of a SIGNAL that was delivered in the application's own code, at a place that the record tells.
+pub const SIGNAL_AT_PLACE: u16 = 4;
+
 /// Kinds of record that are not system calls.
 pub mod kind {
     /// First record of a program image. Payload: the 16 bytes that AT_RANDOM points to, then the numbers

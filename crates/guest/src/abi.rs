@@ -509,6 +509,30 @@ pub struct ThreadBlock {
     pub steps: AtomicU32,
     /// Registers as the kernel's signal frame has them, and which of them change in the loop there.
     pub place: [AtomicU64; 18],
+    /// Signals of one number that came in each other's place.
+    pub exchange: Exchange,
+}
+
+/// The host's SIGTRAP with this code (that of a message queue, which sends none) calls a thread that may be in a loop which
+/// a signal ends.
+pub const CALLED: i32 = -3;
+
+/// Entries of each queue of an [`Exchange`].
+pub const EXCHANGED: usize = 4;
+
+/// Signals of one number: those that came before their turn, and what is still pending of those that were delivered in
+/// their place; the first words of each siginfo. A first word of 0 is a free entry.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Exchange {
+    /// The number; 0 without any.
+    pub signal: AtomicU32,
+    /// Keeps what follows aligned.
+    pub pad: AtomicU32,
+    /// Those that came early, the first first.
+    pub early: [[AtomicU64; 6]; EXCHANGED],
+    /// What is left, as many.
+    pub left: [[AtomicU64; 6]; EXCHANGED],
 }
 
 /// Sets of per-process tables in one address space: the process' own, and one for each child that

@@ -93,6 +93,19 @@ pub fn signal_thread(pid: pid_t, tid: pid_t, signal: i32) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) }).map(drop)
 }
 
+/// Queues a signal with a code of the caller's choice, less than 0, for one thread of a process (`rt_tgsigqueueinfo`(2)).
+///
+/// # Errors
+/// When there is no such thread, or the kernel keeps the code to itself.
+pub fn queue_to_thread(pid: pid_t, tid: pid_t, signal: i32, code: i32) -> io::Result<()> {
+    // The siginfo's number and code; all else is 0.
+    let mut info = [0_i32; 32];
+    (info[0], info[2]) = (signal, code);
+    let at = info.as_ptr();
+    // SAFETY: the call reads one siginfo, 128 bytes, which `info` is; the rest are integers.
+    check(unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal, at) }).map(drop)
+}
+
 /// Head and length of a thread's list of robust futexes.
 ///
 /// # Errors

@@ -8,11 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
-use tempfile::TempDir;
 use understudy_bench::bed::Bed;
 use understudy_bench::rng::Rng;
 use understudy_bench::service::{Loss, Protection, Service};
-use understudy_tests::{crowd, options, repeats, understudy};
+use understudy_tests::{crowd, options, repeats, scratch, understudy};
 
 use crate::table::Program;
 use crate::{Built, none};
@@ -71,7 +70,7 @@ fn survive(
     state: State,
     seed: u64,
 ) -> Result<Vec<(String, Error)>> {
-    let (bed, scratch) = (Bed::new()?, TempDir::new()?);
+    let (bed, scratch) = (Bed::new()?, scratch()?);
     let protection = Protection {
         understudy: understudy()?,
         options: options(),

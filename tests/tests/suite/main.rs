@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Error;
 use tempfile::TempDir;
-use understudy_tests::{Ended, run};
+use understudy_tests::{Ended, run, scratch};
 
 use table::{PROGRAMS, Program};
 
@@ -28,7 +28,7 @@ struct Built {
 
 impl Built {
     fn all() -> Self {
-        let directory = TempDir::new().unwrap();
+        let directory = scratch().unwrap();
         let only = std::env::var("UNDERSTUDY_SUITE").unwrap_or_default();
         let programs: Vec<_> = PROGRAMS
             .iter()

@@ -22,7 +22,7 @@ use super::log::Log;
 use super::process::{self, OpenFiles, Processes, Shared};
 use super::search::Search;
 use super::timing::Timing;
-use super::{arena, late};
+use super::{arena, late, spinning};
 use crate::guard::Guard;
 
 /// A container without a program. Belongs to one thread, which traces.
@@ -107,6 +107,7 @@ impl Stage {
         let late = late::numbers(&shared.arena, &timing.starts);
         let ahead = &mut self.ahead;
         let processes = ahead.finish(container, shared, checkpoint, files, &late)?;
+        spinning::call(&spinning::expected(&shared.arena, log), init);
         clock.step("restore");
         let sleeps = |number| process::sleeps(init, number);
         let ended = || has_ended(&self.container);

@@ -37,7 +37,7 @@ use super::search::Search;
 use super::session::Session;
 use super::stage::Stage;
 use super::waiting::Tell;
-use super::{backlog, options, place, privileges, resets};
+use super::{backlog, options, place, privileges, resets, spinning};
 use crate::detector::Suspicion;
 use crate::guard::{Attempt, Guard};
 
@@ -345,9 +345,10 @@ impl Vacant {
             resets::tell(peer, &self.gate, &mut prober);
         }
         output.free_the_rest();
-        let control = arena.control();
+        let (control, running) = (arena.control(), spinning::running(&arena));
         control.mode.store(mode::LIVE, Release);
         futex_wake(&control.mode);
+        spinning::call(&running, init);
         report.gap = Nanos::now().since(suspicion.last);
         report.frames = prober.deliver(&self.gate, &self.link, suspicion.last.0)?;
         for end in ends {

@@ -3,7 +3,7 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use eventlog::record::{Header, kind};
+use eventlog::record::{Header, SIGNAL_AT_PLACE, kind};
 use guest::abi::ThreadBlock;
 
 use crate::dispatch::hold_if_asked;
@@ -47,8 +47,6 @@ const AT_EXIT: u16 = 1;
 const AT_LOCK: u16 = 2;
 /// The same at the end of another signal's handler, whose mask had kept it back.
 const AT_HANDLER: u16 = 3;
-/// The same in the application's own code, at a place that the record tells.
-pub(crate) const AT_PLACE: u16 = 4;
 
 /// In a function that leaves a record without a call, before that record or a sleep: delivers what waits, in the
 /// function's frame. Whether a call that sleeps ends by it (the action has no `SA_RESTART`).
@@ -190,7 +188,7 @@ fn queue(t: &ThreadBlock) -> u64 {
     let info = t.signal.as_ptr() as u64;
     if log::now() == Mode::Replay {
         // One that is pending already is the one.
-        replayed_signals::make_pending(signal, info, || send_again(t, signal, info));
+        replayed_signals::make_pending(t, signal, info, || send_again(t, signal, info));
     } else {
         send_again(t, signal, info);
     }
@@ -241,7 +239,7 @@ fn delivered_at(t: &ThreadBlock, context: u64, place: u64) {
             None => return,
         }
     } else {
-        record_with(t, AT_PLACE, place, starved::PLACE_LEN);
+        record_with(t, SIGNAL_AT_PLACE, place, starved::PLACE_LEN);
     }
     let mask = queue(t);
     set_mask_behind(context, mask);

@@ -19,6 +19,7 @@ mod descriptors;
 mod dispatch;
 mod entry;
 mod epoll;
+mod exchanged;
 mod heap;
 mod holds;
 mod init;

@@ -1,8 +1,8 @@
 //! Signals that are pending in the kernel, in replay.
 //!
-//! The kernel holds all of them back then: those of the image, those that the program sends itself, which it does again,
-//! and what ended children cause. One that the log says the program got is so no more. What is left at the log's end
-//! goes live with the application's mask.
+//! The kernel holds all of them back then: those of the image, those that the container's processes send themselves and
+//! one another, which they do again, and what ended children cause. One that the log says the program got is so no more.
+//! What is left at the log's end goes live with the application's mask.
 
 use core::sync::atomic::{
     AtomicU32,
@@ -12,6 +12,7 @@ use core::sync::atomic::{
 use guest::abi::ThreadBlock;
 use sysabi::Syscall;
 
+use crate::calls::leaving;
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::tables::{self, Kind};
@@ -48,11 +49,11 @@ pub(crate) fn note(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64)
         0 if result >= SIGNALFD_LEN && tables::of(t).kind(args[0]) == Kind::Signals => {
             for at in (0..result).step_by(SIGNALFD_LEN as usize) {
                 let at = args[1] + at.cast_unsigned();
-                got(user::read(at).unwrap_or(0), at, SIGNALFD_SENDER_AT);
+                got(t, user::read(at).unwrap_or(0), at, SIGNALFD_SENDER_AT);
             }
         }
         // rt_sigtimedwait
-        128 if result > 0 => got(result as u32, args[1], SIGINFO_SENDER_AT),
+        128 if result > 0 => got(t, result as u32, args[1], SIGINFO_SENDER_AT),
         // kill, rt_sigqueueinfo, tgkill, rt_tgsigqueueinfo
         62 | 129 | 234 | 297 if result == 0 => send(t, row.nr, args),
         _ => {}
@@ -72,7 +73,8 @@ fn alone(look: impl FnOnce()) {
 }
 
 /// The program got a signal without a handler.
-fn got(signal: u32, info: u64, sender_at: u64) {
+fn got(t: &ThreadBlock, signal: u32, info: u64, sender_at: u64) {
+    await_sender(t, signal, info, sender_at);
     alone(|| {
         if !drop_one(signal) {
             comes_later(signal, info, sender_at);
@@ -81,7 +83,8 @@ fn got(signal: u32, info: u64, sender_at: u64) {
 }
 
 /// A handler is to be given a signal with this siginfo: sends it by `send` if it is not pending.
-pub(crate) fn make_pending(signal: u32, info: u64, send: impl FnOnce()) {
+pub(crate) fn make_pending(t: &ThreadBlock, signal: u32, info: u64, send: impl FnOnce()) {
+    await_sender(t, signal, info, SIGINFO_SENDER_AT);
     alone(|| {
         if pending() & 1 << (signal - 1) == 0 {
             comes_later(signal, info, SIGINFO_SENDER_AT);
@@ -90,16 +93,37 @@ pub(crate) fn make_pending(signal: u32, info: u64, send: impl FnOnce()) {
     });
 }
 
-/// If somebody in the container sends it, he has not done so yet.
-fn comes_later(signal: u32, info: u64, sender_at: u64) {
+/// The process that sent a signal, 0 if none did.
+fn sender(info: u64, sender_at: u64) -> u32 {
     const SI_USER: i32 = 0;
     const SI_QUEUE: i32 = -1;
     const SI_TKILL: i32 = -6;
-    let code = user::read::<i32>(info + CODE_AT);
+    match user::read::<i32>(info + CODE_AT) {
+        Ok(SI_USER | SI_QUEUE | SI_TKILL) => user::read(info + sender_at).unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// Another process of the container sends it, and has perhaps not come so far. Of several that it sent here, one may be
+/// left: it is not waited for longer than that takes.
+fn await_sender(t: &ThreadBlock, signal: u32, info: u64, sender_at: u64) {
+    const LONG: u64 = 50_000_000;
+    let sender = sender(info, sender_at);
+    if sender == 0 || sender == t.pid.load(Relaxed) || !(1..=64).contains(&signal) {
+        return;
+    }
+    let began = raw::cycles();
+    order::await_that(t, || {
+        pending() & 1 << (signal - 1) != 0
+            || leaving::has_nothing_left(sender)
+            || raw::cycles().saturating_sub(began) > LONG
+    });
+}
+
+/// If the process itself sends it, it has not done so yet.
+fn comes_later(signal: u32, info: u64, sender_at: u64) {
     let own = raw::call(nr::GETPID, [0; 6]);
-    let sender = user::read::<i32>(info + sender_at).map_or(0, i64::from);
-    if matches!(code, Ok(SI_USER | SI_QUEUE | SI_TKILL))
-        && sender == own
+    if i64::from(sender(info, sender_at)) == own
         && let Some(owed) = OWED.get(signal as usize)
     {
         owed.fetch_add(1, AcqRel);
@@ -116,7 +140,7 @@ fn drop_one(signal: u32) -> bool {
     raw::call(nr::RT_SIGTIMEDWAIT, [set_at, 0, at_once_at, 8, 0, 0]) > 0
 }
 
-/// What the caller's process sends itself is pending again, unless it has been got already.
+/// What a process of the container sends itself or another is pending again, unless it has been got already.
 fn send(t: &ThreadBlock, call: u16, args: &[u64; 6]) {
     let signal = if matches!(call, 62 | 129) {
         args[1]
@@ -126,7 +150,12 @@ fn send(t: &ThreadBlock, call: u16, args: &[u64; 6]) {
     let Some(owed) = OWED.get(signal as usize) else {
         return;
     };
-    if args[0] != u64::from(t.pid.load(Relaxed)) || matches!(signal, 0 | SIGKILL | SIGSTOP) {
+    // Whole groups are not told again.
+    if args[0] as i32 <= 0 || matches!(signal, 0 | SIGKILL | SIGSTOP) {
+        return;
+    }
+    if args[0] != u64::from(t.pid.load(Relaxed)) {
+        raw::call(u64::from(call), *args);
         return;
     }
     alone(|| {

@@ -8,13 +8,13 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use guest::abi::ThreadBlock;
+use guest::abi::{CALLED, ThreadBlock};
 
 use crate::entry::{self, Regs};
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::tables::{self, SIGNALS};
-use crate::{delivery, patch, replayed_signals, starved, thread, user};
+use crate::{delivery, exchanged, patch, replayed_signals, starved, thread, user};
 
 /// `struct sigaction` as the kernel has it: handler, flags, restorer, mask.
 #[derive(Clone, Copy)]
@@ -118,14 +118,27 @@ pub(crate) fn let_in(t: &ThreadBlock) {
 
 #[cold]
 fn go_live(t: &ThreadBlock) {
+    forget_replay(t);
+    unblock(t);
+}
+
+/// [`let_in`] for a thread that was interrupted in the application's own code, and may not leave it.
+pub(crate) fn go_live_outside(t: &ThreadBlock, context: u64) {
+    forget_replay(t);
+    if t.pending.load(Relaxed) == 0 {
+        restore(t, context);
+    }
+}
+
+fn forget_replay(t: &ThreadBlock) {
     replayed_signals::go_live();
+    exchanged::forget(t);
     // The image's timer stayed behind.
     t.timer.store(0, Relaxed);
     if t.pending.load(Relaxed) != 0 {
         t.held_back.store(0, Relaxed);
         starved::watch(t);
     }
-    unblock(t);
 }
 
 /// Installs the guest's own handlers in a fresh image and learns what it inherited.
@@ -281,10 +294,7 @@ extern "C" fn stub(signal: u32, info: u64, context: u64) {
     if t.delivering.load(Relaxed) == signal {
         t.delivering.store(0, Relaxed);
         let _ = user::write(context + uc::MASK, &t.mask.load(Relaxed));
-        if log::now() == Mode::Replay {
-            // Another one of its kind may have come in its place.
-            let _ = user::copy(info, t.signal.as_ptr() as u64, SIGINFO_LEN);
-        }
+        exchanged::delivered(t, signal, info);
         // In a lock's function: what the handler does is the application's, and it may not come back.
         let inside = t.inside.swap(0, Relaxed);
         handle(t, index, info, context);
@@ -294,6 +304,7 @@ extern "C" fn stub(signal: u32, info: u64, context: u64) {
     if index == SIGTRAP {
         match code {
             SI_TIMER => return starved::look(t, context),
+            CALLED => return starved::called(t, context),
             TRAP_TRACE => return starved::stepped(t, context),
             _ => {}
         }
@@ -344,6 +355,7 @@ fn keep(t: &ThreadBlock, signal: u32, info: u64, context: u64, rip: u64) {
     if t.pending.load(Relaxed) != 0 {
         return send_again(t, signal, info);
     }
+    exchanged::came(t, signal, info);
     let _ = user::copy(t.signal.as_ptr() as u64, info, SIGINFO_LEN);
     t.pending.store(signal, Relaxed);
     starved::watch(t);

@@ -9,7 +9,7 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use eventlog::record::kind;
+use eventlog::record::{SIGNAL_AT_PLACE, kind};
 use guest::abi::{BLOB_BASE, BLOB_MAX, ThreadBlock, failure};
 
 use crate::log::{self, Mode};
@@ -75,6 +75,22 @@ pub(crate) fn unwatch(t: &ThreadBlock) {
     }
 }
 
+/// The host calls a thread that it takes for one in a loop: in replay, where the log goes on with a signal for it, and when
+/// replay is over.
+pub(crate) fn called(t: &ThreadBlock, context: u64) {
+    if !is_outside(t, context) {
+        return;
+    }
+    if log::now() == Mode::Replay {
+        if is_expected(t) {
+            step(context, true);
+        }
+        return;
+    }
+    signals::go_live_outside(t, context);
+    look(t, context);
+}
+
 /// The timer has fired.
 pub(crate) fn look(t: &ThreadBlock, context: u64) {
     if t.pending.load(Relaxed) == 0 || log::now() == Mode::Replay || !is_outside(t, context) {
@@ -138,7 +154,7 @@ pub(crate) fn is_expected(t: &ThreadBlock) -> bool {
         return false;
     };
     let wanted = next.header.kind == kind::SIGNAL
-        && next.header.hash == delivery::AT_PLACE
+        && next.header.hash == SIGNAL_AT_PLACE
         && next.header.result.cast_unsigned() == t.unlogged.load(Relaxed);
     if wanted {
         let _ = next.get(signals::SIGINFO_LEN, place(t), PLACE_LEN);
