@@ -40,8 +40,8 @@ pub(crate) fn exec(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
     init::hand_over(t);
     let ring = slot_of(t.slot.load(Relaxed));
     ask(&ring.request, request::EXEC, request::GRANTED);
-    signals::bequeath(t);
     let nobody_prints = nobody_prints(t, false);
+    signals::bequeath(t);
     let result = raw::call(regs.rax, regs.args());
     drop(nobody_prints);
     ask(&ring.request, request::EXEC_FAILED, request::NONE);
