@@ -126,7 +126,10 @@ pub fn lose(
         Ok(match (seen, wrong) {
             (Ok(None), _) => Outcome::Lost(service.said("backup")),
             (Ok(Some(attempts)), None) => Outcome::Recovered { attempts, longest },
-            (Ok(_), Some(wrong)) => Outcome::Wrong(wrong),
+            (Ok(_), Some(wrong)) => Outcome::Wrong(format!(
+                "{wrong}; the backup said: {}",
+                service.said("backup")
+            )),
             (Err(error), Some(wrong)) => Outcome::Wrong(format!("{error:#}; {wrong}")),
             (Err(error), None) => return Err(error),
         })
@@ -225,10 +228,11 @@ impl Client {
         let [value, chain] = words[..] else {
             bail!("the answer {line:?} is no answer");
         };
-        self.chain = (self.chain ^ value).wrapping_mul(0x0100_0000_01b3);
+        let before = self.chain;
+        self.chain = (before ^ value).wrapping_mul(0x0100_0000_01b3);
         ensure!(
             chain == self.chain,
-            "another past: the server's hash is {chain:x}, the client's {:x}",
+            "another past: behind {before:x}, the server's answer is {line:?}, the client's hash {:x}",
             self.chain
         );
         Ok(())
