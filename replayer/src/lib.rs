@@ -13,6 +13,7 @@ mod live;
 mod log;
 mod offline;
 mod standing;
+mod standstill;
 mod verdict;
 
 pub use divergence::Divergence;

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use guest::abi::{MAX_SLOTS, slot};
 use sys::arena::Arena;
-use sys::follow::Caller;
+use sys::follow::{Activity, Caller, activity};
 
 use crate::divergence::Divergence;
 use crate::feed::{Feeder, Seen, Source};
 use crate::standing::Standings;
+use crate::standstill::Standstill;
 
 /// Why replay did not come to the ends of the logs.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +39,8 @@ pub enum Incomplete<E: std::error::Error> {
     Source(E),
 }
 
-/// Threads that wait for turns, or in calls that the log does not have, are waited for so long.
+/// Threads that wait in calls that the log does not have are waited for so long, and nobody is asked before whether it
+/// waits in vain.
 const SETTLE: Duration = Duration::from_millis(3);
 /// Threads that calculate with their logs consumed are waited for so long: what they do next is live.
 const COMPUTES: Duration = Duration::from_millis(100);
@@ -49,8 +51,8 @@ const NAP: Duration = Duration::from_micros(50);
 /// Feeds the guests of `arena` from `source` until nothing can happen any more: each thread is at its
 /// log's end, waits for a turn that does not come, or sleeps in a call of its own (or calculates for long) with its log
 /// consumed.
-/// `requests` hears of processes that are about to execute a program. `sleeps` tells whether a thread, by its number in the container, sleeps in the kernel, `ended` whether the
-/// container is gone. A replay that makes no progress for `stall` is stopped.
+/// `requests` hears of processes that are about to execute a program. `init` is the container's first process, in our
+/// numbering; `ended` tells whether the container is gone. A replay that makes no progress for `stall` is stopped.
 ///
 /// # Errors
 /// [`Incomplete`].
@@ -58,12 +60,15 @@ pub fn to_log_end<S: Source>(
     arena: &Arena,
     source: &S,
     requests: Option<Caller>,
-    sleeps: impl Fn(u32) -> bool,
+    init: i32,
     ended: impl Fn() -> bool,
     stall: Duration,
 ) -> Result<Seen, Incomplete<S::Error>> {
     let mut feeder = Feeder::new(arena, source, requests);
     let (mut since, mut consumed, mut rounds) = (Instant::now(), 0, 0);
+    let mut standstill = Standstill::default();
+    let sleeps = |number| activity(init, number) == Activity::Sleeps;
+    let stands = |number| activity(init, number) == Activity::Stands;
     loop {
         let seen = feeder.round().map_err(Incomplete::Source)?;
         if let Some(divergence) = Divergence::reported(arena.control(), source) {
@@ -80,7 +85,7 @@ pub fn to_log_end<S: Source>(
         let is_over = seen.parked == seen.threads
             || still > SETTLE && rest_is_done(arena, &sleeps)
             || still > COMPUTES && rest_is_done(arena, &|_| true);
-        if is_over {
+        if is_over && standstill.is_for_good(arena, &stands) {
             // One that has left the log since waits, too.
             return match Divergence::reported(arena.control(), source) {
                 Some(divergence) => Err(Incomplete::Diverged(Box::new(divergence))),

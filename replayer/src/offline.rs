@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use guest::abi::flag;
 use sys::arena::Arena;
-use sys::follow::{FollowError, Follower};
+use sys::follow::{Activity, FollowError, Follower, activity};
 
 use crate::divergence::Divergence;
 use crate::feed::Feeder;
 use crate::log::Log;
 use crate::standing::{Standing, Standings, standings};
+use crate::standstill::Standstill;
 use crate::verdict::{self, AllLeft, Left};
 
 /// Why a replay failed.
@@ -127,6 +128,7 @@ impl Replay {
                 &log,
                 &arena,
                 Feeder::new(&arena, &log, Some(requests)),
+                init,
                 &flag,
             );
             kill();
@@ -190,10 +192,13 @@ fn feed(
     log: &Log,
     arena: &Arena,
     mut feeder: Feeder<'_, Log>,
+    init: i32,
     stop: &AtomicBool,
 ) -> Result<Stopped, Error> {
     let mut last = (Instant::now(), 0);
     let mut idle_rounds = 0;
+    let mut standstill = Standstill::default();
+    let stands = |number| activity(init, number) == Activity::Stands;
     loop {
         let Ok(seen) = feeder.round();
         // In this order: what a thread reported before the end must not be missed.
@@ -216,7 +221,8 @@ fn feed(
         }
         idle_rounds += 1;
         let waited = last.0.elapsed();
-        if seen.threads > 0 && seen.idle() == seen.threads && waited > SETTLE {
+        let is_idle = seen.threads > 0 && seen.idle() == seen.threads;
+        if is_idle && waited > SETTLE && standstill.is_for_good(arena, &stands) {
             return at_rest(log, standings(arena, log), waited);
         }
         if waited > STALL {

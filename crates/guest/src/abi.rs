@@ -120,6 +120,8 @@ pub struct Control {
     pub turn_count: AtomicU32,
     /// Replay: how many entries of `holds` count.
     pub hold_count: AtomicU32,
+    /// Replay: how often the host has asked whether those wait in vain that wait for their turns. See [`Slot::looked`].
+    pub looks: AtomicU32,
     /// Order of container-wide objects: process numbering, then standard output.
     pub pids: Order,
     /// Order of writes to standard output and error.
@@ -303,7 +305,8 @@ pub struct Slot {
     /// Recording: 1 while its thread is the only one of a process that runs on its parent's memory (vfork), until
     /// that executes a program or ends.
     pub lent: AtomicU32,
-    pad0: u32,
+    /// Replay: what [`Control::looks`] was when its thread, which waits for its turn, looked last and had to wait on.
+    pub looked: AtomicU32,
     /// At a takeover: bytes of the write that its thread's last record announces which a reader has, the host having
     /// seen so before it turns `mode`.
     pub settled: AtomicU64,

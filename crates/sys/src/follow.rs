@@ -413,6 +413,34 @@ pub fn find_thread(init: pid_t, number: u32) -> Option<(pid_t, pid_t)> {
     None
 }
 
+/// What a thread does, as the kernel sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// It runs, or would if it got a processor.
+    Runs,
+    /// It sleeps in a call.
+    Sleeps,
+    /// It is stopped, or gone.
+    Stands,
+}
+
+/// What a thread of the container does; arguments as for [`find_thread`]. See proc_pid_status(5).
+#[must_use]
+pub fn activity(init: pid_t, number: u32) -> Activity {
+    let Some((process, thread)) = find_thread(init, number) else {
+        return Activity::Stands;
+    };
+    let status = fs::read_to_string(format!("/proc/{process}/task/{thread}/status"));
+    let status = status.unwrap_or_default();
+    let state = status.lines().find_map(|l| l.strip_prefix("State:"));
+    match state.and_then(|state| state.trim_start().chars().next()) {
+        Some('S') => Activity::Sleeps,
+        // Stopped, a zombie, dead. One that is traced goes on soon.
+        Some('T' | 'Z' | 'X') | None => Activity::Stands,
+        Some(_) => Activity::Runs,
+    }
+}
+
 /// The number of a thread in its innermost PID namespace.
 fn inside_number(tid: pid_t) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;

@@ -100,15 +100,15 @@ pub enum TakeoverError {
     },
     /// Threads wait for one another, with log to go that others' replies rest on.
     #[error(
-        "replay stopped in stream {stream} at position {position}, and what was acknowledged goes to {settled} at least: {standings}"
+        "replay stopped in stream {stream} at position {position}, and clients may have seen what it did up to {end}: {standings}"
     )]
     Behind {
         /// The stream.
         stream: u32,
         /// How far its thread has come.
         position: u64,
-        /// How far it must have.
-        settled: u64,
+        /// How far its log goes.
+        end: u64,
         /// Where all stand.
         standings: Standings,
     },

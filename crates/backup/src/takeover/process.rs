@@ -19,7 +19,6 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use shim::container::{Container, Empty};
 use sys::arena::Arena;
-use sys::follow::find_thread;
 use sys::memory::{self, Range};
 use sys::process::RealTime;
 use sys::remote::Batch;
@@ -381,15 +380,4 @@ fn open_files(restored: &Restored, files: &[OpenFile]) -> Result<()> {
 fn is_regular(path: &[u8]) -> bool {
     let path = Path::new(std::ffi::OsStr::from_bytes(path));
     fs::metadata(path).is_ok_and(|m| m.is_file())
-}
-
-/// Whether a thread of the container sleeps in the kernel. `number` is in the container's numbering, `init` in ours.
-pub(super) fn sleeps(init: i32, number: u32) -> bool {
-    let Some((process, thread)) = find_thread(init, number) else {
-        return false;
-    };
-    let status = fs::read_to_string(format!("/proc/{process}/task/{thread}/status"));
-    let status = status.unwrap_or_default();
-    let state = status.lines().find_map(|l| l.strip_prefix("State:"));
-    state.is_some_and(|s| s.trim_start().starts_with('S'))
 }

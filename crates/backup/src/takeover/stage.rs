@@ -6,8 +6,9 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::thread;
 
+use eventlog::record::{Records, kind};
 use guest::abi::{MAX_SLOTS, slot};
-use replayer::{Incomplete, Standings, to_log_end};
+use replayer::{Incomplete, Source, Standings, to_log_end};
 use shim::container::{Container, Spec};
 use sys::arena::Arena;
 use sys::follow::Follower;
@@ -19,11 +20,12 @@ use super::error::{Result, TakeoverError};
 use super::holds::{self, Held};
 use super::live::has_ended;
 use super::log::Log;
-use super::process::{self, OpenFiles, Processes, Shared};
+use super::process::{OpenFiles, Processes, Shared};
 use super::search::Search;
 use super::timing::Timing;
 use super::{arena, late, spinning};
 use crate::guard::Guard;
+use crate::store::StreamRange;
 
 /// A container without a program. Belongs to one thread, which traces.
 #[derive(Debug)]
@@ -109,11 +111,10 @@ impl Stage {
         let processes = ahead.finish(container, shared, checkpoint, files, &late)?;
         spinning::call(&spinning::expected(&shared.arena, log), init);
         clock.step("restore");
-        let sleeps = |number| process::sleeps(init, number);
         let ended = || has_ended(&self.container);
         let caller = Some(follower.caller());
         let arena = &*shared.arena;
-        let to_end = || to_log_end(arena, log, caller, sleeps, ended, timing.stall);
+        let to_end = || to_log_end(arena, log, caller, init, ended, timing.stall);
         let replayed = if timing.is_served() {
             let over = AtomicBool::new(false);
             thread::scope(|scope| {
@@ -144,10 +145,9 @@ impl Stage {
     }
 }
 
-/// Checks that no thread stopped short of what can be replayed: it would go on from a past that clients have seen
-/// the future of.
+/// Checks that no thread stopped short of what clients may have seen: it would go on from another past.
 fn complete(arena: &Arena, log: &Log) -> Result<()> {
-    let settled: BTreeMap<u32, u64> = log.streams().map(|r| (r.stream, r.settled)).collect();
+    let ranges: BTreeMap<u32, StreamRange> = log.streams().map(|r| (r.stream, r)).collect();
     for ring in (0..MAX_SLOTS).map(|index| arena.slot(index)) {
         if matches!(
             ring.state.load(Acquire),
@@ -156,15 +156,71 @@ fn complete(arena: &Arena, log: &Log) -> Result<()> {
             continue;
         }
         let (stream, position) = (ring.stream.load(Acquire), ring.tail.load(Acquire));
-        let settled = settled.get(&stream).copied().unwrap_or(0);
-        if position < settled {
+        let Some(range) = ranges.get(&stream) else {
+            continue;
+        };
+        if position < range.settled || may_have_been_seen(log, range, position)? {
             return Err(TakeoverError::Behind {
                 stream,
                 position,
-                settled,
+                end: range.drained,
                 standings: Standings::of(arena, log),
             });
         }
     }
     Ok(())
+}
+
+/// Whether clients may have seen something of what a stream has from `position` on.
+fn may_have_been_seen(log: &Log, range: &StreamRange, position: u64) -> Result<bool> {
+    let mut bytes = Vec::new();
+    let left = range.drained.saturating_sub(position);
+    log.read(range.stream, position, left as usize, &mut bytes)?;
+    Ok(does_something(&bytes))
+}
+
+/// Whether there is a record of something that a thread has done. Of the last drain, which may have been acknowledged,
+/// nothing like that may be missing; only what a thread got to know of the order of locks and of the time, and has done
+/// nothing with, may come about in another way. (So much it can lack itself: see
+/// [`LogStore::mark_drain`](crate::store::LogStore::mark_drain).)
+fn does_something(records: &[u8]) -> bool {
+    Records::new(records).any(|record| {
+        let kind = record.map(|record| record.header.kind);
+        !matches!(
+            kind,
+            Ok(kind::LOCK | kind::TRYLOCK | kind::CONDWAIT | kind::CLOCK | kind::GETCPU)
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use eventlog::record::Header;
+
+    fn log(kinds: &[u16]) -> Vec<u8> {
+        let record = |kind: &u16| {
+            let header = Header {
+                kind: *kind,
+                ..Header::default()
+            };
+            let (bytes, len) = header.encode();
+            bytes[..len].to_vec()
+        };
+        kinds.iter().flat_map(record).collect()
+    }
+
+    #[test]
+    fn output_must_have_been_made_again_and_the_order_of_locks_need_not() {
+        const READ: u16 = 0;
+        assert!(!does_something(&log(&[])));
+        assert!(!does_something(&log(&[
+            kind::LOCK,
+            kind::CLOCK,
+            kind::LOCK
+        ])));
+        assert!(does_something(&log(&[kind::LOCK, kind::OUTPUT])));
+        assert!(does_something(&log(&[READ])));
+        assert!(does_something(&[0xff; 7]), "damaged");
+    }
 }

@@ -113,12 +113,14 @@ pub(crate) fn await_that(t: &ThreadBlock, done: impl Fn() -> bool) -> bool {
     state.store(slot::WAITING, SeqCst);
     let mut spins = 0;
     let reached = loop {
+        let looks = control().looks.load(SeqCst);
         if done() {
             break true;
         }
         if control().mode.load(Acquire) != mode::REPLAY {
             break false;
         }
+        ring.looked.store(looks, Release);
         pause(&mut spins);
     };
     state.store(slot::LIVE, SeqCst);
