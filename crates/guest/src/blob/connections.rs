@@ -439,13 +439,17 @@ fn commit(t: &ThreadBlock, shape: &Shape, index: u32, bytes: Part, n: u64, flags
     let c = entry(index);
     let end = c.written.load(Relaxed) + n;
     if log::now() == Mode::Record {
-        let kept = if flags & WITH_BYTES != 0 { n } else { 0 };
+        // Bytes that are kept need no hash: replay takes them.
+        let (kept, hash) = match flags & WITH_BYTES {
+            0 => (0, bytes.hash()),
+            _ => (n, 0),
+        };
         let header = Header {
             kind: kind::OUTPUT,
             hash: shape.hash(),
             result: n.cast_signed(),
             arg0: shape.args[0] as u32,
-            version: bytes.hash(),
+            version: hash,
             payload_len: (OUTPUT_HEAD + kept) as u32,
             ..Header::default()
         };

@@ -20,6 +20,7 @@ mod dispatch;
 mod entry;
 mod epoll;
 mod exchanged;
+mod hashes;
 mod heap;
 mod holds;
 mod init;

@@ -6,6 +6,7 @@
 use eventlog::record::{HASH_SEED, MAX_PAYLOAD, fold_hash, mix};
 use sysabi::{Arg, Len, Syscall};
 
+use crate::hashes;
 use crate::log::{Taken, Writer};
 use crate::user::{self, Fault};
 
@@ -377,26 +378,8 @@ impl Part {
     /// Hash of the bytes.
     pub(crate) fn hash(self) -> u64 {
         let mut h = HASH_SEED;
-        self.each(|at, n| h = hash_bytes(h, at, n));
+        self.each(|at, n| h = hashes::piece(h, at, n));
         // Zero would make a record without output look like one that has no hash.
         h | 1
     }
-}
-
-fn hash_bytes(mut h: u64, at: u64, len: u64) -> u64 {
-    let mut block = [0_u64; 32];
-    let mut done = 0;
-    while done < len {
-        let n = (len - done).min(256);
-        let words = n.div_ceil(8) as usize;
-        block[words - 1] = 0;
-        if user::copy(block.as_mut_ptr() as u64, at + done, n).is_err() {
-            return h;
-        }
-        for word in &block[..words] {
-            h = mix(h, *word);
-        }
-        done += n;
-    }
-    h
 }
