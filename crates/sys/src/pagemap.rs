@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 use libc::pid_t;
 
@@ -20,8 +21,32 @@ const PM_SCAN_WP_MATCHING: u64 = 1;
 const PM_SCAN_CHECK_WPASYNC: u64 = 2;
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+const PAGE: u64 = 4096;
+/// Bytes of an entry of the page map, and how many are read at once.
+const ENTRY: usize = 8;
+const MOST_ENTRIES: usize = 4096;
 /// Regions one call returns at most.
 const REGIONS: usize = 16 << 10;
+
+/// Adds a range that lies behind all others.
+fn append(out: &mut Vec<Range>, range: Range) {
+    match out.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => out.push(range),
+    }
+}
+
+/// Whether an entry of the page map (Documentation/admin-guide/mm/pagemap.rst) is of a page that is nothing but marked:
+/// the type of swap is the kernel's highest then (`SWP_PTE_MARKER` in include/linux/swap.h), and the mark is that of
+/// write protection alone.
+fn is_mark(entry: u64) -> bool {
+    const SWAPPED: u64 = 1 << 62;
+    const TYPES: u64 = 32;
+    const MARKER: u64 = TYPES - 1;
+    const WRITE_PROTECTED: u64 = 1;
+    let place = entry & ((1 << 55) - 1);
+    entry & SWAPPED != 0 && place == MARKER + WRITE_PROTECTED * TYPES
+}
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -91,7 +116,7 @@ impl Pagemap {
             return_mask: PAGE_IS_WRITTEN,
             ..Scan::default()
         };
-        self.scan(range, scan, |region| out.push(region))
+        self.scan(range, scan, |region, _| out.push(region))
     }
 
     /// Protects the pages of `range` that are not protected, whatever they hold.
@@ -120,6 +145,47 @@ impl Pagemap {
     /// # Errors
     /// When the kernel refuses the scan.
     pub fn populated(&mut self, range: Range, own: bool, out: &mut Vec<Range>) -> io::Result<()> {
+        let mut found = Vec::new();
+        self.populated_or_marked(range, own, &mut found)?;
+        for (range, is_present) in found {
+            if is_present {
+                append(out, range);
+            } else {
+                self.swapped(range, out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends the pages of a range that nothing is present of and that hold something yet. The others have the mark by
+    /// which the kernel remembers that a page which is not there is protected, which the scan takes for swapped.
+    fn swapped(&self, range: Range, out: &mut Vec<Range>) -> io::Result<()> {
+        let mut entries = vec![0; (range.len() / PAGE as usize * ENTRY).min(MOST_ENTRIES * ENTRY)];
+        let mut start = range.start;
+        while start < range.end {
+            let pages = ((range.end - start) / PAGE) as usize;
+            let len = entries.len().min(pages * ENTRY);
+            self.file
+                .read_exact_at(&mut entries[..len], start / PAGE * ENTRY as u64)?;
+            let (found, _) = entries[..len].as_chunks::<ENTRY>();
+            for entry in found {
+                let end = start + PAGE;
+                if !is_mark(u64::from_le_bytes(*entry)) {
+                    append(out, Range { start, end });
+                }
+                start = end;
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`populated`](Self::populated), and pages that are marked; whether they are present.
+    fn populated_or_marked(
+        &mut self,
+        range: Range,
+        own: bool,
+        out: &mut Vec<(Range, bool)>,
+    ) -> io::Result<()> {
         let file = if own { PAGE_IS_FILE } else { 0 };
         let scan = Scan {
             category_inverted: file,
@@ -128,9 +194,8 @@ impl Pagemap {
             return_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
             ..Scan::default()
         };
-        self.scan(range, scan, |region| match out.last_mut() {
-            Some(last) if last.end == region.start => last.end = region.end,
-            _ => out.push(region),
+        self.scan(range, scan, |region, categories| {
+            out.push((region, categories & PAGE_IS_PRESENT != 0));
         })
     }
 
@@ -138,7 +203,7 @@ impl Pagemap {
         &mut self,
         range: Range,
         mut scan: Scan,
-        mut each: impl FnMut(Range),
+        mut each: impl FnMut(Range, u64),
     ) -> io::Result<()> {
         scan.size = size_of::<Scan>() as u64;
         scan.start = range.start;
@@ -150,10 +215,8 @@ impl Pagemap {
             // A failing scan has still stored what it found (and protected) before: the end of that is
             // known because every entry is zero between calls.
             for region in self.regions.iter_mut().take_while(|region| region.end != 0) {
-                each(Range {
-                    start: region.start,
-                    end: region.end,
-                });
+                let (start, end) = (region.start, region.end);
+                each(Range { start, end }, region.categories);
                 *region = Region::default();
             }
             got?;
@@ -173,5 +236,23 @@ impl Pagemap {
             )
         };
         usize::try_from(got).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_told_from_what_is_swapped() {
+        const SWAPPED: u64 = 1 << 62;
+        const WRITE_PROTECTED: u64 = 1 << 57;
+        assert!(is_mark(SWAPPED | WRITE_PROTECTED | 63));
+        // On a disk, in the first file; on its way to another place; a guard; present; nothing.
+        for entry in [1 << 5, (7 << 5) + 30, (4 << 5) + 31].map(|place| SWAPPED | place) {
+            assert!(!is_mark(entry), "{entry:x}");
+        }
+        assert!(!is_mark((1 << 63) + 63));
+        assert!(!is_mark(0));
     }
 }
