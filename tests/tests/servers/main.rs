@@ -9,19 +9,19 @@ mod http;
 mod memcached;
 mod mqtt;
 mod tarantool;
+mod threading;
 
 use std::path::Path;
 
-use tempfile::TempDir;
 use understudy_bench::bed::Bed;
 use understudy_bench::service::{Loss, Protection, Service};
 use understudy_tests::crowd::{Client, through_a_loss};
-use understudy_tests::{options, repeats, understudy};
+use understudy_tests::{options, repeats, scratch, understudy};
 
 /// Starts a server whose files `prepare` puts into a directory, and takes it through losses.
 fn survives<C: Client>(port: u16, prepare: impl Fn(&Path) -> Vec<String>) {
     for seed in 1..=u64::from(repeats()) {
-        let (bed, scratch) = (Bed::new().unwrap(), TempDir::new().unwrap());
+        let (bed, scratch) = (Bed::new().unwrap(), scratch().unwrap());
         let command = prepare(scratch.path());
         let protection = Protection {
             understudy: understudy().unwrap(),

@@ -9,12 +9,12 @@ use sysabi::{Class, Object, Syscall};
 use crate::calls::{self, memory, output};
 use crate::entry::Regs;
 use crate::log::{self, Mode};
-use crate::order::{self, DESCRIPTORS};
+use crate::order::{self, DESCRIPTORS, Held};
 use crate::raw::{self, nr};
 use crate::shapes::Shape;
 use crate::signals::{self, Interrupted};
 use crate::thread::{self, control};
-use crate::{backlog, connections, debts, delivery, descriptors, replayed_signals, starved};
+use crate::{backlog, connections, debts, delivery, descriptors, pace, replayed_signals, starved};
 
 /// The entry code calls this with the saved registers; what it returns goes to rax.
 pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
@@ -132,13 +132,11 @@ pub(crate) fn perform(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]) -> i64 {
 /// Class `Fed`: executed and logged, or answered from the log.
 #[inline]
 pub(crate) fn fed(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
-    fed_by(t, regs, row, |args| {
-        if row.object() == Some(Object::Descriptors) {
-            changing_descriptors(t, regs, args)
-        } else {
-            (perform(t, regs, args), 0)
-        }
-    })
+    if row.object() == Some(Object::Descriptors) {
+        changing_descriptors(t, regs, row, |_| {})
+    } else {
+        fed_by(t, regs, row, |args| (perform(t, regs, args), 0))
+    }
 }
 
 /// As [`fed`], made live by `make`, which gives the result and the version of the changed object.
@@ -166,7 +164,8 @@ pub(crate) fn fed_by(
         return result;
     }
     let (result, version) = make(&args);
-    if matches!(row.nr, 42 | 43 | 288) {
+    const CONNECT: u16 = 42;
+    if row.nr == CONNECT {
         connections::adopt(t, row, &args, result);
     }
     if log::now() == Mode::Record {
@@ -178,19 +177,71 @@ pub(crate) fn fed_by(
     result
 }
 
-/// Makes a call that changes the descriptor table and stamps its place in the table's order. A call that
-/// may block stamps on return; whoever frees a number holds the lock while it does.
-pub(crate) fn changing_descriptors(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]) -> (i64, u64) {
+/// A call that changes the descriptor table: all that is known of its descriptors changes at its place in the table's
+/// order, in replay, too, where `change` is told its result. A number that one thread gives back may be another's before
+/// the first has come out of the call.
+pub(crate) fn changing_descriptors(
+    t: &ThreadBlock,
+    regs: &Regs,
+    row: &'static Syscall,
+    change: impl FnOnce(i64),
+) -> i64 {
+    let mut args = regs.args();
+    clamp(row.nr, &mut args);
+    let Some(shape) = Shape::of(row, args) else {
+        return unknown_command(row);
+    };
+    if log::now() == Mode::Replay
+        && let Some(taken) = log::take(t, row.nr)
+    {
+        shape.check(&taken);
+        shape.fill(&taken);
+        let result = taken.header.result;
+        let version = taken.header.version;
+        taken.finish();
+        in_turn(t, version, || {
+            descriptors::note(t, row, &args, result);
+            replayed_signals::note(t, row, &args, result);
+            change(result);
+        });
+        return result;
+    }
+    let Changed {
+        result,
+        version,
+        held,
+    } = change_descriptors(t, regs, &args);
+    if matches!(row.nr, 43 | 288) {
+        connections::adopt(t, row, &args, result);
+    }
+    if log::now() == Mode::Record {
+        record(t, &shape, result, version);
+    }
+    descriptors::note(t, row, &args, result);
+    change(result);
+    drop(held);
+    result
+}
+
+/// What came of a call that changes the descriptor table.
+pub(crate) struct Changed {
+    pub(crate) result: i64,
+    /// Its place in the table's order, 0 if it changed nothing.
+    pub(crate) version: u64,
+    /// The order's lock: until the change is in the log, and all that is known of the descriptors is changed.
+    pub(crate) held: Option<Held<'static>>,
+}
+
+/// Makes such a call. One that may block gets its place on return; whoever gives a number back holds the lock while it
+/// does.
+pub(crate) fn change_descriptors(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]) -> Changed {
     const CLOSE: u64 = 3;
     const DUP2: u64 = 33;
-    let frees = matches!(regs.rax, CLOSE | DUP2 | nr::DUP3 | nr::CLOSE_RANGE);
-    if frees {
-        let held = order::lock(t, &DESCRIPTORS);
-        let result = raw::call(regs.rax, *args);
-        let version = if result < 0 { 0 } else { held.stamp() };
-        return (result, version);
-    }
-    let result = if backlog::waits_for(regs.rax) {
+    let lock = || order::lock(t, &DESCRIPTORS);
+    let mut held = matches!(regs.rax, CLOSE | DUP2 | nr::DUP3 | nr::CLOSE_RANGE).then(lock);
+    let result = if held.is_some() {
+        raw::call(regs.rax, *args)
+    } else if backlog::waits_for(regs.rax) {
         backlog::accept(t, regs, args)
     } else {
         perform(t, regs, args)
@@ -198,9 +249,22 @@ pub(crate) fn changing_descriptors(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]
     let version = if result < 0 {
         0
     } else {
-        order::lock(t, &DESCRIPTORS).stamp()
+        held.get_or_insert_with(lock).stamp()
     };
-    (result, version)
+    Changed {
+        result,
+        version,
+        held,
+    }
+}
+
+/// In replay: changes the descriptor table when it is the turn of change number `version`; at once if that is 0.
+pub(crate) fn in_turn(t: &ThreadBlock, version: u64, change: impl FnOnce()) {
+    let has_turn = version != 0 && order::await_turn(t, &DESCRIPTORS, version);
+    change();
+    if has_turn {
+        DESCRIPTORS.version.store(version, Release);
+    }
 }
 
 /// Logs a call with its result and buffers.
@@ -260,7 +324,9 @@ pub(crate) fn executed(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i
 fn unlogged(t: &ThreadBlock, regs: &Regs) -> i64 {
     let args = regs.args();
     loop {
-        let result = raw::call_blocking(regs.rax, &args, &t.pending);
+        let result = pace::while_asleep(t, regs.rax == nr::FUTEX, || {
+            raw::call_blocking(regs.rax, &args, &t.pending)
+        });
         if !matches!(result, raw::NOT_MADE | raw::INTERRUPTED) {
             return result;
         }

@@ -188,6 +188,21 @@ pub(crate) fn arrive(t: &ThreadBlock) {
     slot_of(t.slot.load(Relaxed)).taken_at.store(0, Release);
 }
 
+/// Makes a call in which the calling thread may sleep (`may`) until others have come further: they do not wait for it then.
+#[inline]
+pub(crate) fn while_asleep<T>(t: &ThreadBlock, may: bool, call: impl FnOnce() -> T) -> T {
+    if !may || control().flags.load(Relaxed) & flag::TIMED == 0 {
+        return call();
+    }
+    let taken_at = &slot_of(t.slot.load(Relaxed)).taken_at;
+    let before = taken_at.swap(0, AcqRel);
+    let result = call();
+    if before != 0 {
+        taken_at.store(raw::cycles(), Release);
+    }
+    result
+}
+
 /// A thread is made for this ring after the record of this time.
 pub(crate) fn give_birth(index: u32, time: u64) {
     slot_of(index).born.store(time, Release);

@@ -7,7 +7,7 @@ use guest::abi::{ARENA_FD, REPLAY_STDERR_FD, REPLAY_STDOUT_FD, ROOM_FD, ThreadBl
 use sysabi::Syscall;
 
 use crate::connections;
-use crate::dispatch::{self, executed, fed, record};
+use crate::dispatch::{self, Changed, executed, fed, record};
 use crate::entry::Regs;
 use crate::log::{self, Mode};
 use crate::order::{self, DESCRIPTORS};
@@ -36,19 +36,25 @@ pub(crate) fn open(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
         && let Some(taken) = log::take(t, row.nr)
     {
         shape.check(&taken);
-        let result = taken.header.result;
+        let (result, version) = (taken.header.result, taken.header.version);
         taken.finish();
         if result >= 0 {
-            let kind = if reopen(regs.rax, &args, result.cast_unsigned()) {
-                Kind::File
-            } else {
-                Kind::Other
-            };
-            tables::of(t).set_kind(result.cast_unsigned(), kind);
+            dispatch::in_turn(t, version, || {
+                let kind = if reopen(regs.rax, &args, result.cast_unsigned()) {
+                    Kind::File
+                } else {
+                    Kind::Other
+                };
+                tables::of(t).set_kind(result.cast_unsigned(), kind);
+            });
         }
         return result;
     }
-    let (result, version) = dispatch::changing_descriptors(t, regs, &args);
+    let Changed {
+        result,
+        version,
+        held,
+    } = dispatch::change_descriptors(t, regs, &args);
     if result >= 0 {
         let kind = if is_regular(result.cast_unsigned()) {
             Kind::File
@@ -60,6 +66,7 @@ pub(crate) fn open(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
     if log::now() == Mode::Record {
         record(t, &shape, result, version);
     }
+    drop(held);
     result
 }
 
@@ -150,21 +157,25 @@ pub(crate) fn close(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 
     if is_own(fd) {
         return -raw::EBADF;
     }
-    let before = tables::of(t).kind(fd);
-    let connection = connections::index_of(before);
-    if let Some(index) = connection {
+    let set = tables::of(t);
+    if let Some(index) = connections::index_of(set.kind(fd)) {
         connections::await_adoption(index);
     }
-    let result = fed(t, regs, row);
-    if let Some(index) = connection.filter(|_| result != -raw::EBADF) {
+    let mut connection = None;
+    let result = dispatch::changing_descriptors(t, regs, row, |result| {
+        // The kernel frees the number even when close reports an error (close(2)); EBADF alone says it did not.
+        if result == -raw::EBADF {
+            return;
+        }
+        let before = set.kind(fd);
+        connection = connections::index_of(before);
+        if before == Kind::File && log::now() == Mode::Replay {
+            close_raw(fd);
+        }
+        set.set_kind(fd, Kind::Closed);
+    });
+    if let Some(index) = connection {
         connections::release(index);
-    }
-    if before == Kind::File && log::now() == Mode::Replay {
-        close_raw(fd);
-    }
-    // The kernel frees the number even when close reports an error (close(2)); EBADF alone says it did not.
-    if result != -raw::EBADF {
-        tables::of(t).set_kind(fd, Kind::Closed);
     }
     result
 }
@@ -182,34 +193,36 @@ pub(crate) fn duplicate(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> 
     if copies && matches!(row.nr, 33 | 292) && is_own(second) {
         return -raw::EBUSY;
     }
-    let kind = tables::of(t).kind(fd);
+    let set = tables::of(t);
     if copies
         && let Some(index) =
-            connections::index_of(tables::of(t).kind(second)).filter(|_| matches!(row.nr, 33 | 292))
+            connections::index_of(set.kind(second)).filter(|_| matches!(row.nr, 33 | 292))
     {
         connections::await_adoption(index);
     }
-    let result = fed(t, regs, row);
-    if result < 0 || !copies {
-        return result;
-    }
-    let made = result.cast_unsigned();
-    if log::now() == Mode::Replay && made != fd {
-        let real = tables::of(t).kind(made) == Kind::File;
-        if kind == Kind::File {
-            raw::call(nr::DUP3, [fd, made, O_CLOEXEC, 0, 0, 0]);
-        } else if real {
-            close_raw(made);
+    let mut replaced = None;
+    let result = dispatch::changing_descriptors(t, regs, row, |result| {
+        let made = result.cast_unsigned();
+        if result < 0 || !copies || made == fd {
+            return;
         }
-    }
-    let replaced = connections::index_of(tables::of(t).kind(made)).filter(|_| made != fd);
-    if let Some(index) = connections::index_of(kind).filter(|_| made != fd) {
-        connections::retain(index);
-    }
+        let (kind, before) = (set.kind(fd), set.kind(made));
+        if log::now() == Mode::Replay {
+            if kind == Kind::File {
+                raw::call(nr::DUP3, [fd, made, O_CLOEXEC, 0, 0, 0]);
+            } else if before == Kind::File {
+                close_raw(made);
+            }
+        }
+        if let Some(index) = connections::index_of(kind) {
+            connections::retain(index);
+        }
+        replaced = connections::index_of(before);
+        set.set_kind(made, kind);
+    });
     if let Some(index) = replaced {
         connections::release(index);
     }
-    tables::of(t).set_kind(made, kind);
     result
 }
 
@@ -222,36 +235,43 @@ pub(crate) fn close_range(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -
         return -raw::EINVAL;
     };
     let (first, last) = (u64::from(first as u32), u64::from(last as u32));
-    let result = if log::now() == Mode::Replay
+    let closes = flags & CLOSE_RANGE_CLOEXEC == 0;
+    if log::now() == Mode::Replay
         && let Some(taken) = log::take(t, row.nr)
     {
         shape.check(&taken);
-        let result = taken.header.result;
+        let (result, version) = (taken.header.result, taken.header.version);
         taken.finish();
-        if result == 0 && flags & CLOSE_RANGE_CLOEXEC == 0 {
-            close_files(t, first, last);
-        }
-        result
-    } else {
-        let held = order::lock(t, &DESCRIPTORS);
-        let result = close_around(first, last, flags);
-        let version = if result < 0 { 0 } else { held.stamp() };
-        drop(held);
-        if log::now() == Mode::Record {
-            record(t, &shape, result, version);
-        }
-        result
-    };
-    if result == 0 && flags & CLOSE_RANGE_CLOEXEC == 0 {
-        let set = tables::of(t);
-        for fd in first..=last.min(set.end()) {
-            if let Some(index) = connections::index_of(set.kind(fd)) {
-                connections::release(index);
+        dispatch::in_turn(t, version, || {
+            if result == 0 && closes {
+                close_files(t, first, last);
+                forget(t, first, last);
             }
-            set.set_kind(fd, Kind::Closed);
-        }
+        });
+        return result;
     }
+    let held = order::lock(t, &DESCRIPTORS);
+    let result = close_around(first, last, flags);
+    let version = if result < 0 { 0 } else { held.stamp() };
+    if log::now() == Mode::Record {
+        record(t, &shape, result, version);
+    }
+    if result == 0 && closes {
+        forget(t, first, last);
+    }
+    drop(held);
     result
+}
+
+/// Descriptors of a range are closed.
+fn forget(t: &ThreadBlock, first: u64, last: u64) {
+    let set = tables::of(t);
+    for fd in first..=last.min(set.end()) {
+        if let Some(index) = connections::index_of(set.kind(fd)) {
+            connections::release(index);
+        }
+        set.set_kind(fd, Kind::Closed);
+    }
 }
 
 fn close_around(first: u64, last: u64, flags: u64) -> i64 {

@@ -64,10 +64,11 @@ pub(crate) fn ordered(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i6
     if changed {
         adopt(row.nr, &args, result);
     }
-    drop(held);
+    // While nobody else can make a change: no log has a later one without this.
     if log::now() == Mode::Record {
         dispatch::record(t, &shape, result, version);
     }
+    drop(held);
     result
 }
 
