@@ -514,6 +514,8 @@ pub struct ThreadBlock {
     pub place: [AtomicU64; 18],
     /// Signals of one number that came in each other's place.
     pub exchange: Exchange,
+    /// The stream of the C library whose lock the thread took first of those that it has; 0 without any.
+    pub stream_held: AtomicU64,
 }
 
 /// The host's SIGTRAP with this code (that of a message queue, which sends none) calls a thread that may be in a loop which

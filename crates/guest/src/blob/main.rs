@@ -43,6 +43,7 @@ mod signals;
 mod spins;
 mod stacks;
 mod starved;
+mod streams;
 mod symbols;
 mod tables;
 mod thread;

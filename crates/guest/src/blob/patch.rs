@@ -13,7 +13,7 @@ use guest::prologue;
 use crate::raw::{self, nr};
 use crate::{
     barriers, entry, heap, jemalloc, joins, locks, onces, rwlocks, semaphores, spins, stacks,
-    symbols, thread, unwinding, user,
+    streams, symbols, thread, unwinding, user,
 };
 
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
@@ -86,11 +86,13 @@ pub(crate) fn adopt_text(start: u64, end: u64) {
         unwinding::adopt(&library, wrap);
         joins::adopt(&library, wrap);
         jemalloc::adopt(&library, wrap);
-        onces::adopt(&library, |address, function| {
+        let replace = |address, function| {
             if (start..end - JUMP_LEN).contains(&address) {
                 replace_function(address, function);
             }
-        });
+        };
+        onces::adopt(&library, replace);
+        streams::adopt(&library, wrap, replace);
     }
     raw::call(nr::MPROTECT, [start, end - start, PROT_RX, 0, 0, 0]);
 }
@@ -260,9 +262,18 @@ fn wrap_function(address: u64, function: u64) -> Option<u64> {
     let code = user::read::<[u8; prologue::WINDOW]>(address).ok()?;
     let moved = prologue::movable(&code, JUMP_LEN as usize)?;
     let original = claim_stub(address, STUB_MAX)?;
+    let behind = address + moved.end() as u64;
     let mut bytes = Code::default();
-    bytes.put(&code[..moved]);
-    bytes.put(&jump(original + moved as u64, address + moved as u64));
+    bytes.put(&code[..moved.len]);
+    if let Some(branch) = moved.branch {
+        // The long form: a byte, and then as an unconditional one.
+        bytes.put(&[0x0f]);
+        let to = behind + u64::from(branch.distance);
+        let [_, distance @ ..] = jump(original + bytes.len as u64, to);
+        bytes.put(&[0x80 | branch.condition]);
+        bytes.put(&distance);
+    }
+    bytes.put(&jump(original + bytes.len as u64, behind));
     write_stub(original, &bytes);
     replace_function(address, function);
     (user::read::<u8>(address).ok()? == JUMP).then_some(original)

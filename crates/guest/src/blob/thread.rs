@@ -140,6 +140,7 @@ fn set_up(index: usize) -> &'static ThreadBlock {
         &block.why,
         &block.position,
         &block.tsc,
+        &block.stream_held,
     ] {
         word.store(0, Relaxed);
     }

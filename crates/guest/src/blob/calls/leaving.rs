@@ -13,7 +13,7 @@ use crate::order::Held;
 use crate::raw::{self, nr};
 use crate::shapes::Shape;
 use crate::thread::{self, control, slot_of};
-use crate::{connections, heap, init, order, ring, signals, stacks, tables, user, vdso};
+use crate::{connections, heap, init, order, ring, signals, stacks, streams, tables, user, vdso};
 
 /// `execve`, `execveat`: the host attaches first, so that it can inject the guest into the next image.
 pub(crate) fn exec(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
@@ -92,6 +92,7 @@ pub(crate) fn exit(t: &ThreadBlock, regs: &Regs) -> i64 {
     signals::block_all();
     stacks::trim(regs.rsp);
     heap::thread_exits(t);
+    streams::thread_ends(t);
     leave(t, status, 0);
     thread::exit_thread(status)
 }

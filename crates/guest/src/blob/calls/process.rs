@@ -13,8 +13,8 @@ use crate::raw::{self, nr};
 use crate::shapes::Shape;
 use crate::thread::{self, control, slot_of};
 use crate::{
-    connections, heap, init, joins, onces, order, pace, ring, signals, stacks, tables, unwinding,
-    user,
+    connections, heap, init, joins, onces, order, pace, ring, signals, stacks, streams, tables,
+    unwinding, user,
 };
 
 const CLONE_VM: u64 = 0x100;
@@ -210,6 +210,9 @@ fn spawn(
     }
     thread::prefault(index);
     signals::block_all();
+    if wanted.has(CLONE_THREAD) {
+        streams::thread_begins();
+    }
     if log::now() == Mode::Record {
         intent(t, regs.rax as u16, stream, wanted.args[0]);
     }
