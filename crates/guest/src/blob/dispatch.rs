@@ -59,12 +59,14 @@ pub(crate) fn hold_if_asked(t: &ThreadBlock) {
 }
 
 /// Waits, in the image, too, until the host no longer asks. Not by a trap: the host may give up and let go
-/// at any moment, and a trap without a tracer kills.
+/// at any moment, and a trap without a tracer kills. Others get the processor: the host has put all threads before the
+/// rest of the system, and one of them may have something that the host waits for.
 #[cold]
 fn settle(t: &ThreadBlock) {
     t.why.store(trap::SETTLED, Release);
+    let mut spins = 0;
     while t.stop.load(Acquire) != 0 {
-        core::hint::spin_loop();
+        order::pause(&mut spins);
     }
     t.why.store(0, Release);
 }

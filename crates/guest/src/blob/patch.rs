@@ -12,8 +12,8 @@ use guest::prologue;
 
 use crate::raw::{self, nr};
 use crate::{
-    barriers, entry, heap, jemalloc, joins, locks, onces, rwlocks, semaphores, spins, stacks,
-    streams, symbols, thread, unwinding, user,
+    barriers, entry, heap, jemalloc, joins, locks, onces, order, rwlocks, semaphores, spins,
+    stacks, streams, symbols, thread, unwinding, user,
 };
 
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
@@ -122,8 +122,9 @@ fn next_candidate(mut at: u64, end: u64) -> Option<u64> {
 
 /// A site that Syscall User Dispatch caught: patches it if that can be done, and says where its caller goes on.
 pub(crate) fn first_hit(site: u64) -> u64 {
+    let mut spins = 0;
     while PATCHING.swap(1, core::sync::atomic::Ordering::Acquire) != 0 {
-        core::hint::spin_loop();
+        order::pause(&mut spins);
     }
     let resume = resume_of(site);
     PATCHING.store(0, core::sync::atomic::Ordering::Release);
