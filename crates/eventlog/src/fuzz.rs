@@ -57,7 +57,7 @@ pub fn fuzz_fold(data: &[u8]) {
     // After a refusal, the state is not to be trusted; it can be looked at all the same.
     let _ = merge.fold().describe();
     if ok {
-        assert!(comes_back(&merge));
+        assert!(comes_back(&mut merge));
     }
 }
 
@@ -66,7 +66,7 @@ pub fn fuzz_snapshot(data: &[u8]) {
     let Ok(mut merge) = Merge::restore(data) else {
         return;
     };
-    assert!(comes_back(&merge));
+    assert!(comes_back(&mut merge));
     for nr in 0..=kind::ONCE {
         let record = Record {
             header: Header {
@@ -84,7 +84,7 @@ pub fn fuzz_snapshot(data: &[u8]) {
 }
 
 /// True if the state is what its snapshot restores, or is too large for one.
-fn comes_back(merge: &Merge) -> bool {
+fn comes_back(merge: &mut Merge) -> bool {
     let Ok(bytes) = merge.snapshot() else {
         return true;
     };

@@ -78,8 +78,8 @@ impl Pairs {
 }
 
 fn unread(fold: &Fold, channel: ChannelId) -> impl Iterator<Item = &[u8]> {
-    let all = fold.channel(channel).map(|channel| channel.unread.iter());
-    all.into_iter().flatten().map(Vec::as_slice)
+    let all = fold.channel(channel).map(|channel| channel.unread());
+    all.into_iter().flatten()
 }
 
 fn fill(mut bytes: &[u8], mut put: impl FnMut(&[u8]) -> nix::Result<usize>) {

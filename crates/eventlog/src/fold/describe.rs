@@ -88,10 +88,10 @@ impl Fold {
             Kind::Pipe {
                 channel, writes, ..
             } => {
-                let unread = self
+                let unread: usize = self
                     .channels
                     .get(channel)
-                    .map_or(0, |channel| channel.unread_bytes);
+                    .map_or(0, |channel| channel.unread().map(<[u8]>::len).sum());
                 writeln!(
                     to,
                     "pipe {channel}, {} end, {unread} unread",

@@ -88,7 +88,7 @@ impl Fold {
         let Some(id) = self.named(call) else {
             return Ok(());
         };
-        let channel = self.produce(id, call.data(), call.result.unsigned_abs())?;
+        let channel = self.produce(call, id, call.data(), call.result.unsigned_abs())?;
         let rights = call
             .message()
             .map(|message| passed_descriptors(message.control))
@@ -121,6 +121,7 @@ impl Fold {
     /// `count` bytes went into a description; answers with the channel they went to.
     fn produce(
         &mut self,
+        call: &Call<'_>,
         id: DescriptionId,
         data: &[u8],
         count: u64,
@@ -145,7 +146,8 @@ impl Fold {
             }
         }
         if let Some(channel) = channel.and_then(|id| self.channels.get_mut(&id)) {
-            channel.write(data, count)?;
+            let time = self.streams.get(&call.stream);
+            channel.write(data, count, time.map_or(0, |stream| stream.time))?;
         }
         Ok(channel)
     }
@@ -174,7 +176,7 @@ impl Fold {
             .meant(call.pid, int(to), call.seen)
             .filter(|_| !given(to_offset))
         {
-            self.produce(id, call.data(), count)?;
+            self.produce(call, id, call.data(), count)?;
         }
         Ok(())
     }

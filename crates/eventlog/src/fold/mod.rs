@@ -49,7 +49,7 @@ mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 
-pub use channel::{Channel, MAX_UNREAD};
+pub use channel::{Channel, MAX_UNREAD, Written};
 pub use error::FoldError;
 pub use merge::{MAX_HELD, Merge, Remains};
 pub use model::*;
@@ -57,7 +57,7 @@ pub use settle::Settled;
 pub use snapshot::{MAX_SNAPSHOT, SnapshotError};
 pub use sockets::Ends;
 
-use crate::record::{Record, kind};
+use crate::record::{Record, cycles_of, kind};
 
 /// Most processes and zombies.
 pub const MAX_PROCESSES: usize = 1 << 15;
@@ -132,6 +132,10 @@ impl Fold {
         };
         bump(&mut stream.records, 1);
         bump(&mut stream.ticks, u64::from(header.ticks));
+        if header.kind == kind::INTENT {
+            stream.before_intent = stream.time;
+        }
+        bump(&mut stream.time, cycles_of(header.ticks));
         match header.kind {
             kind::EXEC => self.exec(id, record.payload)?,
             kind::SIGNAL => self.signal(id, record.payload),

@@ -359,6 +359,10 @@ pub struct Stream {
     pub records: u64,
     /// Ticks since its beginning.
     pub ticks: u64,
+    /// When its last record was made, in cycles of the recording host, and the last before its last intent.
+    pub time: u64,
+    /// See there.
+    pub before_intent: u64,
     /// The newest version of the descriptor table that this thread is known to have seen.
     pub seen: Option<u64>,
     /// The call it has begun and not ended.

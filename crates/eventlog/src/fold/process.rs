@@ -90,15 +90,25 @@ impl Fold {
             .get_mut(&pid)
             .ok_or(FoldError::NoProcess { pid })?;
         process.threads.insert(tid, id);
+        let time = self.made_at(id).unwrap_or(0);
         self.streams.insert(
             id,
             Stream {
                 pid,
                 tid,
+                time,
                 ..Stream::default()
             },
         );
         Ok(())
+    }
+
+    /// From when on the time of a child's stream counts, while what made it is under way.
+    fn made_at(&self, child: StreamId) -> Option<u64> {
+        self.streams.values().find_map(|stream| {
+            let announced = stream.intent.as_ref()?.parsed()?.child?;
+            (announced.stream == child).then_some(stream.before_intent)
+        })
     }
 
     /// The first record of a stream; false if the thread's maker has not got so far.
@@ -135,7 +145,12 @@ impl Fold {
             return Ok(());
         }
         let pid = self.make_thread(call.pid, tid, clone_flags(call.nr, child))?;
-        self.bind_stream(child.stream, pid, tid)
+        self.bind_stream(child.stream, pid, tid)?;
+        let begun = self.streams.get(&call.stream).map(|s| s.before_intent);
+        if let Some(stream) = self.streams.get_mut(&child.stream) {
+            stream.time = begun.unwrap_or(0);
+        }
+        Ok(())
     }
 
     /// A new thread, in a process of its own unless CLONE_THREAD; answers with the process.
@@ -351,6 +366,14 @@ impl Fold {
             arg0: header.arg0,
             payload: payload.to_vec(),
         });
+        let begun = stream.before_intent;
+        let announced = stream.intent.as_ref().and_then(Intent::parsed);
+        let child = announced.and_then(|parsed| parsed.child);
+        // One that the host has named before.
+        let known = child.and_then(|child| self.streams.get_mut(&child.stream));
+        if let Some(child) = known.filter(|child| child.records == 0) {
+            child.time = begun;
+        }
         Ok(())
     }
 }

@@ -62,7 +62,7 @@ impl Fold {
         } else {
             (owed.min(len), owed.min(len))
         };
-        super::bump(&mut channel.written, units);
+        channel.settle(units);
         Some(taken)
     }
 }

@@ -16,11 +16,11 @@ use super::merge::{Merge, Versions};
 use super::sockets::Meeting;
 use super::{
     Channel, ChannelId, Closed, Description, DescriptionId, Entry, Fold, Interest, Kind, Orphan,
-    Pid, Process, SpaceId, Stream, StreamId, TableId,
+    Pid, Process, SpaceId, Stream, StreamId, TableId, Written,
 };
 use crate::codec::{self, CodecError};
 
-const MAGIC: &[u8; 8] = b"USFOLD01";
+const MAGIC: &[u8; 8] = b"USFOLD02";
 /// Most bytes of a snapshot.
 pub const MAX_SNAPSHOT: usize = 256 << 20;
 
@@ -81,7 +81,7 @@ enum Section {
     Interest(DescriptionId, i32, DescriptionId, Interest),
     Watch(DescriptionId, i32, Vec<u8>, u32),
     Channel(ChannelId, Channel),
-    Unread(ChannelId, Vec<u8>),
+    Written(ChannelId, Written),
     Orphan(Orphan),
     Accepts(u16, Vec<u8>, u64),
     Meeting(Vec<u8>, Meeting),
@@ -116,7 +116,10 @@ impl Merge {
     ///
     /// # Errors
     /// [`SnapshotError::Oversized`] and, for a section that no message can hold, [`SnapshotError::Codec`].
-    pub fn snapshot(&self) -> Result<Vec<u8>, SnapshotError> {
+    pub fn snapshot(&mut self) -> Result<Vec<u8>, SnapshotError> {
+        for channel in self.fold.channels.values_mut() {
+            channel.trim();
+        }
         let mut to = Writer {
             bytes: MAGIC.to_vec(),
             sections: 0,
@@ -215,13 +218,14 @@ impl Fold {
             to.put(&Section::Channel(
                 *id,
                 Channel {
-                    unread: VecDeque::new(),
-                    unread_bytes: 0,
-                    ..channel.clone()
+                    kept: VecDeque::new(),
+                    kept_bytes: 0,
+                    passed: channel.passed.clone(),
+                    ..*channel
                 },
             ))?;
-            for data in &channel.unread {
-                to.put(&Section::Unread(*id, data.clone()))?;
+            for written in &channel.kept {
+                to.put(&Section::Written(*id, written.clone()))?;
             }
         }
         for orphan in &self.orphans {
@@ -277,15 +281,15 @@ impl Fold {
             }
             Section::Channel(id, channel) => {
                 // The count must be that of the bytes, which follow: reads subtract from it.
-                if channel.unread_bytes != 0 || !channel.unread.is_empty() {
+                if channel.kept_bytes != 0 || !channel.kept.is_empty() {
                     return None;
                 }
                 self.channels.insert(id, channel);
             }
-            Section::Unread(id, data) => {
+            Section::Written(id, written) => {
                 let channel = self.channels.get_mut(&id)?;
-                channel.unread_bytes += data.len() as u64;
-                channel.unread.push_back(data);
+                channel.kept_bytes += written.data.len() as u64;
+                channel.kept.push_back(written);
             }
             Section::Orphan(orphan) => self.orphans.push_back(orphan),
             Section::Accepts(port, peer, count) => {
@@ -352,12 +356,12 @@ mod tests {
     #[test]
     fn a_channel_that_counts_other_bytes_than_follow_is_refused() {
         let channel = Channel {
-            unread_bytes: u64::MAX,
+            kept_bytes: u64::MAX,
             ..Channel::default()
         };
         let bytes = snapshot(&[
             Section::Channel(1, channel),
-            Section::Unread(1, b"data".to_vec()),
+            Section::Written(1, Written::default()),
         ]);
         assert!(matches!(
             Merge::restore(&bytes),

@@ -76,7 +76,7 @@ proptest! {
         let (before, after) = events.split_at(cut.min(events.len()));
         let mut halves = Merge::restore(&whole(before).snapshot().unwrap()).unwrap();
         feed(&mut halves, after);
-        let once = whole(&events);
+        let mut once = whole(&events);
         prop_assert_eq!(halves.fold().describe(), once.fold().describe());
         prop_assert_eq!(halves.snapshot().unwrap(), once.snapshot().unwrap());
         prop_assert_eq!(halves, once);

@@ -152,8 +152,7 @@ pub(super) fn unread(merge: &Merge, pid: Pid, fd: i32) -> Vec<u8> {
         .fold()
         .channel(id)
         .unwrap()
-        .unread
-        .iter()
+        .unread()
         .flatten()
         .copied()
         .collect()
