@@ -44,7 +44,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("sleeps.c"),
     program("sockets_unix.c"),
     program("standard.cpp"),
-    // What several threads have written into one pipe and nobody has read comes in another order.
+    // Lines are lost or cut where several threads write to one pipe and several read from it.
     standing("streams.c"),
     program("threads_ends.c"),
 ];
