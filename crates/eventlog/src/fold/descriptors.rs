@@ -51,13 +51,14 @@ impl Fold {
     ) {
         self.retain(id);
         self.close(pid, fd, version);
-        let alive = self.descriptions.contains_key(&id);
+        let (alive, opened) = (self.descriptions.contains_key(&id), self.now);
         match self.table_mut(pid).filter(|table| alive && table.users > 0) {
             Some(table) => {
                 let entry = Entry {
                     description: id,
                     cloexec,
                     since: version,
+                    opened,
                 };
                 table.entries.insert(fd, entry);
             }
@@ -89,6 +90,7 @@ impl Fold {
 
     /// Closes a descriptor; false if there is none.
     pub(super) fn close(&mut self, pid: Pid, fd: i32, version: u64) -> bool {
+        let closed = self.now;
         let Some(table) = self.table_mut(pid) else {
             return false;
         };
@@ -99,6 +101,7 @@ impl Fold {
             fd,
             entry,
             until: version,
+            closed,
         });
         self.release(entry.description, pid, fd);
         true
@@ -115,7 +118,17 @@ impl Fold {
                 let then = past.find(|closed| closed.entry.since <= seen && seen < closed.until);
                 Some(then.map_or(entry.description, |closed| closed.entry.description))
             }
-            (Some(entry), _) => Some(entry.description),
+            // Of a thread that has changed nothing, time tells: it may have got a number from another long after.
+            (Some(entry), None) => {
+                let then =
+                    past.find(|closed| (closed.entry.opened..closed.closed).contains(&self.now));
+                let is_late = self.now < entry.opened;
+                let then = then
+                    .filter(|_| is_late)
+                    .map(|closed| closed.entry.description);
+                Some(then.unwrap_or(entry.description))
+            }
+            (Some(entry), Some(_)) => Some(entry.description),
             (None, _) => past.next().map(|closed| closed.entry.description),
         }
     }
@@ -268,6 +281,7 @@ impl Fold {
                 fd: *fd,
                 entry: *entry,
                 until: u64::MAX,
+                closed: u64::MAX,
             });
         }
         for (fd, entry) in entries {

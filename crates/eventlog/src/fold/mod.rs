@@ -81,6 +81,8 @@ pub struct Fold {
     accepts: BTreeMap<(u16, Vec<u8>), u64>,
     /// UNIX connections by the listener's address, made and not accepted, or accepted and not (seen to be) made.
     meetings: BTreeMap<Vec<u8>, sockets::Meeting>,
+    /// When the record was made that is being applied; 0 otherwise.
+    now: u64,
     next_id: u64,
     closes: u64,
     strays: u64,
@@ -136,6 +138,7 @@ impl Fold {
             stream.before_intent = stream.time;
         }
         bump(&mut stream.time, cycles_of(header.ticks));
+        self.now = stream.time;
         match header.kind {
             kind::EXEC => self.exec(id, record.payload)?,
             kind::SIGNAL => self.signal(id, record.payload),
@@ -146,6 +149,7 @@ impl Fold {
             0..=1023 => self.call(id, record)?,
             _ => {}
         }
+        self.now = 0;
         Ok(())
     }
 

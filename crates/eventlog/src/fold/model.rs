@@ -134,6 +134,8 @@ pub struct Entry {
     pub cloexec: bool,
     /// Version of the table when it was opened; 0 when not known.
     pub since: u64,
+    /// When that was, as [`Stream::time`].
+    pub opened: u64,
 }
 
 /// A descriptor that was closed.
@@ -145,6 +147,8 @@ pub struct Closed {
     pub entry: Entry,
     /// Version of the table when it was closed.
     pub until: u64,
+    /// When that was, as [`Stream::time`].
+    pub closed: u64,
 }
 
 /// An open file description.

@@ -54,6 +54,7 @@ impl Fold {
                         description: id,
                         cloexec: false,
                         since: 0,
+                        opened: 0,
                     },
                 );
             }

@@ -37,8 +37,11 @@ impl Fold {
             return None;
         }
         let (len, value) = (intent.payload.len() as u64, word(&intent.payload, 0, 8));
-        let target = self.meant(stream.pid, intent.arg0.cast_signed(), stream.seen)?;
-        self.owed(target, len, value)
+        let (pid, fd, seen) = (stream.pid, intent.arg0.cast_signed(), stream.seen);
+        self.now = stream.time;
+        let target = self.meant(pid, fd, seen);
+        self.now = 0;
+        self.owed(target?, len, value)
     }
 
     /// What readers have of `len` bytes that were to go into a description, an eventfd among them with this `value`.

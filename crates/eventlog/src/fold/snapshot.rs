@@ -20,7 +20,7 @@ use super::{
 };
 use crate::codec::{self, CodecError};
 
-const MAGIC: &[u8; 8] = b"USFOLD02";
+const MAGIC: &[u8; 8] = b"USFOLD03";
 /// Most bytes of a snapshot.
 pub const MAX_SNAPSHOT: usize = 256 << 20;
 
