@@ -18,6 +18,8 @@ pub const MAX_UNREAD: u64 = 8 << 20;
 pub struct Channel {
     /// Descriptions that hold one of its ends.
     pub ends: u32,
+    /// The one that wrote to it, when that has ended: another thread's write through it may be folded later.
+    pub ended: Option<DescriptionId>,
     /// Messages keep their boundaries (datagrams, SOCK_SEQPACKET).
     pub messages: bool,
     /// Bytes (or messages) written.

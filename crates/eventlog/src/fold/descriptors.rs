@@ -113,24 +113,21 @@ impl Fold {
         let table = self.table(pid)?;
         let now = table.entries.get(&fd);
         let mut past = table.closed.iter().rev().filter(|closed| closed.fd == fd);
-        match (now, seen) {
-            (Some(entry), Some(seen)) if entry.since > seen => {
-                let then = past.find(|closed| closed.entry.since <= seen && seen < closed.until);
-                Some(then.map_or(entry.description, |closed| closed.entry.description))
-            }
-            // Of a thread that has changed nothing, time tells: it may have got a number from another long after.
-            (Some(entry), None) => {
-                let then =
-                    past.find(|closed| (closed.entry.opened..closed.closed).contains(&self.now));
-                let is_late = self.now < entry.opened;
-                let then = then
-                    .filter(|_| is_late)
-                    .map(|closed| closed.entry.description);
-                Some(then.unwrap_or(entry.description))
-            }
-            (Some(entry), Some(_)) => Some(entry.description),
-            (None, _) => past.next().map(|closed| closed.entry.description),
-        }
+        let last = past.clone().next();
+        // Of a thread that has changed nothing, time tells: it may have got a number from another long after.
+        let (is_new, then) = match seen {
+            Some(seen) => (
+                now.is_some_and(|entry| entry.since > seen),
+                past.find(|closed| closed.entry.since <= seen && seen < closed.until),
+            ),
+            None => (
+                now.is_none_or(|entry| entry.opened > self.now),
+                past.find(|closed| (closed.entry.opened..closed.closed).contains(&self.now)),
+            ),
+        };
+        let then = then.filter(|_| is_new).map(|closed| closed.entry);
+        let entry = then.or(now.copied()).or(last.map(|closed| closed.entry));
+        entry.map(|entry| entry.description)
     }
 
     pub(super) fn retain(&mut self, id: DescriptionId) {
@@ -182,12 +179,14 @@ impl Fold {
                 }
                 Vec::new()
             }
-            Kind::Pipe { channel, .. } => self.leave(channel),
+            Kind::Pipe {
+                channel, writes, ..
+            } => self.leave(channel, writes.then_some(id)),
             Kind::Socket(socket) => {
                 let mut unsent = Vec::new();
                 if let Some((receives, sends)) = socket.channels {
-                    unsent = self.leave(receives);
-                    unsent.extend(self.leave(sends));
+                    unsent = self.leave(receives, None);
+                    unsent.extend(self.leave(sends, Some(id)));
                 }
                 if let State::Listening { .. } = socket.state {
                     let waiting = self
@@ -195,8 +194,8 @@ impl Fold {
                         .remove(&super::sockets::address(&socket.local))
                         .unwrap_or_default();
                     for (receives, sends) in waiting.connected.into_iter().chain(waiting.accepted) {
-                        unsent.extend(self.leave(receives));
-                        unsent.extend(self.leave(sends));
+                        unsent.extend(self.leave(receives, None));
+                        unsent.extend(self.leave(sends, None));
                     }
                 }
                 self.remember(Orphan {
@@ -229,11 +228,13 @@ impl Fold {
         }
     }
 
-    /// One end of a channel is gone; with the last one its bytes are, too.
-    fn leave(&mut self, id: ChannelId) -> Vec<DescriptionId> {
+    /// One end of a channel is gone, with the description that wrote to it if it was that end; with the last one its
+    /// bytes are, too.
+    fn leave(&mut self, id: ChannelId, writer: Option<DescriptionId>) -> Vec<DescriptionId> {
         let Some(channel) = self.channels.get_mut(&id) else {
             return Vec::new();
         };
+        channel.ended = channel.ended.or(writer);
         channel.ends = channel.ends.saturating_sub(1);
         if channel.ends > 0 {
             return Vec::new();
@@ -243,6 +244,12 @@ impl Fold {
             .into_iter()
             .flat_map(|channel| channel.passed.into_iter().flatten())
             .collect()
+    }
+
+    /// The channel that an ended description wrote to, while there is another end to read from.
+    pub(super) fn written_by_ended(&self, id: DescriptionId) -> Option<ChannelId> {
+        let mut channels = self.channels.iter();
+        channels.find_map(|(channel, is)| (is.ended == Some(id)).then_some(*channel))
     }
 
     pub(super) fn table_mut(&mut self, pid: Pid) -> Option<&mut Table> {

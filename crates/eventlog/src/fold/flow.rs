@@ -144,6 +144,8 @@ impl Fold {
                 Kind::Pipe { channel: pipe, .. } => channel = Some(*pipe),
                 _ => {}
             }
+        } else {
+            channel = self.written_by_ended(id);
         }
         if let Some(channel) = channel.and_then(|id| self.channels.get_mut(&id)) {
             let time = self.streams.get(&call.stream);

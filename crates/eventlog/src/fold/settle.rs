@@ -46,17 +46,19 @@ impl Fold {
 
     /// What readers have of `len` bytes that were to go into a description, an eventfd among them with this `value`.
     fn owed(&mut self, target: DescriptionId, len: u64, value: u64) -> Option<u64> {
-        let channel = match &mut self.descriptions.get_mut(&target)?.kind {
-            Kind::Event { added, taken, .. } => {
+        let kind = self.descriptions.get_mut(&target).map(|is| &mut is.kind);
+        let channel = match kind {
+            None => self.written_by_ended(target)?,
+            Some(Kind::Event { added, taken, .. }) => {
                 if taken.wrapping_sub(*added).cast_signed() <= 0 {
                     return None;
                 }
                 *added = added.wrapping_add(value);
                 return Some(len);
             }
-            Kind::Pipe { channel, .. } => *channel,
-            Kind::Socket(socket) => socket.channels?.1,
-            _ => return None,
+            Some(Kind::Pipe { channel, .. }) => *channel,
+            Some(Kind::Socket(socket)) => socket.channels?.1,
+            Some(_) => return None,
         };
         let channel = self.channels.get_mut(&channel)?;
         let owed = channel.read.saturating_sub(channel.written);

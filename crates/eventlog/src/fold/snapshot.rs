@@ -1,7 +1,7 @@
 //! The fold as bytes: part of a checkpoint's image.
 //!
 //! ```text
-//! "USFOLD01"                      8 bytes
+//! "USFOLD04"                      8 bytes
 //! u32 length, section             as often as there are sections
 //! ```
 //!
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::codec::{self, CodecError};
 
-const MAGIC: &[u8; 8] = b"USFOLD03";
+const MAGIC: &[u8; 8] = b"USFOLD04";
 /// Most bytes of a snapshot.
 pub const MAX_SNAPSHOT: usize = 256 << 20;
 

@@ -322,6 +322,39 @@ fn pipes_hold_what_was_not_read() {
     assert!(merge.fold().describe().contains("0 channels"));
 }
 
+/// One thread wrote, another closed the end that it wrote to, and the closing is folded first.
+#[test]
+fn what_was_written_before_the_end_was_closed_can_be_read() {
+    let mut merge = started();
+    merge.introduce(2, 1, 2).unwrap();
+    let (one, other) = (
+        Event::call("write", &[6], 6, &[]).data(b"before"),
+        b"under way",
+    );
+    let sockets = Event::call("socketpair", &[1, 1, 0], 0, &[&pair(8, 9)]);
+    let to_socket = Event::call("write", &[8], 4, &[]).data(b"news");
+    let intended = Event::call("write", &[6], 9, &[]).data(other).intended();
+    play(
+        &mut merge,
+        [
+            sockets.version(8),
+            Event::call("close", &[6], 0, &[]).version(9),
+            Event::call("close", &[8], 0, &[]).version(10),
+            one.on(2),
+            to_socket.on(2),
+            Event::call("read", &[5], 8, &[b"beforeun"]),
+            intended.on(2),
+        ],
+    );
+    assert_eq!(unread(&merge, 1, 9), b"news");
+    let taken = Settled {
+        stream: 2,
+        taken: 2,
+    };
+    assert_eq!(merge.settle(), [taken]);
+    assert_eq!(unread(&merge, 1, 5), b"");
+}
+
 /// The reader's record came into the log, and the writer's did not.
 #[test]
 fn writes_without_a_result_are_settled_by_what_was_read() {
