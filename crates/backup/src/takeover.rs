@@ -23,6 +23,7 @@ mod ahead;
 mod arena;
 mod backlog;
 mod checkpoint;
+mod children;
 mod clock;
 mod connections;
 mod dead;

@@ -441,8 +441,9 @@ pub fn activity(init: pid_t, number: u32) -> Activity {
     }
 }
 
-/// The number of a thread in its innermost PID namespace.
-fn inside_number(tid: pid_t) -> Option<u32> {
+/// The number of a thread, or of a process that has ended and that nobody has waited for, in its innermost PID namespace.
+#[must_use]
+pub fn inside_number(tid: pid_t) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
     line.split_ascii_whitespace().next_back()?.parse().ok()

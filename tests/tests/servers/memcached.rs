@@ -16,6 +16,12 @@ fn memcached() {
     survives::<Client>(MEMCACHED_PORT, |_| servers::memcached());
 }
 
+/// One thread accepts and gets the numbers of descriptors that others have closed, and hands them to others.
+#[test]
+fn memcached_whose_clients_come_and_go() {
+    survives::<Passing>(MEMCACHED_PORT, |_| servers::memcached());
+}
+
 /// What a client has stored: nobody else writes its keys.
 struct Client {
     number: u64,
@@ -66,6 +72,29 @@ impl Client {
         let end = self.line()?;
         ensure!(end == "END", "behind a value: {end:?}");
         Ok(())
+    }
+}
+
+/// One that ends its connection now and then and begins another.
+struct Passing {
+    client: Client,
+    left: u64,
+}
+
+impl crowd::Client for Passing {
+    fn begin(stream: TcpStream, number: u64, rng: Rng) -> Result<Self> {
+        let client = crowd::Client::begin(stream, number, rng)?;
+        Ok(Self { client, left: 1 })
+    }
+
+    fn step(&mut self) -> Result<()> {
+        if self.left == 0 {
+            let address = self.client.reader.get_ref().peer_addr()?;
+            self.client.reader = BufReader::new(crowd::connect(address)?);
+            self.left = 1 + self.client.rng.below(6);
+        }
+        self.left -= 1;
+        self.client.step()
     }
 }
 

@@ -33,8 +33,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("pipes.c"),
     program("rwlocks.c"),
     program("semaphores.c"),
-    // Of children that have ended and that it has not waited for, it is told once more.
-    standing("signals_children.c"),
+    program("signals_children.c"),
     program("signals_interrupt.c"),
     program("signals_sent.c"),
     program("signals_spun_for.c"),

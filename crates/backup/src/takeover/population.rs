@@ -2,13 +2,10 @@
 //! since, and those that were made.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::sync::atomic::Ordering::Acquire;
 
 use eventlog::fold::Fold;
 use guest::abi::{MAX_SLOTS, slot};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use sys::arena::Arena;
 use sys::follow::find_thread;
 
@@ -54,28 +51,4 @@ impl Population {
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, i32)> + '_ {
         self.0.iter().map(|(number, process)| (*number, *process))
     }
-
-    /// Tells each process once more of children that have ended and that it has not waited for: while it replayed,
-    /// signals that came by themselves were not its own. One that is told twice finds nothing the second time.
-    pub(super) fn tell_of_the_dead(&self) {
-        for (number, process) in self.iter() {
-            if has_dead_children(process) {
-                let told = kill(Pid::from_raw(process), Signal::SIGCHLD);
-                tracing::debug!(number, ?told, "children have ended");
-            }
-        }
-    }
-}
-
-fn has_dead_children(process: i32) -> bool {
-    let tasks = fs::read_dir(format!("/proc/{process}/task"));
-    let lists = tasks.into_iter().flatten().flatten();
-    let lists = lists.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    lists.into_iter().any(|list| {
-        list.split_ascii_whitespace().any(|child| {
-            let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-            let state = stat.rsplit_once(')').map(|(_, rest)| rest.trim_start());
-            state.is_some_and(|rest| rest.starts_with('Z'))
-        })
-    })
 }

@@ -37,7 +37,7 @@ use super::search::Search;
 use super::session::Session;
 use super::stage::Stage;
 use super::waiting::Tell;
-use super::{backlog, options, place, privileges, resets, spinning};
+use super::{backlog, children, options, place, privileges, resets, spinning};
 use crate::detector::Suspicion;
 use crate::guard::{Attempt, Guard};
 
@@ -217,7 +217,6 @@ impl Vacant {
             ..Report::default()
         };
         let live = self.go_live(processes, arena, room, reconnected, suspicion, &mut report)?;
-        population.tell_of_the_dead();
         clock.step("go live");
         report.steps = clock.steps;
         tracing::info!(generation, ?report, "live");
@@ -294,6 +293,7 @@ impl Vacant {
                 options::of_socket(&mut session, one.target.number, one.listener)?;
             }
             options::note_watchers(arena, fold, pid, &ready, &ids);
+            children::settle(&mut session, fold, (pid, process))?;
             privileges::apply(&mut session, fold, pid)?;
             session.close()?;
         }

@@ -2,6 +2,7 @@
 
 use sysabi::Object;
 
+use super::timers::SIGINFO_SENDER_AT;
 use super::{DescriptionId, Fold, FoldError, Intent, Pid, StreamId, nr};
 use crate::payload::{self, Parsed};
 use crate::record::{Header, Record};
@@ -208,6 +209,7 @@ impl Fold {
             nr::CLONE | nr::CLONE3 | nr::FORK | nr::VFORK => self.cloned(call)?,
             nr::WAIT4 | nr::WAITID => self.wait_result(call),
             nr::RT_SIGACTION => self.action(call)?,
+            nr::RT_SIGTIMEDWAIT => self.told(call.filled(1), SIGINFO_SENDER_AT),
             nr::SETITIMER
             | nr::ALARM
             | nr::TIMER_CREATE

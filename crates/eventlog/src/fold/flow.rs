@@ -3,6 +3,7 @@
 use super::calls::Call;
 use super::descriptors::STREAM;
 use super::message::{int, passed_descriptors, word};
+use super::timers::{SIGNALFD_LEN, SIGNALFD_SENDER_AT};
 use super::{ChannelId, DescriptionId, Fold, FoldError, Kind, State, nr};
 use crate::payload::MSG_PEEK;
 
@@ -61,6 +62,11 @@ impl Fold {
                 Kind::Memfd { offset, .. } => super::bump(offset, count),
                 Kind::Event { taken, .. } => *taken = taken.wrapping_add(word(bytes, 0, 8)),
                 Kind::Pipe { channel: pipe, .. } => channel = Some(*pipe),
+                Kind::Signal(_) => {
+                    for info in bytes.chunks(SIGNALFD_LEN) {
+                        self.told(info, SIGNALFD_SENDER_AT);
+                    }
+                }
                 Kind::Timer {
                     armed: Some(armed), ..
                 } => {

@@ -60,6 +60,8 @@ pub struct Process {
     pub ended: Option<i64>,
     /// Its parent has waited for it, but its own log has not been folded to its end.
     pub reaped: bool,
+    /// Its parent has got a signal that told of its end.
+    pub told: bool,
 }
 
 /// A signal's action.

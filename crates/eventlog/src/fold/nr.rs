@@ -66,6 +66,7 @@ numbers! {
     SETRESUID = 117,
     SETRESGID = 119,
     CAPSET = 126,
+    RT_SIGTIMEDWAIT = 128,
     PRCTL = 157,
     SETRLIMIT = 160,
     CHROOT = 161,

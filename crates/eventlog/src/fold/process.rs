@@ -174,6 +174,7 @@ impl Fold {
             posix_timers: BTreeMap::new(),
             ended: None,
             reaped: false,
+            told: false,
             ..maker.clone()
         };
         if flags & CLONE_FILES == 0 {

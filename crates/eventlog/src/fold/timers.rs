@@ -8,6 +8,13 @@ use super::{Action, Armed, Description, Fold, FoldError, Kind, PosixTimer, Strea
 const MAX_TIMERS: usize = 1 << 12;
 /// SIGALRM, SIGVTALRM, SIGPROF: the signals of the three interval timers.
 const INTERVAL_SIGNALS: [u64; 3] = [14, 26, 27];
+const SIGCHLD: u64 = 17;
+/// CLD_EXITED, CLD_KILLED and CLD_DUMPED: a child has ended.
+const ENDED: std::ops::RangeInclusive<u32> = 1..=3;
+/// Where the sender lies in a siginfo and in what a signalfd gives, and how much that is.
+pub(super) const SIGINFO_SENDER_AT: usize = 16;
+pub(super) const SIGNALFD_SENDER_AT: usize = 12;
+pub(super) const SIGNALFD_LEN: usize = 128;
 /// SI_KERNEL.
 const SI_KERNEL: u32 = 0x80;
 /// SI_TIMER.
@@ -143,6 +150,18 @@ impl Fold {
             process
                 .interval_timers
                 .retain(|timer, armed| *timer as usize != which || expire(armed));
+        }
+        self.told(info, SIGINFO_SENDER_AT);
+    }
+
+    /// A process got a signal, perhaps one that tells of a child's end.
+    pub(super) fn told(&mut self, info: &[u8], sender_at: usize) {
+        let (signal, code) = (word(info, 0, 4), word(info, 8, 4) as u32);
+        if signal == SIGCHLD && ENDED.contains(&code) {
+            let child = word(info, sender_at, 4) as u32;
+            if let Some(child) = self.processes.get_mut(&child) {
+                child.told = true;
+            }
         }
     }
 

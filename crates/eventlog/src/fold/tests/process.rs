@@ -1,7 +1,7 @@
 //! Threads, fork, vfork, exec, exit, and what belongs to a process.
 
 use super::tape::*;
-use crate::fold::Action;
+use crate::fold::{Action, Merge};
 use crate::record::kind;
 
 /// clone flags of pthread_create: VM, FS, FILES, SIGHAND, THREAD.
@@ -194,6 +194,52 @@ fn a_killed_child_ends_when_it_is_waited_for() {
     assert!(!merge.fold().processes().contains_key(&2));
     play(&mut merge, [Event::call("close", &[0], 0, &[]).on(2)]);
     assert_eq!(merge.fold().strays(), 1, "a late record of the dead");
+}
+
+#[test]
+fn a_child_whose_end_its_parent_was_told_of_is_known() {
+    let mut merge = container();
+    let told = |code: u32, child: u32| {
+        let mut info = [0; 128];
+        for (at, word) in [(0, 17), (8, code), (16, child)] {
+            info[at..at + 4].copy_from_slice(&word.to_le_bytes());
+        }
+        Event::other(kind::SIGNAL, 0, 0).data(&info)
+    };
+    const STOPPED: u32 = 5;
+    const KILLED: u32 = 2;
+    play(
+        &mut merge,
+        [
+            Event::clone("fork", 2, 2, 0),
+            Event::clone("fork", 3, 3, 0),
+            told(STOPPED, 2),
+            told(KILLED, 3),
+        ],
+    );
+    let is_told = |merge: &Merge, pid: u32| merge.fold().processes()[&pid].told;
+    assert!(!is_told(&merge, 2) && is_told(&merge, 3));
+    play(
+        &mut merge,
+        [
+            Event::call("wait4", &[3], 3, &[&9u32.to_le_bytes(), &[]]),
+            Event::clone("fork", 3, 4, 0),
+        ],
+    );
+    assert!(!is_told(&merge, 3), "another of the same number");
+    let mut from_descriptor = [0; 128];
+    for (at, word) in [(0, 17), (8, 1), (12, 2)] {
+        from_descriptor[at] = word;
+    }
+    let mask = [0, 0, 1, 0, 0, 0, 0, 0];
+    play(
+        &mut merge,
+        [
+            Event::call("signalfd4", &[u64::MAX, 0, 8, 0], 3, &[&mask]).version(1),
+            Event::call("read", &[3], 128, &[&from_descriptor]),
+        ],
+    );
+    assert!(is_told(&merge, 2));
 }
 
 #[test]
