@@ -94,15 +94,21 @@ pub enum Error {
     /// The log cannot be folded.
     #[error(transparent)]
     Fold(#[from] eventlog::fold::FoldError),
+    /// The log cannot be folded up to a cut.
+    #[error(transparent)]
+    Feed(#[from] eventlog::fold::FeedError<std::convert::Infallible>),
+    /// A thread was cut where its log has half a record.
+    #[error("stream {stream} ends inside a record")]
+    CutShort {
+        /// The stream.
+        stream: u32,
+    },
     /// The fold's snapshot.
     #[error(transparent)]
     Snapshot(#[from] eventlog::fold::SnapshotError),
     /// The image.
     #[error(transparent)]
     Image(#[from] eventlog::image::ImageError),
-    /// The log is damaged.
-    #[error(transparent)]
-    Record(#[from] eventlog::record::Malformed),
 }
 
 impl Error {

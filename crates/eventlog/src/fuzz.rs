@@ -1,6 +1,9 @@
 //! Entries for a fuzzer: each takes any bytes and must neither panic nor allocate beyond its bounds, and
 //! what it did decode must come back from its encoding.
 
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -47,12 +50,26 @@ pub fn fuzz_fold(data: &[u8]) {
     let mut merge = Merge::new();
     let mut rest = data;
     let mut ok = merge.introduce(1, 1, 1).is_ok();
+    let mut by_time = merge.clone();
+    let mut streams = BTreeMap::<u32, Vec<u8>>::new();
     while let Some((stream, after)) = rest.split_first() {
         let Ok((record, used)) = record::decode(after) else {
             break;
         };
         rest = &after[used..];
-        ok &= merge.feed(u32::from(stream % STREAMS), &record).is_ok();
+        let stream = u32::from(stream % STREAMS);
+        streams.entry(stream).or_default().extend(&after[..used]);
+        ok &= merge.feed(stream, &record).is_ok();
+    }
+    let names: Vec<u32> = streams.keys().copied().collect();
+    let fed = by_time.feed_by_time(names, |stream, out| {
+        let mut bytes = streams.remove(&stream).unwrap_or_default();
+        let n = bytes.len();
+        out.append(&mut bytes);
+        Ok::<_, Infallible>(n)
+    });
+    if fed.is_ok() {
+        assert!(comes_back(&mut by_time));
     }
     // After a refusal, the state is not to be trusted; it can be looked at all the same.
     let _ = merge.fold().describe();

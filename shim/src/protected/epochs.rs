@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::thread;
@@ -11,7 +12,6 @@ use checkpointer::{Census, CheckpointError, Guest, Settings, Tree, TreeCapture};
 use eventlog::codec;
 use eventlog::fold::Merge;
 use eventlog::handover::{ConnectionCut, GuestState, ThreadState, section};
-use eventlog::record::Records;
 use eventlog::recording::OWN_STREAM;
 use guest::Blob;
 use guest::abi::{ARENA_BASE, ARENA_LEN, MAX_CONNS, MAX_SLOTS, conn, slot};
@@ -253,13 +253,16 @@ impl Epochs {
                 self.merge.introduce(t.stream, t.pid, t.tid)?;
             }
         }
-        for (stream, bytes) in taken {
-            if stream == OWN_STREAM {
-                continue;
-            }
-            for record in Records::new(&bytes) {
-                self.merge.feed(stream, &record?)?;
-            }
+        let mut taken: BTreeMap<u32, Vec<u8>> = taken.into_iter().collect();
+        taken.remove(&OWN_STREAM);
+        let streams: Vec<u32> = taken.keys().copied().collect();
+        let fed = self.merge.feed_by_time(streams, |stream, out| {
+            let bytes = taken.remove(&stream).unwrap_or_default();
+            out.extend_from_slice(&bytes);
+            Ok::<_, Infallible>(bytes.len())
+        });
+        if let [stream, ..] = fed?.cut_short[..] {
+            return Err(Error::CutShort { stream });
         }
         let bereft = bereft::end_others(&mut self.merge, &at_cut.living)?;
         bereft::close(&self.shared.arena, &bereft, &state.connections);

@@ -1,18 +1,16 @@
 //! The state of the container's kernel at the log's end, folded while the container replays.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use eventlog::fold::{Merge, Settled};
-use eventlog::record::{Malformed, Records};
+use eventlog::fold::{FeedError, Merge, Settled};
 use guest::abi::{MAX_SLOTS, slot};
 use replayer::Source;
 use sys::arena::Arena;
 
 use super::error::{Result, TakeoverError};
 use super::log::Log;
-use crate::store::StreamRange;
 
 /// Bytes taken of one stream at a time: what waits for other streams stays little.
 const STEP: usize = 256 << 10;
@@ -27,55 +25,31 @@ pub(super) struct Folded {
     pub(super) settled: Vec<Settled>,
 }
 
-/// The part of a stream that was not folded yet.
-struct Rest {
-    stream: u32,
-    position: u64,
-    bytes: Vec<u8>,
-}
-
 /// Folds the log on from the state at the cut.
 pub(super) fn fold(mut merge: Merge, log: &Log) -> Result<Folded> {
-    let mut events = 0;
-    let begin = |range: StreamRange| Rest {
-        stream: range.stream,
-        position: range.start,
-        bytes: Vec::new(),
-    };
-    let mut left: VecDeque<Rest> = log.streams().map(begin).collect();
-    while let Some(mut rest) = left.pop_front() {
-        let at = rest.position + rest.bytes.len() as u64;
-        let got = log.read(rest.stream, at, STEP, &mut rest.bytes)?;
-        let mut records = Records::new(&rest.bytes);
-        let mut done = 0;
-        while let Some(record) = records.next() {
-            let record = match record {
-                Ok(record) => record,
-                Err(Malformed::Truncated { .. }) => break,
-                Err(Malformed::Oversized { .. }) => {
-                    return Err(TakeoverError::Malformed {
-                        stream: rest.stream,
-                        position: rest.position + done as u64,
-                    });
-                }
-            };
-            merge.feed(rest.stream, &record)?;
-            events += 1;
-            done = records.consumed();
-        }
-        rest.bytes.drain(..done);
-        rest.position += done as u64;
-        if got > 0 {
-            left.push_back(rest);
-        }
-    }
+    let mut positions: BTreeMap<u32, u64> = log.streams().map(|r| (r.stream, r.start)).collect();
+    let streams: Vec<u32> = positions.keys().copied().collect();
+    let fed = merge.feed_by_time(streams, |stream, out| {
+        let position = positions.entry(stream).or_default();
+        let n = log.read(stream, *position, STEP, out)?;
+        *position += n as u64;
+        Ok(n)
+    });
+    let fed = fed.map_err(|error| match error {
+        FeedError::Fold(error) => error.into(),
+        FeedError::Source { source, .. } => source,
+        FeedError::Damaged { stream, offset } => TakeoverError::Malformed {
+            stream,
+            position: log.start(stream) + offset,
+        },
+    })?;
     for remains in merge.finish() {
         tracing::debug!(?remains, "records that came after something lost");
     }
     let settled = merge.settle();
     Ok(Folded {
         merge,
-        events,
+        events: fed.records,
         settled,
     })
 }

@@ -1,7 +1,5 @@
 //! From a record of a system call to what it changed.
 
-use sysabi::Object;
-
 use super::timers::SIGINFO_SENDER_AT;
 use super::{DescriptionId, Fold, FoldError, Intent, Pid, StreamId, nr};
 use crate::payload::{self, Parsed};
@@ -26,8 +24,6 @@ pub(super) struct Call<'a> {
     pub(super) fd: i32,
     pub(super) result: i64,
     pub(super) version: u64,
-    /// The newest version of the table that the thread is known to have seen.
-    pub(super) seen: Option<u64>,
     pub(super) parsed: Parsed<'a>,
     announced: Parsed<'a>,
 }
@@ -101,11 +97,6 @@ impl Fold {
             .intent
             .take()
             .filter(|intent| intent.nr == header.kind);
-        let stamped = row.object().is_none() && sees_table(header.kind) && header.version != 0;
-        if stamped || (stream.seen.is_some() && row.object() == Some(Object::Descriptors)) {
-            stream.seen = stream.seen.max(Some(header.version));
-        }
-        let seen = stream.seen;
         let parsed =
             payload::parse(row, header, record.payload).map_err(|source| FoldError::Payload {
                 stream: id,
@@ -120,7 +111,6 @@ impl Fold {
             fd: header.arg0.cast_signed(),
             result: header.result,
             version: header.version,
-            seen,
             parsed,
             announced: intent.as_ref().and_then(Intent::parsed).unwrap_or_default(),
         };
@@ -238,7 +228,7 @@ impl Fold {
 
     /// The description that the call's first argument names; counts a stray if there is none.
     pub(super) fn named(&mut self, call: &Call<'_>) -> Option<DescriptionId> {
-        let id = self.meant(call.pid, call.fd, call.seen);
+        let id = self.meant(call.pid, call.fd);
         if id.is_none() {
             super::bump(&mut self.strays, 1);
         }
@@ -250,7 +240,7 @@ impl Fold {
         let Some(stream) = self.streams.get(&id) else {
             return;
         };
-        let named = self.meant(stream.pid, header.arg0.cast_signed(), stream.seen);
+        let named = self.meant(stream.pid, header.arg0.cast_signed());
         match named.and_then(|id| self.socket_mut(id)) {
             Some(socket) => super::bump(
                 &mut socket.written,
@@ -259,17 +249,4 @@ impl Fold {
             None => super::bump(&mut self.strays, 1),
         }
     }
-}
-
-/// True if the version of such a record is the version of the descriptor table that the thread had seen.
-pub(super) const fn sees_table(nr: u16) -> bool {
-    matches!(
-        nr,
-        nr::EPOLL_WAIT
-            | nr::EPOLL_PWAIT
-            | nr::EPOLL_PWAIT2
-            | nr::EPOLL_CTL
-            | nr::SETSOCKOPT
-            | nr::SHUTDOWN
-    )
 }

@@ -107,25 +107,18 @@ impl Fold {
         true
     }
 
-    /// What `fd` meant to a thread that has seen version `seen` of the table: usually what it means now,
-    /// but for a late record what it was before it was closed (and perhaps used again).
-    pub(super) fn meant(&self, pid: Pid, fd: i32, seen: Option<u64>) -> Option<DescriptionId> {
+    /// What `fd` meant when the record was made that is applied: usually what it means now, but for a late record
+    /// what it was before it was closed (and perhaps used again).
+    pub(super) fn meant(&self, pid: Pid, fd: i32) -> Option<DescriptionId> {
         let table = self.table(pid)?;
         let now = table.entries.get(&fd);
+        if let Some(entry) = now.filter(|entry| entry.opened <= self.now) {
+            return Some(entry.description);
+        }
         let mut past = table.closed.iter().rev().filter(|closed| closed.fd == fd);
         let last = past.clone().next();
-        // Of a thread that has changed nothing, time tells: it may have got a number from another long after.
-        let (is_new, then) = match seen {
-            Some(seen) => (
-                now.is_some_and(|entry| entry.since > seen),
-                past.find(|closed| closed.entry.since <= seen && seen < closed.until),
-            ),
-            None => (
-                now.is_none_or(|entry| entry.opened > self.now),
-                past.find(|closed| (closed.entry.opened..closed.closed).contains(&self.now)),
-            ),
-        };
-        let then = then.filter(|_| is_new).map(|closed| closed.entry);
+        let then = past.find(|closed| (closed.entry.opened..closed.closed).contains(&self.now));
+        let then = then.map(|closed| closed.entry);
         let entry = then.or(now.copied()).or(last.map(|closed| closed.entry));
         entry.map(|entry| entry.description)
     }

@@ -13,8 +13,7 @@ impl Fold {
     pub(super) fn interest(&mut self, call: &Call<'_>) -> Result<(), FoldError> {
         let args = call.args()?;
         let (operation, fd) = (int(args[1]), int(args[2]));
-        let (Some(set), Some(watched)) = (self.named(call), self.meant(call.pid, fd, call.seen))
-        else {
+        let (Some(set), Some(watched)) = (self.named(call), self.meant(call.pid, fd)) else {
             return Ok(());
         };
         let Some(Description {

@@ -102,7 +102,7 @@ impl Fold {
         if let Some(channel) = channel.filter(|_| !rights.is_empty()) {
             let passed: Vec<_> = rights
                 .iter()
-                .filter_map(|fd| self.meant(call.pid, *fd, call.seen))
+                .filter_map(|fd| self.meant(call.pid, *fd))
                 .collect();
             passed.iter().for_each(|id| self.retain(*id));
             if let Some(channel) = self.channels.get_mut(&channel) {
@@ -175,15 +175,12 @@ impl Fold {
         };
         let given = |argument: Option<usize>| argument.is_some_and(|i| args[i] != 0);
         if let Some(id) = self
-            .meant(call.pid, int(from), call.seen)
+            .meant(call.pid, int(from))
             .filter(|_| call.nr != nr::TEE && !given(from_offset))
         {
             self.consume(call, id, &[]);
         }
-        if let Some(id) = self
-            .meant(call.pid, int(to), call.seen)
-            .filter(|_| !given(to_offset))
-        {
+        if let Some(id) = self.meant(call.pid, int(to)).filter(|_| !given(to_offset)) {
             self.produce(call, id, call.data(), count)?;
         }
         Ok(())

@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 use sysabi::Object;
 
-use super::calls::sees_table;
 use super::{Fold, FoldError, Pid, SpaceId, StreamId};
 use crate::record::{self, Header, Record, kind};
 
@@ -43,7 +42,7 @@ pub struct Remains {
     pub records: usize,
     /// Kind of the first of them.
     pub kind: u16,
-    /// The version that it waits to follow or to see.
+    /// The version that it waits to follow.
     pub version: u64,
 }
 
@@ -168,12 +167,6 @@ impl Merge {
         let reached = match row.object() {
             Some(Object::Descriptors) => &mut versions.descriptors,
             Some(Object::Signals) => &mut versions.signals,
-            None if sees_table(header.kind) => {
-                let early = versions
-                    .descriptors
-                    .is_some_and(|reached| reached < header.version);
-                return Ok(if early { Turn::Wait } else { Turn::Now });
-            }
             _ => return Ok(Turn::Now),
         };
         if reached.is_some_and(|reached| reached.saturating_add(1) < header.version) {

@@ -1,9 +1,10 @@
 //! The kernel's state as a function of the log: descriptors, sockets, epoll sets, pipes, timers, limits.
 //!
 //! Every change of it came through a recorded call, so nobody needs to ask the kernel: [`Fold::apply`] takes
-//! one record of one stream after another and keeps what a takeover has to rebuild. Records of several
-//! streams are put into order by [`Merge`], which is what callers use. What the fold knows at a checkpoint
-//! is part of the image ([`Merge::snapshot`]); folding on from there gives what folding the whole log gives.
+//! one record of one stream after another and keeps what a takeover has to rebuild. Whole streams are fed in the
+//! order of time ([`Merge::feed_by_time`]), which is what callers use; changes of shared objects are besides put into
+//! the order of their versions ([`Merge`]). What the fold knows at a checkpoint is part of the image
+//! ([`Merge::snapshot`]); folding on from there gives what folding the whole log gives.
 //!
 //! Who knows what: the fold knows bytes read and written for each connection, its options, order of closes,
 //! offsets, interests, unread bytes of internal channels. It does not know sequence numbers, windows,
@@ -15,9 +16,8 @@
 //! * `arg0` is the first argument, thus for most calls the descriptor.
 //! * A call that changed the descriptor table carries the table's version after it, counted from 1 in each
 //!   address space; 0 if it changed nothing. Which calls can: [`sysabi::Syscall::object`].
-//! * epoll_wait and its like, epoll_ctl, setsockopt and shutdown may carry in `version` the version of the
-//!   table that the thread had seen. From then on a number that this thread uses is never mistaken for what
-//!   it means after another thread has closed it and opened it again.
+//! * `ticks` tell when each was made: by that, a number that a thread uses is not mistaken for what it means after
+//!   another thread has closed it and opened it again.
 //! * An OUTPUT stands for the whole call; a call that moves bytes between descriptors (sendfile, splice) is
 //!   recorded as itself.
 //! * `BIRTH`: `result` is the thread's number. Its stream is placed by the record of the clone that made it
@@ -25,6 +25,7 @@
 //! * `EXIT`: `arg0` is not 0 if the whole process ends.
 //! * execve may have an intent, for the path.
 
+mod by_time;
 mod calls;
 mod channel;
 mod credentials;
@@ -49,6 +50,7 @@ mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 
+pub use by_time::{Fed, FeedError};
 pub use channel::{Channel, MAX_UNREAD, Written};
 pub use error::FoldError;
 pub use merge::{MAX_HELD, Merge, Remains};

@@ -369,8 +369,6 @@ pub struct Stream {
     pub time: u64,
     /// See there.
     pub before_intent: u64,
-    /// The newest version of the descriptor table that this thread is known to have seen.
-    pub seen: Option<u64>,
     /// The call it has begun and not ended.
     pub intent: Option<Intent>,
     /// Own and peer's address of the connection that its next record makes, as the guest asked for them.

@@ -197,7 +197,6 @@ impl Fold {
         };
         let (pid, announced) = (stream.pid, stream.intent.take());
         stream.tid = pid;
-        stream.seen = None;
         self.unshare_table(pid);
         let space = self.fresh_id();
         let Some(process) = self.processes.get_mut(&pid) else {

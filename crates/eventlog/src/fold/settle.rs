@@ -37,9 +37,9 @@ impl Fold {
             return None;
         }
         let (len, value) = (intent.payload.len() as u64, word(&intent.payload, 0, 8));
-        let (pid, fd, seen) = (stream.pid, intent.arg0.cast_signed(), stream.seen);
+        let (pid, fd) = (stream.pid, intent.arg0.cast_signed());
         self.now = stream.time;
-        let target = self.meant(pid, fd, seen);
+        let target = self.meant(pid, fd);
         self.now = 0;
         self.owed(target?, len, value)
     }

@@ -1,69 +1,122 @@
-//! Streams of several threads, in whatever order they arrive.
+//! Streams of several threads.
+
+use std::convert::Infallible;
 
 use proptest::prelude::*;
 
 use super::tape::*;
-use crate::fold::{FoldError, Merge};
-use crate::record::kind;
+use crate::fold::{Fed, FeedError, FoldError, Kind};
+use crate::record::{self, kind};
 
 const THREAD: u64 = 0x1_0f00;
 
-/// A main thread that accepts and hands over, and a worker that serves and closes, for two connections that
-/// get the same number; versions as the guest stamps them.
-fn memcached() -> [Vec<Event>; 2] {
+/// Main accepts and hands over, two workers serve and close; three connections get the same number, the second of them
+/// after one worker has closed it and for the other. As it happened, without times.
+fn memcached() -> Vec<Event> {
     let accept = |port: u16, version| {
         let peer = inet([10, 0, 0, 9], port);
         Event::call("accept4", &[3, 0, 0, 0x800], 7, &[&LEN16, &peer, &LEN16]).version(version)
     };
-    let main = vec![
+    let watch = |data| Event::call("epoll_ctl", &[4, 1, 7], 0, &[&event(1, data)]);
+    let delivered = |data| Event::call("epoll_wait", &[4], 1, &[&event(1, data)]);
+    let make = |tid, stream| Event::clone("clone", tid, stream, THREAD);
+    vec![
         Event::call("socket", &[2, 1, 0], 3, &[]).version(1),
         Event::call("bind", &[3, 0, 16], 0, &[&inet([0; 4], 11211)]),
         Event::call("listen", &[3, 64], 0, &[]),
         Event::call("epoll_create1", &[0], 4, &[]).version(2),
-        Event::clone("clone", 2, 2, THREAD),
+        make(2, 2).intended(),
+        make(2, 2),
+        make(3, 3).intended(),
+        Event::other(kind::BIRTH, 1, 3).on(3),
+        make(3, 3),
+        Event::other(kind::BIRTH, 1, 2).on(2),
         accept(1000, 3),
+        watch(70).on(2),
+        delivered(70).on(2),
+        Event::call("read", &[7], 10, &[&[0; 10]]).on(2),
+        Event::other(kind::OUTPUT, 7, 11).on(2),
+        Event::call("close", &[7], 0, &[]).version(4).on(2),
         accept(2000, 5),
-        Event::call("close", &[7], 0, &[]).version(6),
+        watch(71).on(3),
+        delivered(71).on(3),
+        Event::call("read", &[7], 20, &[&[0; 20]]).on(3),
+        Event::other(kind::OUTPUT, 7, 22).on(3),
+        Event::call("close", &[7], 0, &[]).version(6).on(3),
         accept(3000, 7),
-    ];
-    let worker = vec![
-        Event::other(kind::BIRTH, 1, 2),
-        Event::call("epoll_ctl", &[4, 1, 7], 0, &[&event(1, 70)]).version(3),
-        Event::call("epoll_wait", &[4], 1, &[&event(1, 70)]).version(3),
-        Event::call("read", &[7], 10, &[&[0; 10]]),
-        Event::other(kind::OUTPUT, 7, 11),
-        Event::call("close", &[7], 0, &[]).version(4),
-        Event::call("epoll_ctl", &[4, 1, 7], 0, &[&event(1, 71)]).version(5),
-        Event::call("epoll_wait", &[4], 1, &[&event(1, 71)]).version(5),
-        Event::call("read", &[7], 20, &[&[0; 20]]),
-        Event::other(kind::OUTPUT, 7, 22),
-    ];
-    [main, worker.into_iter().map(|event| event.on(2)).collect()]
-}
-
-fn fed(order: &[bool]) -> Merge {
-    let [main, worker] = memcached();
-    let (mut main, mut worker) = (main.into_iter(), worker.into_iter());
-    let mut merge = container();
-    for first in order {
-        let next = if *first { main.next() } else { worker.next() };
-        play(&mut merge, next);
-    }
-    play(&mut merge, main.chain(worker));
-    merge
+        watch(72).on(3),
+        Event::call("read", &[7], 30, &[&[0; 30]]).on(2),
+    ]
 }
 
 proptest! {
     #[test]
-    fn every_interleaving_counts_alike(order in proptest::collection::vec(any::<bool>(), 0..20)) {
-        let merge = fed(&order);
+    fn streams_are_woven_by_time(order in Just(vec![1, 2, 3]).prop_shuffle(), piece in 1..300usize, cut in 0..25usize) {
+        let mut merge = container();
+        let all = memcached();
+        // Two times, as at a checkpoint and behind it.
+        let mut time = Times::default();
+        for events in [&all[..cut], &all[cut..]] {
+            let mut streams = time.streams(events);
+            let fed = merge.feed_by_time(order.clone(), |stream, out| {
+                let left = streams.entry(stream).or_default();
+                let n = left.len().min(piece);
+                out.extend(left.drain(..n));
+                Ok::<_, Infallible>(n)
+            });
+            let records = events.len() as u64;
+            prop_assert_eq!(fed.unwrap(), Fed { records, cut_short: vec![] });
+        }
         prop_assert_eq!(merge.remains(), vec![]);
         let counts: Vec<_> = merge.fold().orphans().iter().map(|o| (o.close, o.socket.read, o.socket.written)).collect();
         prop_assert_eq!(counts, vec![(1, 10, 11), (2, 20, 22)]);
-        prop_assert_eq!(socket(&merge, 1, 7).read, 0);
+        prop_assert_eq!(socket(&merge, 1, 7).read, 30);
         prop_assert_eq!(socket(&merge, 1, 7).peer.clone(), inet([10, 0, 0, 9], 3000));
+        let Kind::Epoll(interests) = &description(&merge, 1, 4).kind else { panic!() };
+        let watched: Vec<_> = interests.iter().map(|((fd, _), interest)| (*fd, interest.data)).collect();
+        prop_assert_eq!(watched, vec![(7, 72)]);
         prop_assert_eq!(merge.fold().strays(), 0);
     }
+}
+
+#[test]
+fn where_a_stream_is_damaged_is_told() {
+    let feed = |bytes: Vec<u8>| {
+        let mut left = Some(bytes);
+        container().feed_by_time([1], |_, out| {
+            let bytes = left.take().unwrap_or_default();
+            out.extend_from_slice(&bytes);
+            Ok::<_, Infallible>(bytes.len())
+        })
+    };
+    let events = [
+        Event::call("dup", &[1], 3, &[]),
+        Event::call("dup", &[1], 4, &[]),
+    ];
+    let whole = Times::default().streams(&events).remove(&1).unwrap();
+    let cut_short = whole[..whole.len() - 1].to_vec();
+    let fed = feed(cut_short).unwrap();
+    assert_eq!((fed.records, fed.cut_short), (1, vec![1]));
+    let mut damaged = whole.clone();
+    let second = whole.len() / 2;
+    damaged[second + record::PAYLOAD_LEN_AT..][..4].fill(0xff);
+    let offset = second as u64;
+    assert!(
+        matches!(feed(damaged), Err(FeedError::Damaged { stream: 1, offset: o }) if o == offset)
+    );
+}
+
+/// The maker's log may have been lost.
+#[test]
+fn a_thread_that_nobody_has_made_waits_in_vain() {
+    let mut streams = Times::default().streams(&[Event::other(kind::BIRTH, 1, 9).on(2)]);
+    let mut merge = container();
+    let fed = merge.feed_by_time([2], |stream, out| {
+        let bytes = streams.remove(&stream).unwrap_or_default();
+        out.extend_from_slice(&bytes);
+        Ok::<_, Infallible>(bytes.len())
+    });
+    assert_eq!((fed.unwrap().records, merge.remains().len()), (1, 1));
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! Writing records by hand.
 
+use std::collections::BTreeMap;
+
 use sysabi::{Syscall, TABLE};
 
 use crate::fold::{Description, FoldError, Kind, Merge, Pid, Socket, StreamId};
-use crate::record::{Header, Record, kind};
+use crate::record::{Header, Record, TICK_SHIFT, kind, stored_len, ticks_of};
 
 /// The row of a call.
 pub(super) fn row(name: &str) -> &'static Syscall {
@@ -105,6 +107,43 @@ impl Event {
                 payload: &self.payload,
             },
         )
+    }
+}
+
+/// When the last record of each stream was made, one tick a record in all.
+#[derive(Default)]
+pub(super) struct Times {
+    now: u64,
+    last: BTreeMap<StreamId, u64>,
+    /// Of a thread's maker, when it is about to make it.
+    begun: BTreeMap<StreamId, u64>,
+}
+
+impl Times {
+    /// What happened from here on, in that order, as each thread logs it.
+    pub(super) fn streams(&mut self, events: &[Event]) -> BTreeMap<StreamId, Vec<u8>> {
+        let mut streams = BTreeMap::<_, Vec<u8>>::new();
+        for event in events {
+            self.now += 1 << TICK_SHIFT;
+            let begun = self.begun.get(&event.stream).copied().unwrap_or(0);
+            let last = self.last.entry(event.stream).or_insert(begun);
+            let makes = event.header.kind == kind::INTENT && event.payload.len() == 12;
+            if makes {
+                let child = event.payload[..4].try_into().unwrap();
+                self.begun.insert(u32::from_le_bytes(child), *last);
+            }
+            let mut header = event.header;
+            header.ticks = ticks_of(self.now - *last);
+            *last = self.now;
+            let (bytes, n) = header.encode();
+            let len = stored_len(header.needs_long(), event.payload.len());
+            let stream = streams.entry(event.stream).or_default();
+            let end = stream.len() + len;
+            stream.extend_from_slice(&bytes[..n]);
+            stream.extend_from_slice(&event.payload);
+            stream.resize(end, 0);
+        }
+        streams
     }
 }
 
