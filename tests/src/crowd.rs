@@ -35,6 +35,46 @@ pub trait Client: Sized {
     fn step(&mut self) -> Result<()>;
 }
 
+/// One that can go on over another connection.
+pub trait Returning: Client {
+    /// Its connection.
+    fn stream(&self) -> &TcpStream;
+
+    /// Goes on over this one.
+    ///
+    /// # Errors
+    /// If the server does not answer as it should.
+    fn come_back(&mut self, stream: TcpStream) -> Result<()>;
+}
+
+/// A client that ends its connection now and then, and comes back over another.
+pub struct ComesAndGoes<C> {
+    client: C,
+    rng: Rng,
+    left: u64,
+}
+
+impl<C: Returning> Client for ComesAndGoes<C> {
+    fn begin(stream: TcpStream, number: u64, mut rng: Rng) -> Result<Self> {
+        let own = Rng::new(rng.below(1 << 40), number);
+        Ok(Self {
+            client: C::begin(stream, number, rng)?,
+            rng: own,
+            left: 1,
+        })
+    }
+
+    fn step(&mut self) -> Result<()> {
+        if self.left == 0 {
+            let stream = connect(self.client.stream().peer_addr()?)?;
+            self.client.come_back(stream)?;
+            self.left = 1 + self.rng.below(6);
+        }
+        self.left -= 1;
+        self.client.step()
+    }
+}
+
 /// Loads a server with clients of a kind, strikes at a random moment, and sees them go on. The longest that an answer
 /// took, and the backup's line.
 ///

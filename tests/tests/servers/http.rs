@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use anyhow::{Context, Result, ensure};
 use understudy_bench::rng::Rng;
 use understudy_bench::servers::{self, FILES, LIGHTTPD_PORT, NGINX_PORT, content};
-use understudy_tests::crowd;
+use understudy_tests::crowd::{self, ComesAndGoes};
 
 use crate::survives;
 
@@ -32,10 +32,35 @@ fn nginx_with_two_workers() {
     });
 }
 
+#[test]
+fn lighttpd_whose_clients_come_and_go() {
+    survives::<ComesAndGoes<Client>>(LIGHTTPD_PORT, |directory| {
+        servers::lighttpd(directory).unwrap()
+    });
+}
+
+#[test]
+fn nginx_with_two_workers_whose_clients_come_and_go() {
+    survives::<ComesAndGoes<Client>>(NGINX_PORT, |directory| {
+        servers::nginx(directory, Some(2)).unwrap()
+    });
+}
+
 struct Client {
     reader: BufReader<TcpStream>,
     rng: Rng,
     contents: Vec<Vec<u8>>,
+}
+
+impl crowd::Returning for Client {
+    fn stream(&self) -> &TcpStream {
+        self.reader.get_ref()
+    }
+
+    fn come_back(&mut self, stream: TcpStream) -> Result<()> {
+        self.reader = BufReader::new(stream);
+        Ok(())
+    }
 }
 
 impl crowd::Client for Client {

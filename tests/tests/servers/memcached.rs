@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use anyhow::{Result, ensure};
 use understudy_bench::rng::Rng;
 use understudy_bench::servers::{self, MEMCACHED_PORT};
-use understudy_tests::crowd;
+use understudy_tests::crowd::{self, ComesAndGoes};
 
 use crate::survives;
 
@@ -19,7 +19,7 @@ fn memcached() {
 /// One thread accepts and gets the numbers of descriptors that others have closed, and hands them to others.
 #[test]
 fn memcached_whose_clients_come_and_go() {
-    survives::<Passing>(MEMCACHED_PORT, |_| servers::memcached());
+    survives::<ComesAndGoes<Client>>(MEMCACHED_PORT, |_| servers::memcached());
 }
 
 /// What a client has stored: nobody else writes its keys.
@@ -75,26 +75,14 @@ impl Client {
     }
 }
 
-/// One that ends its connection now and then and begins another.
-struct Passing {
-    client: Client,
-    left: u64,
-}
-
-impl crowd::Client for Passing {
-    fn begin(stream: TcpStream, number: u64, rng: Rng) -> Result<Self> {
-        let client = crowd::Client::begin(stream, number, rng)?;
-        Ok(Self { client, left: 1 })
+impl crowd::Returning for Client {
+    fn stream(&self) -> &TcpStream {
+        self.reader.get_ref()
     }
 
-    fn step(&mut self) -> Result<()> {
-        if self.left == 0 {
-            let address = self.client.reader.get_ref().peer_addr()?;
-            self.client.reader = BufReader::new(crowd::connect(address)?);
-            self.left = 1 + self.client.rng.below(6);
-        }
-        self.left -= 1;
-        self.client.step()
+    fn come_back(&mut self, stream: TcpStream) -> Result<()> {
+        self.reader = BufReader::new(stream);
+        Ok(())
     }
 }
 

@@ -149,18 +149,10 @@ pub(crate) fn fed_by(
     row: &'static Syscall,
     make: impl FnOnce(&[u64; 6]) -> (i64, u64),
 ) -> i64 {
-    let mut args = regs.args();
-    clamp(row.nr, &mut args);
-    let Some(shape) = Shape::of(row, args) else {
+    let Some((args, shape)) = shaped(regs, row) else {
         return unknown_command(row);
     };
-    if log::now() == Mode::Replay
-        && let Some(taken) = log::take(t, row.nr)
-    {
-        shape.check(&taken);
-        shape.fill(&taken);
-        let result = taken.header.result;
-        taken.finish();
+    if let Some((result, _)) = answer_of_log(t, &shape) {
         descriptors::note(t, row, &args, result);
         replayed_signals::note(t, row, &args, result);
         return result;
@@ -179,6 +171,28 @@ pub(crate) fn fed_by(
     result
 }
 
+/// A call's arguments as they are made, and what goes into its record; `None` for a command that the table does not know.
+#[inline(always)]
+fn shaped(regs: &Regs, row: &'static Syscall) -> Option<([u64; 6], Shape)> {
+    let mut args = regs.args();
+    clamp(row.nr, &mut args);
+    Some((args, Shape::of(row, args)?))
+}
+
+/// In replay, result and version from the log, with the call's buffers filled; `None` where the log has ended.
+#[inline(always)]
+fn answer_of_log(t: &ThreadBlock, shape: &Shape) -> Option<(i64, u64)> {
+    if log::now() != Mode::Replay {
+        return None;
+    }
+    let taken = log::take(t, shape.row.nr)?;
+    shape.check(&taken);
+    shape.fill(&taken);
+    let answer = (taken.header.result, taken.header.version);
+    taken.finish();
+    Some(answer)
+}
+
 /// A call that changes the descriptor table: all that is known of its descriptors changes at its place in the table's
 /// order, in replay, too, where `change` is told its result. A number that one thread gives back may be another's before
 /// the first has come out of the call.
@@ -188,19 +202,10 @@ pub(crate) fn changing_descriptors(
     row: &'static Syscall,
     change: impl FnOnce(i64),
 ) -> i64 {
-    let mut args = regs.args();
-    clamp(row.nr, &mut args);
-    let Some(shape) = Shape::of(row, args) else {
+    let Some((args, shape)) = shaped(regs, row) else {
         return unknown_command(row);
     };
-    if log::now() == Mode::Replay
-        && let Some(taken) = log::take(t, row.nr)
-    {
-        shape.check(&taken);
-        shape.fill(&taken);
-        let result = taken.header.result;
-        let version = taken.header.version;
-        taken.finish();
+    if let Some((result, version)) = answer_of_log(t, &shape) {
         in_turn(t, version, || {
             descriptors::note(t, row, &args, result);
             replayed_signals::note(t, row, &args, result);
