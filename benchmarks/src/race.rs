@@ -16,7 +16,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::bed::Bed;
 use crate::rng::Rng;
-use crate::service::{Loss, Protection, Service};
+use crate::service::{Loss, Protection, Service, whereabouts};
 
 /// The races that the server knows.
 pub const KINDS: [&str; 6] = [
@@ -152,7 +152,12 @@ fn under_load(bed: &Bed, service: &Service, seed: u64, done: &AtomicU64) -> Resu
         if said.contains("are kept: ") || said.contains("are not kept: ") {
             return Ok(None);
         }
-        ensure!(Instant::now() < end, "the backup says nothing");
+        ensure!(
+            Instant::now() < end,
+            "the backup does not come to an end; it has said: {}; where its threads are:\n{}",
+            service.said("backup"),
+            whereabouts(bed.host("backup")?)
+        );
         std::thread::sleep(LOOK);
     };
     wait_for(done, done.load(Relaxed) + AFTER)?;

@@ -78,14 +78,31 @@ pub fn redis(port: u16) -> Vec<String> {
     words.map(str::to_owned).to_vec()
 }
 
-/// Where in the kernel each thread of a process waits.
+/// Where in the kernel each thread of a process waits: its name, state, place, and the call that it makes.
 fn threads(pid: i32) -> String {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"));
     let all = tasks.into_iter().flatten().flatten().map(|task| {
         let read = |file| fs::read_to_string(task.path().join(file)).unwrap_or_default();
-        format!("{} {}", read("comm").trim(), read("wchan"))
+        let (name, stat, call) = (read("comm"), read("stat"), read("syscall"));
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.get(..1));
+        let state = state.unwrap_or_default();
+        format!(
+            "{} {state} {} ({})",
+            name.trim(),
+            read("wchan"),
+            call.trim()
+        )
     });
     all.collect::<Vec<_>>().join(", ")
+}
+
+/// Where all threads of a host are.
+#[must_use]
+pub fn whereabouts(host: &Host) -> String {
+    let all = host.processes().into_iter();
+    all.map(|pid| format!("{pid}: {}", threads(pid)))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 impl Service {

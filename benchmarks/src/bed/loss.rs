@@ -8,10 +8,16 @@ use super::{Host, processes};
 use crate::rng::Rng;
 
 impl Host {
+    /// The processes of this host, containers included.
+    #[must_use]
+    pub fn processes(&self) -> Vec<i32> {
+        processes::of(self.netns(), &self.roots())
+    }
+
     /// The processes of this host, containers included, whose command has this name.
     #[must_use]
     pub fn processes_named(&self, name: &str) -> Vec<i32> {
-        let mut all = processes::of(self.netns(), &self.roots());
+        let mut all = self.processes();
         all.retain(|pid| processes::name(*pid).is_some_and(|found| found == name));
         all
     }
@@ -22,7 +28,8 @@ impl Host {
     /// # Errors
     /// If the uplink cannot be taken down, or a process is still there ten seconds later.
     pub fn lose(&self, rng: &mut Rng) -> Result<Instant> {
-        let mut blows: Vec<Option<i32>> = processes::of(self.netns(), &self.roots())
+        let mut blows: Vec<Option<i32>> = self
+            .processes()
             .into_iter()
             .map(Some)
             .chain([None])

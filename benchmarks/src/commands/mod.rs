@@ -2,9 +2,11 @@
 
 pub(crate) mod compare;
 pub(crate) mod cost;
+pub(crate) mod fault;
 pub(crate) mod load;
 pub(crate) mod pause;
 pub(crate) mod race;
+pub(crate) mod sim;
 pub(crate) mod soak;
 
 use std::path::{Path, PathBuf};

@@ -75,37 +75,41 @@ pub(super) struct Sample {
     pub(super) epochs: f64,
 }
 
-/// Of several rounds.
+/// Of all turns: half of them lie between the quartiles.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct Spread {
     median: f64,
-    least: f64,
-    most: f64,
+    lower: f64,
+    upper: f64,
 }
 
 impl Spread {
-    fn of(values: impl Iterator<Item = f64> + Clone) -> Self {
+    fn of(values: impl Iterator<Item = f64>) -> Self {
+        let mut sorted: Vec<f64> = values.collect();
+        sorted.sort_by(f64::total_cmp);
+        let last = sorted.len().saturating_sub(1);
+        let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
         Self {
-            median: median(values.clone()),
-            least: values.clone().fold(f64::INFINITY, f64::min),
-            most: values.fold(f64::NEG_INFINITY, f64::max),
+            median: median(sorted.iter().copied()),
+            lower: at(last / 4),
+            upper: at((3 * last).div_ceil(4)),
         }
     }
 }
 
-/// What the rounds of one way came to.
+/// What the turns of one way came to.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Row {
     way: Way,
     /// The median of each figure by itself.
     middle: Sample,
-    /// The server's time, compared with that of the same round without Understudy.
+    /// The server's time, compared with that of the same turn without Understudy.
     ratio: Spread,
     /// The same of server and shim together.
     primary: Spread,
 }
 
-/// A row for each way, in the order of [`Way::ALL`]; each has its samples in the order of the rounds.
+/// A row for each way, in the order of [`Way::ALL`]; each has its samples in the order of the turns.
 pub(super) fn rows(all: &[Vec<Sample>]) -> Vec<Row> {
     let row = |(way, samples): (Way, &Vec<Sample>)| {
         let base = Way::ALL
@@ -178,7 +182,7 @@ pub(super) fn print(rows: &[Row]) {
         primary,
     } in rows
     {
-        let spread = |s: &Spread| format!("{:.2} ({:.2}–{:.2})", s.median, s.least, s.most);
+        let spread = |s: &Spread| format!("{:.2} ({:.2}–{:.2})", s.median, s.lower, s.upper);
         println!(
             "{:<12}{:>8.0}{:>8.2}{:>18}{:>18}{:>8.2}{:>8.2}{:>8.2}{:>9.2}{:>7.0}{:>12.0}",
             way.name(),
@@ -201,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rounds_are_compared_each_with_its_own_baseline() {
+    fn turns_are_compared_each_with_its_own_baseline() {
         let samples = |all: [(f64, f64); 3]| {
             let sample = |(server, shim)| Sample {
                 server,
@@ -216,14 +220,15 @@ mod tests {
         ];
         let rows = rows(&all);
         assert_eq!(rows.len(), 2);
-        assert_eq!((rows[0].ratio.least, rows[0].ratio.most), (1.0, 1.0));
+        assert_eq!((rows[0].ratio.lower, rows[0].ratio.upper), (1.0, 1.0));
         assert_eq!((rows[1].way, rows[1].middle.server), (Way::Recorded, 20.0));
         let Spread {
             median,
-            least,
-            most,
+            lower,
+            upper,
         } = rows[1].ratio;
-        assert_eq!((median, least, most), (1.1, 1.0, 1.5));
-        assert_eq!(rows[1].primary.most, 1.6);
+        assert_eq!((median, lower, upper), (1.1, 1.0, 1.5));
+        assert_eq!(rows[1].primary.upper, 1.6);
+        assert_eq!(Spread::of((0..9).map(f64::from)).lower, 2.0);
     }
 }
