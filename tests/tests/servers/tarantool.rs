@@ -29,9 +29,10 @@ fn command(directory: &Path) -> Vec<String> {
     let work = directory.join("work");
     fs::create_dir(&work).unwrap();
     let lines = format!(
-        "box.cfg{{ listen = 3301, wal_mode = 'none', work_dir = '{}', memtx_memory = 64 * 1024 * 1024 }}\n\
+        "box.cfg{{ wal_mode = 'none', work_dir = '{}', memtx_memory = 64 * 1024 * 1024 }}\n\
          box.schema.user.grant('guest', 'read,write,execute', 'universe', nil, {{ if_not_exists = true }})\n\
-         box.schema.space.create('kept', {{ id = {SPACE} }}):create_index('first', {{ parts = {{ 1, 'string' }} }})\n",
+         box.schema.space.create('kept', {{ id = {SPACE} }}):create_index('first', {{ parts = {{ 1, 'string' }} }})\n\
+         box.cfg{{ listen = 3301 }}\n",
         work.display()
     );
     fs::write(&program, lines).unwrap();

@@ -10,13 +10,13 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guest::abi::{ARENA_BASE, BLOB_BASE, Hold as Entry, MAX_SLOTS, Slot, hold, slot};
+use guest::abi::{ARENA_BASE, BLOB_BASE, CALLED, Hold as Entry, MAX_SLOTS, Slot, hold, slot};
 use nix::libc::SIGTRAP;
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 use sys::arena::Arena;
 use sys::follow::find_thread;
-use sys::process::{Hurried, RealTime};
+use sys::process::{Hurried, RealTime, queue_to_thread};
 use sys::ptrace::{self, Options, Stop, TraceError};
 
 use super::late::Late;
@@ -24,6 +24,9 @@ use super::timing::{Breakpoint, Hold, Timing};
 
 /// A thread is stepped for so long at most: others wait for it, and go on without it a little later.
 const STEPPING: Duration = Duration::from_millis(60);
+/// One that does not come out of a step is called so often: the instruction may be a call in which it waits for somebody
+/// who is let go only behind this hold.
+const CALLING: Duration = Duration::from_millis(5);
 /// The other thread is waited for so long: it may wait for the one that stands.
 const PASSING: Duration = Duration::from_millis(5);
 /// How often threads are looked at.
@@ -87,9 +90,10 @@ fn stand(
     held: &mut Held,
 ) -> Result<(), TraceError> {
     let ring = arena.slot(entry.slot.load(Relaxed) as usize % MAX_SLOTS);
-    let Some((_, tid)) = find_thread(init, ring.tid.load(Acquire)) else {
+    let Some(thread) = find_thread(init, ring.tid.load(Acquire)) else {
         return Ok(());
     };
+    let (_, tid) = thread;
     let first = hold
         .passes
         .first()
@@ -99,7 +103,7 @@ fn stand(
     wait_until(|| other.is_none_or(|ring| has_come(ring, first.1)));
     ptrace::seize(tid, Options::NONE)?;
     ptrace::interrupt(tid)?;
-    let Some(Came { steps, signal }) = come(tid, entry, ring, hold, &mut held.path)? else {
+    let Some(Came { steps, signal }) = come(thread, entry, ring, hold, &mut held.path)? else {
         return Ok(());
     };
     entry.state.store(hold::STANDS, SeqCst);
@@ -125,12 +129,13 @@ struct Came {
 /// Lets a thread that stops come to where it is to stand: `None` if it does not come there, and is stopped elsewhere or
 /// has ended.
 fn come(
-    tid: i32,
+    thread: (i32, i32),
     entry: &Entry,
     ring: &Slot,
     hold: &Hold,
     path: &mut Vec<u64>,
 ) -> Result<Option<Came>, TraceError> {
+    let (_, tid) = thread;
     let Some(signal) = signal_of(ptrace::wait(tid)?) else {
         return Ok(None);
     };
@@ -138,7 +143,7 @@ fn come(
     match hold.stop() {
         // Refused where another has all breakpoints.
         Some(stop) if ptrace::break_at(tid, stop.address).is_ok() => run(tid, signal, hold, stop),
-        _ => step(tid, signal, ring, hold, path),
+        _ => watched(thread, || step(tid, signal, ring, hold, path)),
     }
 }
 
@@ -179,6 +184,28 @@ fn run(
     ptrace::clear_break(tid)?;
     let steps = hold.steps;
     Ok(Some(Came { steps, signal }))
+}
+
+/// Steps a thread, of a process, and calls it out of a step that lasts.
+fn watched<T>((process, tid): (i32, i32), steps: impl FnOnce() -> T) -> T {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let caller = scope.spawn(|| {
+            let began = Instant::now();
+            while !over.load(Acquire) {
+                thread::park_timeout(STEPPING.saturating_sub(began.elapsed()).max(CALLING));
+                if began.elapsed() > STEPPING && !over.load(Acquire) {
+                    // One that is gone is told of by the wait for it.
+                    let called = queue_to_thread(process, tid, SIGTRAP, CALLED);
+                    tracing::debug!(tid, ?called, "a step lasts");
+                }
+            }
+        });
+        let stepped = steps();
+        over.store(true, Release);
+        caller.thread().unpark();
+        stepped
+    })
 }
 
 /// Steps a thread, and tells which way it went.
