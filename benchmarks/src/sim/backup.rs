@@ -7,8 +7,10 @@ use stream::hello::Timing;
 use stream::lease::{BeatAnswer, Condition};
 
 use super::Plant;
-use super::network::{Clock, Dice, Drain, Message};
+use super::chance;
+use super::network::{Clock, Drain, Message};
 use super::primary::{EVENT, STREAM, after};
+use crate::rng::Rng;
 
 /// More than any run needs.
 const ROOM: u64 = 1 << 20;
@@ -138,7 +140,7 @@ impl Backup {
     pub(super) fn act(
         &mut self,
         now: u64,
-        dice: &mut Dice,
+        dice: &mut Rng,
         may_fail: bool,
         fails: bool,
     ) -> Result<(Step, Vec<Message>), StoreError> {
@@ -153,7 +155,7 @@ impl Backup {
         }
         let step = match self.attempt_ends {
             Some(ends) if now < ends => Step::Nothing,
-            Some(_) => self.end_attempt(now, if may_fail { dice.chance(300) } else { fails }),
+            Some(_) => self.end_attempt(now, if may_fail { chance(dice, 300) } else { fails }),
             None => self.watch(now, dice, may_fail)?,
         };
         Ok((step, said))
@@ -195,17 +197,17 @@ impl Backup {
     }
 
     /// Suspects the primary, also for no good reason: a connection that broke, an operator.
-    fn watch(&mut self, now: u64, dice: &mut Dice, may_fail: bool) -> Result<Step, StoreError> {
+    fn watch(&mut self, now: u64, dice: &mut Rng, may_fail: bool) -> Result<Step, StoreError> {
         let suspected = matches!(
             self.detector.check(self.clock.at(now)),
             Status::Suspected(_)
         );
-        let early = may_fail && dice.chance(1) && dice.chance(400);
+        let early = may_fail && chance(dice, 2);
         if !(suspected || early) || self.arbiter.take_over().is_err() {
             return Ok(Step::Nothing);
         }
-        let longest = LONGEST[usize::from(dice.chance(500))];
-        self.attempt_ends = Some(now + dice.roll(longest));
+        let longest = LONGEST[usize::from(chance(dice, 500))];
+        self.attempt_ends = Some(now + dice.below(longest));
         self.replayed = Some(self.replay()?);
         Ok(Step::TakesOver)
     }

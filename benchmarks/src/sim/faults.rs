@@ -1,6 +1,8 @@
 //! What goes wrong, and when.
 
-use super::network::{Dice, Side};
+use super::chance;
+use super::network::Side;
+use crate::rng::Rng;
 
 /// One thing that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,34 +23,34 @@ pub(super) enum Fault {
 const PROTECTED: u64 = 300;
 
 /// What goes wrong in a millisecond.
-pub(super) fn any(now: u64, dice: &mut Dice) -> Vec<Fault> {
+pub(super) fn any(now: u64, dice: &mut Rng) -> Vec<Fault> {
     let mut faults = Vec::new();
-    if dice.chance(3) {
-        let (side, both) = (any_side(dice), dice.chance(500));
-        let time = dice.roll(200);
+    if chance(dice, 3) {
+        let (side, both) = (any_side(dice), chance(dice, 500));
+        let time = dice.below(200);
         faults.push(Fault::Cut { side, both, time });
     }
-    if dice.chance(2) {
+    if chance(dice, 2) {
         let side = any_side(dice);
-        let time = dice.roll(120);
+        let time = dice.below(120);
         faults.push(Fault::Stall { side, time });
     }
-    if dice.chance(2) {
+    if chance(dice, 2) {
         faults.push(Fault::GiveUp {
-            time: dice.roll(60),
+            time: dice.below(60),
         });
     }
-    if now > PROTECTED && dice.chance(1) {
+    if now > PROTECTED && chance(dice, 1) {
         faults.push(Fault::Die);
     }
-    if dice.chance(1) {
+    if chance(dice, 3) {
         faults.push(Fault::Restart);
     }
     faults
 }
 
-fn any_side(dice: &mut Dice) -> Side {
-    if dice.chance(500) {
+fn any_side(dice: &mut Rng) -> Side {
+    if chance(dice, 500) {
         Side::Primary
     } else {
         Side::Backup

@@ -20,7 +20,7 @@ mod primary;
 mod world;
 
 use backup::Backup;
-use network::{Clock, Dice, Network};
+use network::{Clock, Network, chance};
 use primary::Primary;
 use world::World;
 

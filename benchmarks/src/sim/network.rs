@@ -6,32 +6,11 @@ use stream::Nanos;
 use stream::checkpoint::{Begin, Finish};
 use stream::lease::{Beat, BeatAnswer};
 
-/// Small, seeded, and good enough to choose faults with (splitmix64).
-#[derive(Debug)]
-pub(super) struct Dice(u64);
+use crate::rng::Rng;
 
-impl Dice {
-    pub(super) const fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// Any number.
-    pub(super) fn number(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// One below `n`.
-    pub(super) fn roll(&mut self, n: u64) -> u64 {
-        self.number() % n
-    }
-
-    pub(super) fn chance(&mut self, per_mille: u64) -> bool {
-        self.roll(1000) < per_mille
-    }
+/// Whether it happens, with so much probability in a thousand.
+pub(super) const fn chance(dice: &mut Rng, per_mille: u64) -> bool {
+    dice.below(1000) < per_mille
 }
 
 /// A host's clock: an offset, and a rate that is off by so many parts per million.
@@ -43,10 +22,10 @@ pub(super) struct Clock {
 
 impl Clock {
     /// Off by half a percent at most: far more than any crystal.
-    pub(super) fn any(dice: &mut Dice) -> Self {
+    pub(super) fn any(dice: &mut Rng) -> Self {
         Self {
-            offset: dice.roll(1 << 40),
-            ppm: dice.roll(10_000).cast_signed() - 5000,
+            offset: dice.below(1 << 40),
+            ppm: dice.below(10_000).cast_signed() - 5000,
         }
     }
 
@@ -147,13 +126,13 @@ pub(super) struct Network {
 }
 
 impl Network {
-    pub(super) fn new(dice: &mut Dice, calm: u64) -> Self {
+    pub(super) fn new(dice: &mut Rng, calm: u64) -> Self {
         Self {
             wire: BTreeMap::new(),
             sent: 0,
             cut: BTreeMap::new(),
             lines: BTreeMap::new(),
-            loss: [0, 20, 200][dice.roll(3) as usize],
+            loss: [0, 20, 200][dice.below(3) as usize],
             calm,
         }
     }
@@ -169,25 +148,25 @@ impl Network {
         self.cut.values().all(|until| *until <= now)
     }
 
-    pub(super) fn send(&mut self, now: u64, dice: &mut Dice, to: Side, message: Message) {
+    pub(super) fn send(&mut self, now: u64, dice: &mut Rng, to: Side, message: Message) {
         let is_calm = now >= self.calm;
         let cut = self.cut.get(&to).copied().unwrap_or(0);
-        let usual = now + 1 + dice.roll(3);
-        let late = !is_calm && dice.chance(50);
+        let usual = now + 1 + dice.below(3);
+        let late = !is_calm && chance(dice, 50);
         let Some(line) = message.line() else {
-            let is_lost = now < cut || (!is_calm && dice.chance(self.loss));
+            let is_lost = now < cut || (!is_calm && chance(dice, self.loss));
             if is_lost {
                 return;
             }
-            let copies = if !is_calm && dice.chance(30) { 2 } else { 1 };
+            let copies = if !is_calm && chance(dice, 30) { 2 } else { 1 };
             for _ in 0..copies {
-                let late = if late { dice.roll(150) } else { 0 };
+                let late = if late { dice.below(150) } else { 0 };
                 self.put(usual + late, to, message.clone());
             }
             return;
         };
         // Sent again until it gets through, and what comes behind it waits.
-        let late = if late { dice.roll(150) } else { 0 };
+        let late = if late { dice.below(300) } else { 0 };
         let ready = self.lines.entry((line, to)).or_default();
         let at = (usual + late).max(cut + 1).max(*ready);
         *ready = at;

@@ -6,8 +6,9 @@ use stream::checkpoint::{Begin, Cut, Finish};
 use stream::hello::{Timing, Welcome};
 use stream::lease::{Lease, Outcome};
 
-use super::network::{Clock, Dice, Drain, Message};
+use super::network::{Clock, Drain, Message};
 use super::{Plant, backup};
+use crate::rng::Rng;
 
 /// The one stream of the log.
 pub(super) const STREAM: u32 = 1;
@@ -157,14 +158,14 @@ impl Primary {
     }
 
     /// One millisecond; what it says.
-    pub(super) fn act(&mut self, now: u64, dice: &mut Dice) -> Vec<Message> {
+    pub(super) fn act(&mut self, now: u64, dice: &mut Rng) -> Vec<Message> {
         let mut said = Vec::new();
         if self.resumes.is_some_and(|at| at <= now) {
             self.lease.resume();
             self.resumes = None;
         }
-        for _ in 0..dice.roll(4) {
-            let event = dice.number();
+        for _ in 0..dice.below(4) {
+            let event = dice.word();
             let state = self.states.last().copied().unwrap_or(0);
             self.states.push(after(state, event));
             self.events.push(event);

@@ -12,7 +12,8 @@ use stream::hello::{Timing, Welcome};
 use super::backup::Step;
 use super::faults::{self, Fault};
 use super::network::{Message, Side};
-use super::{Backup, Clock, Dice, Network, Plant, Primary, Tally, Violation};
+use super::{Backup, Clock, Network, Plant, Primary, Tally, Violation};
+use crate::rng::Rng;
 
 const TIMING: Timing = Timing {
     heartbeat: Duration::from_millis(10),
@@ -24,7 +25,7 @@ const END: u64 = 3000;
 
 pub(super) struct World {
     seed: u64,
-    dice: Dice,
+    dice: Rng,
     now: u64,
     network: Network,
     primary: Primary,
@@ -38,7 +39,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(seed: u64, plant: Option<Plant>) -> Self {
-        let mut dice = Dice::new(seed);
+        let mut dice = Rng::new(seed, 0);
         let (one, other) = (Clock::any(&mut dice), Clock::any(&mut dice));
         let welcome = Welcome {
             generation: 1,
