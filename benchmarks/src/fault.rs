@@ -179,13 +179,13 @@ pub struct Outcome {
     pub seed: u64,
     /// The clients' silence, milliseconds.
     pub gap_ms: f64,
-    /// Acknowledged writes that were lost, effects that came twice, wrong answers, broken connections.
+    /// Acknowledged writes whose effect is not there.
     pub lost: u64,
-    /// See there.
+    /// Effects that are there more often than they were asked for.
     pub twice: u64,
-    /// See there.
+    /// Other answers that no correct server can give.
     pub wrong: u64,
-    /// See there.
+    /// Connections that ended, or left a command unanswered.
     pub broken: u64,
     /// Frames in the service's name that the old host sent behind the takeover.
     pub frames: u64,

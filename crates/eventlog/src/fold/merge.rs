@@ -3,6 +3,7 @@
 //! Threads log by themselves; what ties their logs together are the versions of the objects they share.
 //! A record that changed a process's descriptor table or its signal actions is applied when the version
 //! before it has been; everything else at once. A record that waits holds back what follows in its stream.
+//! So whoever has whole streams feeds them by time ([`Merge::feed_by_time`]).
 
 use std::collections::{BTreeMap, VecDeque};
 
