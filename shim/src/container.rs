@@ -213,13 +213,17 @@ impl Container {
     }
 
     fn tell(&self, request: &Request, passed: &[RawFd]) -> Result<(i32, Option<OwnedFd>), Error> {
+        self.instruct(request, passed)?;
+        self.receive()
+    }
+
+    fn instruct(&self, request: &Request, passed: &[RawFd]) -> Result<(), Error> {
         descriptors::send(self.control.as_fd(), &request.encode(), passed).map_err(|source| {
             Error::Init {
                 action: "instruct",
                 source,
             }
-        })?;
-        self.receive()
+        })
     }
 
     fn receive(&self) -> Result<(i32, Option<OwnedFd>), Error> {
@@ -283,9 +287,13 @@ impl Container {
     }
 
     /// Ends every process inside but init and the one with the number `but` there, and waits until their numbers are
-    /// free. The caller must not trace any of them.
+    /// free. Threads of theirs that the calling process traces are reaped here.
     pub fn clear(&mut self, but: Option<i32>) -> Result<(), Error> {
-        self.tell(&Request::Clear(but.unwrap_or(0)), &[])?;
+        self.instruct(&Request::Clear(but.unwrap_or(0)), &[])?;
+        if !self.await_init(self.control.as_fd(), 0, teardown::CLEARING) {
+            return Err(Error::NotCleared);
+        }
+        self.receive()?;
         self.program = None;
         Ok(())
     }
@@ -313,12 +321,12 @@ impl Container {
 
     /// Waits for the program's end, and then for init's, which takes every other process along.
     ///
-    /// A caller that traces the program must reap it first: its parent, init, does not see it end
-    /// before its tracer has.
+    /// Where the calling process traces what has ended and does not take note of it, this does so a little later.
     pub fn wait(&mut self) -> Result<Ended, Error> {
         if let Some(ended) = self.ended {
             return Ok(ended);
         }
+        while !self.await_init(self.status.as_fd(), teardown::GRACE, u32::MAX) {}
         let mut report = [0; 8];
         let length = loop {
             match nix::unistd::read(&self.status, &mut report) {

@@ -210,15 +210,6 @@ impl Cgroup {
         self.numbers("cgroup.procs")
     }
 
-    /// The threads in it, of all processes.
-    pub fn threads(&self) -> Result<Vec<i32>, CgroupError> {
-        self.numbers(if self.version == Version::V2 {
-            "cgroup.threads"
-        } else {
-            "tasks"
-        })
-    }
-
     /// CPU time that its processes have used, gone ones included. On version 1 without the hierarchy
     /// that counts it: that of the living ones, to the tick.
     pub fn cpu_time(&self) -> Result<Duration, CgroupError> {
@@ -382,7 +373,6 @@ mod tests {
         let pid = i32::try_from(child.id()).unwrap();
         group.add(pid).unwrap();
         assert_eq!(group.processes().unwrap(), [pid]);
-        assert_eq!(group.threads().unwrap(), [pid]);
         group.cpu_time().unwrap();
         group.kill().unwrap();
         let status = child.wait().unwrap();

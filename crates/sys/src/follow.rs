@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::iter;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
@@ -386,31 +387,30 @@ fn let_go(thread: pid_t) -> Result<(), FollowError> {
 /// Host numbers (process, thread) of a thread, found among the descendants of the container's init.
 #[must_use]
 pub fn find_thread(init: pid_t, number: u32) -> Option<(pid_t, pid_t)> {
-    let mut waiting = vec![init];
-    while let Some(process) = waiting.pop() {
-        let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else {
-            continue;
-        };
-        for task in tasks.flatten() {
-            let Some(tid) = task
-                .file_name()
-                .to_str()
-                .and_then(|s| s.parse::<pid_t>().ok())
-            else {
-                continue;
-            };
-            if inside_number(tid) == Some(number) {
-                return Some((process, tid));
-            }
-            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            waiting.extend(
-                children
-                    .split_ascii_whitespace()
-                    .filter_map(|s| s.parse::<pid_t>().ok()),
-            );
+    threads_under(init).find(|(_, tid)| inside_number(*tid) == Some(number))
+}
+
+/// Host numbers (process, thread) of all threads of a process and of its descendants, those that have ended and were not
+/// waited for among them.
+pub fn threads_under(process: pid_t) -> impl Iterator<Item = (pid_t, pid_t)> {
+    let mut processes = vec![process];
+    let mut threads = Vec::new();
+    iter::from_fn(move || {
+        while threads.is_empty() {
+            let process = processes.pop()?;
+            // One that is gone has none.
+            let tasks = fs::read_dir(format!("/proc/{process}/task"));
+            let names = tasks.into_iter().flatten().flatten();
+            let numbers = names.filter_map(|task| task.file_name().to_str()?.parse().ok());
+            threads.extend(numbers.map(|tid: pid_t| (process, tid)));
         }
-    }
-    None
+        let (process, tid) = threads.pop()?;
+        let children = fs::read_to_string(format!("/proc/{process}/task/{tid}/children"));
+        let children = children.unwrap_or_default();
+        let numbers = children.split_ascii_whitespace();
+        processes.extend(numbers.filter_map(|number| number.parse::<pid_t>().ok()));
+        Some((process, tid))
+    })
 }
 
 /// What a thread does, as the kernel sees it.

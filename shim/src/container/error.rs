@@ -104,6 +104,9 @@ pub enum Error {
     /// Init ended, or its process is not visible from here.
     #[error("the container's init is gone")]
     InitGone,
+    /// What was killed does not end: it may be in an uninterruptible wait.
+    #[error("the container's processes were killed and do not end")]
+    NotCleared,
     /// No descriptor to be had.
     #[error("cannot make a descriptor for the container: {0}")]
     Descriptor(io::Error),

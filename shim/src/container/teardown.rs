@@ -1,12 +1,17 @@
 //! The end of a container: everything inside is killed and waited for, so that its numbers, its link
 //! and its group are free again when the handle is gone.
+//!
+//! A process of which a traced thread has ended cannot be waited for by its parent until the tracer has taken note
+//! (ptrace(2), "Death under ptrace"). The tracer may be this process, and wait for that very end: so where an end is
+//! awaited, this is done meanwhile.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
+use sys::follow::threads_under;
 use sys::namespaces::pidfd_signal;
 
 use super::Container;
@@ -15,14 +20,16 @@ use super::Container;
 const LOOK: u8 = 5;
 /// How long to insist, in such looks: a process in an uninterruptible wait must not hold us for ever.
 const LOOKS: u32 = 2000;
+/// How long to insist where only the processes inside are to end, and others can take their places.
+pub(super) const CLEARING: u32 = 400;
 /// Looks that a living tracer gets for reaping them itself.
 pub(super) const GRACE: u32 = 20;
 
 impl Container {
     /// Waits for init's end and reaps it.
     ///
-    /// Init's last act waits until every process inside is reaped. A traced one is reaped by its
-    /// tracer, which may be this process and have nobody left to do it: after `grace` looks, do it.
+    /// Init's last act waits until every process inside is reaped. Those that this process traces are reaped here after
+    /// `grace` looks.
     pub(super) fn reap(&mut self, grace: u32) {
         for look in 0..LOOKS {
             if self.reaped || self.try_reap() {
@@ -39,20 +46,24 @@ impl Container {
         tracing::warn!(init = self.init.pid, "the container's init does not end");
     }
 
-    fn reap_traced(&self) {
-        // The last thread of a process leaves the group as a zombie; the program is known by name.
-        let zombie = self.program.as_ref().map(|program| program.pid);
-        for thread in self
-            .cgroup
-            .threads()
-            .unwrap_or_default()
-            .into_iter()
-            .chain(zombie)
-        {
-            if thread != self.init.pid {
-                reap_one(thread);
+    /// Waits until there is something to be read from init, which waits for ends itself; whether there was in time.
+    pub(super) fn await_init(&self, from: BorrowedFd<'_>, grace: u32, looks: u32) -> bool {
+        for look in 0..looks {
+            let mut readable = [PollFd::new(from, PollFlags::POLLIN)];
+            if poll(&mut readable, PollTimeout::from(LOOK)).is_ok_and(|ready| ready > 0) {
+                return true;
+            }
+            if look >= grace {
+                self.reap_traced();
             }
         }
+        false
+    }
+
+    fn reap_traced(&self) {
+        threads_under(self.init.pid)
+            .filter(|(process, _)| *process != self.init.pid)
+            .for_each(|(_, thread)| reap_one(thread));
     }
 
     fn try_reap(&self) -> bool {
@@ -68,16 +79,9 @@ impl Container {
 
 /// Reaps one thread if it is ours to reap and has ended.
 fn reap_one(thread: i32) {
-    let flags = WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
-    while let Ok(status) = waitpid(Pid::from_raw(thread), Some(flags)) {
-        let over = matches!(
-            status,
-            WaitStatus::Exited(..) | WaitStatus::Signaled(..) | WaitStatus::StillAlive
-        );
-        if over {
-            break;
-        }
-    }
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
+    // Refused where it is not.
+    let _ = waitid(Id::Pid(Pid::from_raw(thread)), flags);
 }
 
 impl Drop for Container {

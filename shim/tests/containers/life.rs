@@ -173,6 +173,43 @@ fn dropping_ends_everything_even_while_it_is_traced() {
 }
 
 #[test]
+fn what_is_traced_here_is_cleared() {
+    let several = spec(&unique("traced"), Isolation::FULL, None);
+    let mut container = Container::stand_by(&several).unwrap();
+    for _ in 0..2 {
+        let main = container.spawn(Some(2), true, &[]).unwrap();
+        ptrace::seize(Pid::from_raw(main.pid), ptrace::Options::empty()).unwrap();
+        container.clear(None).unwrap();
+        assert!(!alive(main.pid));
+    }
+    // A thread that is not its process's first: the process has ended, and its parent does not hear of it.
+    let prepared = prepare(Isolation::FULL, python(THREAD)).unwrap();
+    let program = prepared.program_pid;
+    let mut container = prepared.start().unwrap();
+    let thread = second_thread(program);
+    ptrace::seize(Pid::from_raw(thread), ptrace::Options::empty()).unwrap();
+    container.signaller().unwrap().unwrap().send(9).unwrap();
+    assert_eq!(container.wait().unwrap(), Ended::Signaled(9));
+}
+
+const THREAD: &str = "import threading; threading.Thread(target=threading.Event().wait).start()";
+
+fn python(program: &str) -> Program {
+    Program::new(["python3", "-c", program].map(Into::into).to_vec())
+}
+
+/// Waits until a process has another thread.
+fn second_thread(process: i32) -> i32 {
+    loop {
+        let mut threads = sys::follow::threads_under(process);
+        if let Some((_, thread)) = threads.find(|(_, thread)| *thread != process) {
+            return thread;
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn an_unstarted_program_goes_with_its_container() {
     let prepared = prepare(Isolation::FULL, shell("echo must not run >&2")).unwrap();
     let (init, program) = (prepared.init_pid, prepared.program_pid);
