@@ -169,6 +169,10 @@ impl Tree {
     ) -> Result<(TreeCapture, Timing), CheckpointError> {
         let births = census.births();
         let listed = Listed::read(self.init, self.program);
+        if listed.living.first() != Some(&self.program) {
+            // With it the container has ended, which is not for a checkpoint to tell.
+            return Err(CheckpointError::Gone { pid: self.program });
+        }
         let counts: Vec<_> = listed.living.iter().map(|p| self.images.of(*p)).collect();
         // Held until the processes go on: none executes another program, which would replace its memory.
         let held = hold(&listed.living, &counts)?;

@@ -58,6 +58,24 @@ fn what_a_child_wrote_that_has_ended_is_in_the_next_checkpoint() {
     }
 }
 
+#[test]
+fn a_container_whose_program_was_killed_has_no_checkpoint() {
+    let mut command = Command::new("sleep");
+    let mut target = Target(command.arg("1000").spawn().unwrap());
+    // Nothing is below it that is another's.
+    let init = target.pid();
+    let mut tree = Tree::new(init, target.pid(), Images::default(), Settings::default());
+    let quiet = Quiet { forks: 0 };
+    tree.checkpoint(&quiet, &mut |_| {}).unwrap();
+    target.0.kill().unwrap();
+    let mut stopped = false;
+    // Dying, dead, or waited for: whichever it is.
+    for _ in 0..1000 {
+        let taken = tree.checkpoint(&quiet, &mut |living| stopped |= living.is_empty());
+        assert!(taken.is_err() && !stopped, "{taken:?}");
+    }
+}
+
 /// The first word of the memory that is shared.
 fn shared_word(store: &ImageStore) -> u64 {
     let mut mappings = store.mappings().iter();
