@@ -71,6 +71,11 @@ impl<S: Sink> Drainer<S> {
         }
     }
 
+    /// Where it goes.
+    pub fn sink(&mut self) -> &mut S {
+        &mut self.sink
+    }
+
     /// Drains until `stop` is set and the rings are empty; gives the sink back.
     ///
     /// # Errors

@@ -64,12 +64,6 @@ pub enum Error {
         /// The generation there.
         generation: u64,
     },
-    /// The backup did not say what became of a checkpoint.
-    #[error("the backup did not commit checkpoint {id} in time")]
-    NoCommit {
-        /// Its number.
-        id: u64,
-    },
     /// The guest could not be injected.
     #[error(transparent)]
     Follow(#[from] sys::follow::FollowError),

@@ -1,6 +1,7 @@
 //! A protected run: the container is recorded, its log streamed, its output held until the backup has the
 //! log that caused it, and a checkpoint taken every epoch.
 //!
+//! * [`membership`]: which run of the backup guards it, and how it joins the next.
 //! * [`session`]: the four connections to the backup.
 //! * [`drain`]: from the rings to the log connection; new connections are adopted on the way.
 //! * [`egress`]: gate and output of all connections; what an acknowledgement releases.
@@ -15,6 +16,7 @@ mod drain;
 mod egress;
 mod epochs;
 mod handshakes;
+mod membership;
 mod openings;
 mod session;
 mod status;
@@ -25,6 +27,7 @@ use std::sync::atomic::{
     AtomicBool,
     Ordering::{Acquire, Release},
 };
+use std::sync::mpsc::{self, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -33,11 +36,13 @@ use gate::{Config, Gate, Injector};
 use guest::abi::{ARENA_FD, ROOM_FD, flag, mode};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use recorder::Drainer;
-use stream::heartbeat::{Heartbeats, Pulse};
-use stream::lease::{Lease, Outcome};
+use stream::StreamError;
+use stream::ack::AckError;
+use stream::heartbeat::Pulse;
+use stream::log::AckReceiver;
 use sys::arena::Arena;
 use sys::follow::Follower;
-use sys::namespaces::{in_network, pidfd_open, pidfd_signal};
+use sys::namespaces::{in_network, pidfd_open};
 use sys::process::RealTime;
 
 use crate::Error;
@@ -49,7 +54,7 @@ pub use session::host_traits;
 
 use drain::{LogSink, Released, Shipper};
 use egress::{Egress, Shared};
-use session::Session;
+use membership::{Joined, Membership};
 use tail::Tail;
 
 /// How long the acknowledgements' thread waits while nothing is on its way.
@@ -92,24 +97,16 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
     let prepared = prepared;
     let mut threads = Threads::default();
     // Last, since from now on silence would be suspicious.
-    let session = Session::open(options, protection)?;
-    let Session {
-        log,
-        heartbeat,
-        checkpoint,
-        control: mut control_connection,
-        timing,
-    } = session;
-    let generation = log.welcome.generation;
-    let lease = Lease::new(timing, heartbeat.welcome);
-    let heartbeats = Heartbeats::new(heartbeat, lease);
-    let pulse = heartbeats.pulse();
-    threads.start("heartbeat", {
-        let shared = Arc::clone(&shared);
-        let init = pidfd_open(init).map_err(Error::Arena)?;
-        move || beat(heartbeats, &shared, &init)
-    })?;
-    let (log_sender, acks) = stream::log::primary(log);
+    let (membership, joined) = Membership::begin(
+        options,
+        protection,
+        Arc::clone(&shared),
+        pidfd_open(init).map_err(Error::Arena)?,
+    )?;
+    let (log_sender, acks) = stream::log::primary(joined.log);
+    let (checkpoints, links) = channel();
+    // The other end is here.
+    let _ = checkpoints.send(joined.checkpoints);
     let (sink, tracker) = LogSink::new(log_sender, Arc::clone(&shared));
     let drainer = Drainer::new(Arc::clone(&arena), sink, follower.caller());
     let shipper = Shipper::new(drainer, tracker.clone(), Arc::clone(&shared));
@@ -123,28 +120,31 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
         threads.start("openings", move || openings::run(openings, &shared))?;
     }
     threads.start("release", {
-        let shared = Arc::clone(&shared);
-        move || release(acks, &tracker, &shipper, &shared)
+        let releaser = Releaser {
+            tracker,
+            shipper,
+            shared: Arc::clone(&shared),
+            membership: Arc::clone(&membership),
+            checkpoints,
+        };
+        move || releaser.run(acks)
     })?;
     let mut container = prepared.open_gate()?;
     container.started()?;
     follower.started()?;
-    let (sender, commits) = stream::checkpoint::primary(checkpoint);
     let epochs = epochs::Epochs::new(
         Arc::clone(&shared),
         program,
         follower.images(),
         protection.epoch,
-        sender,
-        commits,
+        links,
     );
     threads.start("epoch", move || epochs.run())?;
     let handler = status::Protected::new(
         options,
         protection,
         Arc::clone(&shared),
-        pulse.clone(),
-        generation,
+        Arc::clone(&membership),
         program,
     );
     let _server = Server::bind(
@@ -155,6 +155,7 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
     )?;
     let ended = wait_passing(&mut container, &signals)?;
     shared.stop.store(true, Release);
+    let pulse = membership.pulse();
     let (fenced, gave_up) = {
         let lease = pulse.lease();
         (lease.fenced(), lease.gave_up())
@@ -171,7 +172,7 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
     if is_loss(ended) {
         hand_over(&shared, &pulse);
     } else {
-        control_connection.ended(ended.code());
+        membership.tell_end(ended.code());
     }
     pulse.stop();
     drop(container);
@@ -255,76 +256,79 @@ fn mask_of(options: &Options) -> [u8; 6] {
     [0x06, 0x75, a, b, c, d]
 }
 
-/// Keeps the lease: each answered heartbeat opens the gate a little longer. A container that is live elsewhere
-/// is ended here.
-fn beat(heartbeats: Heartbeats, shared: &Shared, init: &OwnedFd) {
-    // Without the privilege a busy host may look dead; detection then wants a longer time.
-    let _real_time = RealTime::enter(3);
-    let ended = heartbeats.run(|outcome| match outcome {
-        Outcome::Extended { until } => shared.lease.set(until.0),
-        Outcome::Unchanged => {}
-        Outcome::Fenced { .. } => {
-            shared.lease.set(0);
-            shared.stop.store(true, Release);
-            // It may have ended by itself.
-            let _ = pidfd_signal(init.as_fd(), libc::SIGKILL);
-        }
-        Outcome::OtherBackup { instance } => {
-            shared.lease.set(0);
-            eprintln!("understudy: another run of the backup answers (instance {instance}), which holds nothing of this container");
-        }
-    });
-    if let Err(e) = ended
-        && !shared.stop.load(Acquire)
-    {
-        eprintln!("understudy: heartbeats ended: {e}; output is held until the backup is back");
-    }
+/// Releases what the backup has acknowledged, keeps output moving, and joins the next run of a backup that is lost.
+struct Releaser {
+    tracker: drain::Tracker,
+    shipper: Arc<Shipper>,
+    shared: Arc<Shared>,
+    membership: Arc<Membership>,
+    checkpoints: mpsc::Sender<epochs::Link>,
 }
 
-/// Releases what the backup has acknowledged, and keeps output moving.
-fn release(
-    mut acks: stream::log::AckReceiver,
-    tracker: &drain::Tracker,
-    shipper: &Shipper,
-    shared: &Shared,
-) {
-    // Whoever is woken by an answer must not keep the others back: clients come one by one then, and the
-    // server is woken for each.
-    let _real_time = RealTime::enter(1);
-    loop {
-        let wait = if shared.egress().is_busy() {
-            BUSY
-        } else {
-            IDLE
-        };
-        let acked = match acks.recv(Some(wait)) {
-            Ok(acked) => acked,
-            Err(e) => {
-                if !shared.stop.load(Acquire) {
-                    eprintln!("understudy: the log's connection ended: {e}; output is held");
+/// Why nothing is acknowledged any more.
+#[derive(Debug, thiserror::Error)]
+enum Unacknowledged {
+    #[error("the log's connection ended: {0}")]
+    Ended(#[from] StreamError),
+    #[error("the backup's acknowledgement makes no sense: {0}")]
+    Senseless(#[from] AckError),
+}
+
+impl Releaser {
+    fn run(self, mut acks: AckReceiver) {
+        // Whoever is woken by an answer must not keep the others back: clients come one by one then, and the
+        // server is woken for each.
+        let _real_time = RealTime::enter(1);
+        while let Err(e) = self.release(&mut acks) {
+            if self.shared.stop.load(Acquire) {
+                return;
+            }
+            eprintln!("understudy: {e}; output is held");
+            self.shipper.leave();
+            let Some(next) = self.join() else {
+                return;
+            };
+            eprintln!("understudy: the backup is back; output goes on behind the next checkpoint");
+            acks = next;
+        }
+    }
+
+    /// Releases until the run is over.
+    fn release(&self, acks: &mut AckReceiver) -> Result<(), Unacknowledged> {
+        loop {
+            let wait = if self.shared.egress().is_busy() {
+                BUSY
+            } else {
+                IDLE
+            };
+            let acked = acks.recv(Some(wait))?;
+            if self.shared.stop.load(Acquire) && acked.is_none() && self.tracker.is_settled() {
+                return Ok(());
+            }
+            let released = match acked {
+                Some(number) => self.tracker.acknowledged(number)?,
+                None => Released::default(),
+            };
+            if let Err(e) = self.shared.egress().turn(&released) {
+                eprintln!("understudy: sending failed: {e}");
+            }
+            self.shipper.go_on();
+        }
+    }
+
+    /// Joins the next run of the backup, which gets log and checkpoints from now on; `None` if the run is over before.
+    fn join(&self) -> Option<AckReceiver> {
+        loop {
+            let Joined { log, checkpoints } = self.membership.rejoin()?;
+            let (sender, acks) = stream::log::primary(log);
+            match self.shipper.join(sender) {
+                Ok(()) => {
+                    // Without that thread the run is over.
+                    self.checkpoints.send(checkpoints).ok()?;
+                    return Some(acks);
                 }
-                return;
+                Err(error) => tracing::debug!(%error, "the backup was lost again"),
             }
-        };
-        if shared.stop.load(Acquire) && acked.is_none() && tracker.is_settled() {
-            return;
-        }
-        let released = match acked.map(|number| tracker.acknowledged(number)) {
-            Some(Ok(released)) => released,
-            Some(Err(e)) => {
-                eprintln!(
-                    "understudy: the backup's acknowledgement makes no sense: {e}; output is held"
-                );
-                return;
-            }
-            None => Released::default(),
-        };
-        if let Err(e) = shared.egress().turn(&released) {
-            eprintln!("understudy: sending failed: {e}");
-        }
-        if let Err(e) = shipper.go_on() {
-            eprintln!("understudy: the log cannot be sent: {e}; output is held");
-            return;
         }
     }
 }

@@ -313,13 +313,20 @@ impl<I: Image> Shared<I> {
         }
         let generation = match hello.generation {
             0 => reached + 1,
+            theirs if theirs == reached => theirs,
             stale if stale < reached => {
                 return Err(Refusal::StaleGeneration {
                     theirs: stale,
                     ours: reached,
                 });
             }
-            theirs => theirs,
+            theirs => {
+                return Err(Refusal::OtherBackup {
+                    name: hello.name.clone(),
+                    theirs,
+                    ours: reached,
+                });
+            }
         };
         if let Some(file) = &mut file {
             file.set(generation).map_err(|e| state(&e))?;

@@ -118,6 +118,11 @@ impl<T> AckTracker<T> {
         }))
     }
 
+    /// The notes of drains under way, oldest first, for whoever begins anew with another backup.
+    pub fn into_notes(self) -> impl Iterator<Item = T> {
+        self.in_flight.into_iter().map(|drain| drain.note)
+    }
+
     /// The highest acknowledged drain; 0 before the first.
     #[must_use]
     pub fn acked(&self) -> u64 {

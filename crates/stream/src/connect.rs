@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use eventlog::codec;
 use eventlog::frame::{Frame, Header, Kind};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::TcpUserTimeout;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, ServerConnection};
 
@@ -14,6 +16,10 @@ use crate::error::StreamError;
 use crate::hello::{Answer, Hello, Refusal, Welcome};
 use crate::keys::Security;
 use crate::transport::{Receiver, Sender, split, tls_error};
+
+/// A backup that takes nothing for so long is gone: the primary's connections to it end. It may have lost its power, and
+/// nobody is there to say so.
+const GIVEN_UP: Duration = Duration::from_secs(30);
 
 /// A connection that both sides agreed on.
 #[derive(Debug)]
@@ -40,6 +46,13 @@ pub fn connect(
     let deadline = Instant::now() + within;
     let socket = TcpStream::connect_timeout(&addr, within)
         .map_err(|source| StreamError::Unreachable { addr, source })?;
+    setsockopt(&socket, TcpUserTimeout, &(GIVEN_UP.as_millis() as u32)).map_err(|errno| {
+        StreamError::Io {
+            doing: "connecting to",
+            peer: addr,
+            source: errno.into(),
+        }
+    })?;
     let tls = match security {
         Security::Insecure => None,
         Security::Tls(tls) => {

@@ -203,6 +203,15 @@ pub enum Refusal {
         /// Its sentence.
         reason: String,
     },
+    /// The container was under another backup's guard, which may be alive and take over.
+    OtherBackup {
+        /// The container's name.
+        name: String,
+        /// The generation that the primary runs under.
+        theirs: u64,
+        /// The last one that this backup knows; 0 for none.
+        ours: u64,
+    },
 }
 
 impl fmt::Display for Refusal {
@@ -251,6 +260,11 @@ impl fmt::Display for Refusal {
             Self::Full { containers } => write!(
                 f,
                 "it protects {containers} containers already, as many as it can"
+            ),
+            Self::OtherBackup { name, theirs, ours } => write!(
+                f,
+                "it did not guard {name} under generation {theirs} (it knows of {ours}), and the backup that did may be alive: \
+                 start that one again, with its --state"
             ),
             Self::State { reason } => f.write_str(reason),
         }

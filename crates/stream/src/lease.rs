@@ -133,8 +133,7 @@ impl Lease {
             return Outcome::Fenced { generation };
         }
         if answer.generation > self.welcome.generation || answer.verdict == Verdict::Fenced {
-            self.fenced = Some(answer.generation);
-            self.until = Nanos(0);
+            self.fence(answer.generation);
             return Outcome::Fenced {
                 generation: answer.generation,
             };
@@ -190,6 +189,13 @@ impl Lease {
     #[must_use]
     pub fn gave_up(&self) -> bool {
         self.condition == Condition::Yielded
+    }
+
+    /// The container is live elsewhere under this generation, as a backup said that was asked to guard it: the lease is
+    /// over for good.
+    pub fn fence(&mut self, generation: u64) {
+        self.fenced = Some(generation);
+        self.until = Nanos(0);
     }
 
     /// The generation that fenced this primary, if one did.

@@ -1,5 +1,8 @@
-//! From the rings to the backup.
+//! From the rings to the backup, if there is one: without, the log goes no further than to where the fold takes it from,
+//! and what it would release waits.
 
+use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::mem::take;
 use std::sync::atomic::Ordering::Acquire;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -36,6 +39,13 @@ impl Released {
     fn append(&mut self, mut later: Self) {
         self.touches.append(&mut later.touches);
         self.openings.append(&mut later.openings);
+    }
+
+    /// Keeps the last of each connection's touches: for what gathers over a long time.
+    fn condense(&mut self) {
+        let touches = take(&mut self.touches).into_iter();
+        let last: BTreeMap<_, _> = touches.map(|t| ((t.index, t.generation), t)).collect();
+        self.touches = last.into_values().collect();
     }
 }
 
@@ -77,6 +87,15 @@ impl Tracker {
         self.lock().in_flight() == 0
     }
 
+    /// Nothing is under way any more: what would have been released.
+    fn begin_anew(&self) -> Released {
+        let under_way = take(&mut *self.lock());
+        self.0.settled.notify_all();
+        let mut all = Released::default();
+        under_way.into_notes().for_each(|note| all.append(note));
+        all
+    }
+
     /// Bytes of log that are under way.
     fn lag(&self) -> u64 {
         self.lock().lag_bytes()
@@ -86,7 +105,8 @@ impl Tracker {
 /// Takes what the drainer finds.
 #[derive(Debug)]
 pub(super) struct LogSink {
-    sender: LogSender,
+    /// To the backup, while there is one.
+    sender: Option<LogSender>,
     tracker: Tracker,
     shared: Arc<Shared>,
     note: Released,
@@ -99,7 +119,7 @@ impl LogSink {
     pub(super) fn new(sender: LogSender, shared: Arc<Shared>) -> (Self, Tracker) {
         let tracker = Tracker::default();
         let sink = Self {
-            sender,
+            sender: Some(sender),
             tracker: tracker.clone(),
             shared,
             note: Released::default(),
@@ -109,37 +129,80 @@ impl LogSink {
         (sink, tracker)
     }
 
-    /// The host takes a duplicate of a new connection's socket and tells the backup of the handshake.
-    fn adopt(&mut self, index: usize) -> Result<(), StreamError> {
-        let adopted = self.shared.egress().adopt(index, self.shared.init);
-        match adopted {
-            Ok(placed) => self.records(OWN_STREAM, placed.position, &placed.record, 1),
-            Err(e) => {
-                tracing::warn!(index, error = %e, "a connection could not be adopted");
-                Ok(())
-            }
+    /// Goes without a backup from now on.
+    fn leave(&mut self) {
+        if let Some(sender) = self.sender.take() {
+            // Whoever waits for acknowledgements is to know.
+            sender.shutdown();
         }
     }
 
-    /// The backup learns of connections in the making; their answers wait for that.
-    fn open(&mut self) -> Result<(), StreamError> {
+    /// Goes on with a backup that holds nothing yet. It is told where each stream stands; what lies before is for its
+    /// first checkpoint, and what nobody has acknowledged is released behind that.
+    fn join(&mut self, mut sender: LogSender) -> Result<(), StreamError> {
+        let mut note = self.tracker.begin_anew();
+        note.append(take(&mut self.note));
+        note.condense();
+        self.note = note;
+        (self.records, self.bytes) = (0, 0);
+        let own = (OWN_STREAM, self.shared.egress().own_position());
+        let mut ends = self.shared.tail().ends();
+        ends.retain(|(stream, _)| *stream != OWN_STREAM);
+        for (stream, position) in ends.into_iter().chain([own]) {
+            sender.records(stream, position, &[])?;
+        }
+        sender.flush()?;
+        self.sender = Some(sender);
+        Ok(())
+    }
+
+    /// Sends something, if there is a backup.
+    fn send(&mut self, what: impl FnOnce(&mut LogSender) -> Result<(), StreamError>) {
+        if let Some(Err(error)) = self.sender.as_mut().map(what) {
+            tracing::debug!(%error, "the log cannot be sent");
+            self.leave();
+        }
+    }
+
+    /// Keeps records for the fold, and sends them.
+    fn take_records(&mut self, stream: u32, position: u64, bytes: &[u8], records: u64) {
+        self.send(|sender| sender.records(stream, position, &[bytes]));
+        self.shared.tail().push(stream, position, bytes);
+        self.records += records;
+        self.bytes += bytes.len() as u64;
+    }
+
+    /// The host takes a duplicate of a new connection's socket and tells the backup of the handshake.
+    fn adopt(&mut self, index: usize) {
+        let adopted = self.shared.egress().adopt(index, self.shared.init);
+        match adopted {
+            Ok(placed) => self.take_records(OWN_STREAM, placed.position, &placed.record, 1),
+            Err(e) => tracing::warn!(index, error = %e, "a connection could not be adopted"),
+        }
+    }
+
+    /// The backup learns of connections in the making; their answers wait for that. Without one they are not answered,
+    /// and asked for again.
+    fn open(&mut self) {
         let new = take(&mut *self.shared.openings());
+        if self.sender.is_none() {
+            return;
+        }
         for opening in new {
             let placed = self.shared.egress().opens(&opening);
             match placed {
                 Ok(placed) => {
-                    self.records(OWN_STREAM, placed.position, &placed.record, 1)?;
+                    self.take_records(OWN_STREAM, placed.position, &placed.record, 1);
                     self.note.openings.push(opening);
                 }
                 Err(e) => tracing::warn!(error = %e, "a connection request is not answered"),
             }
         }
-        Ok(())
     }
 }
 
 impl Sink for LogSink {
-    type Error = StreamError;
+    type Error = Infallible;
 
     fn begin(&mut self) {
         let arena = &self.shared.arena;
@@ -153,39 +216,42 @@ impl Sink for LogSink {
         position: u64,
         bytes: &[u8],
         records: u64,
-    ) -> Result<(), StreamError> {
-        self.sender.records(stream, position, &[bytes])?;
-        self.shared.tail().push(stream, position, bytes);
-        self.records += records;
-        self.bytes += bytes.len() as u64;
+    ) -> Result<(), Infallible> {
+        self.take_records(stream, position, bytes, records);
         Ok(())
     }
 
-    fn round(&mut self) -> Result<(), StreamError> {
-        let new: Vec<usize> = self
-            .note
-            .touches
-            .iter()
-            .filter(|t| t.state == conn::OPEN && !t.adopted)
-            .map(|t| t.index)
+    fn round(&mut self) -> Result<(), Infallible> {
+        let touches = self.note.touches.iter_mut();
+        let new = touches.filter(|t| t.state == conn::OPEN && !t.adopted);
+        let new: Vec<usize> = new
+            .map(|touch| {
+                touch.adopted = true;
+                touch.index
+            })
             .collect();
-        self.open()?;
+        self.open();
         for index in new {
-            self.adopt(index)?;
+            self.adopt(index);
         }
         if self.bytes == 0 && self.note.is_empty() {
+            return Ok(());
+        }
+        if self.sender.is_none() {
+            self.note.condense();
             return Ok(());
         }
         let begun = self.tracker.lock().begin(Nanos::now(), self.note.clone());
         let Ok(number) = begun else {
             // The backup acknowledges nothing before the first checkpoint, which needs these records. They go;
             // what they release waits for the next drain.
-            return self.sender.flush();
+            self.send(LogSender::flush);
+            return Ok(());
         };
         self.note = Released::default();
         self.tracker.lock().sent(self.bytes);
         let (records, bytes) = (take(&mut self.records), take(&mut self.bytes));
-        self.sender.drain(number)?;
+        self.send(|sender| sender.drain(number));
         let lag = self.tracker.lag();
         let mut stats = self.shared.stats();
         stats.lag = lag;
@@ -221,44 +287,49 @@ impl Shipper {
         }
     }
 
+    fn lock(&self) -> MutexGuard<'_, Drainer<LogSink>> {
+        self.drainer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// True if there was something.
-    fn ship(&self) -> Result<bool, StreamError> {
-        let drainer = self.drainer.lock();
-        drainer.unwrap_or_else(PoisonError::into_inner).round()
+    fn ship(&self) -> bool {
+        let Ok(moved) = self.lock().round();
+        moved
+    }
+
+    /// Ships nothing more: the backup is lost.
+    pub(super) fn leave(&self) {
+        self.lock().sink().leave();
+    }
+
+    /// Ships to a backup that holds nothing yet.
+    pub(super) fn join(&self, sender: LogSender) -> Result<(), StreamError> {
+        self.lock().sink().join(sender)
     }
 
     /// After a release: ships what has been asked for meanwhile, if nothing is under way. (The next drain
     /// can then be begun without waiting for an acknowledgement, which is the caller's to take.)
-    pub(super) fn go_on(&self) -> Result<(), StreamError> {
+    pub(super) fn go_on(&self) {
         if !self.tracker.is_settled() {
-            return Ok(());
+            return;
         }
         if self.shared.arena.is_look_wanted() {
-            self.ship()?;
+            self.ship();
         } else {
             self.tracker.0.settled.notify_all();
         }
-        Ok(())
     }
 
     /// The drain thread: ships what is asked for while nothing is under way, and looks now and then.
     pub(super) fn run(&self) {
-        if let Err(e) = self.try_run()
-            && !self.shared.stop.load(Acquire)
-        {
-            eprintln!("understudy: the log cannot be sent: {e}; output is held");
-        }
-    }
-
-    fn try_run(&self) -> Result<(), StreamError> {
         loop {
             let stopping = self.shared.stop.load(Acquire);
-            let moved = self.ship()?;
+            let moved = self.ship();
             if !stopping {
                 self.tracker.await_settled(GATHER);
                 self.shared.arena.sleep_until_asked(NAP);
             } else if !moved {
-                return Ok(());
+                return;
             }
         }
     }

@@ -61,7 +61,8 @@ impl Shared {
     }
 }
 
-/// A connection's counters as they were when a drain began: what its acknowledgement covers.
+/// A connection's counters as they were when a drain began: what its acknowledgement covers. They only grow: the last
+/// of a connection covers those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Touch {
     pub(super) index: usize,
@@ -153,6 +154,11 @@ impl Egress {
     pub(super) fn handshakes(&mut self) -> (Vec<u8>, u64) {
         let gate = &self.gate;
         self.handshakes.snapshot(|tuple| gate.established(tuple))
+    }
+
+    /// Where the primary's own stream ends.
+    pub(super) fn own_position(&self) -> u64 {
+        self.handshakes.position()
     }
 
     /// Takes a duplicate of a new connection's socket; the record of its handshake.

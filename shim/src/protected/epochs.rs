@@ -1,10 +1,12 @@
-//! Checkpoints: one every epoch, with what of arena and kernel state a takeover has to bring.
+//! Checkpoints: one every epoch, with what of arena and kernel state a takeover has to bring. Without a backup they are
+//! taken all the same, now and then, and go nowhere: the fold has to come along with the log.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,7 +27,7 @@ use super::bereft;
 use super::egress::Shared;
 use crate::Error;
 
-/// How long a checkpoint may wait for its commit before the connection counts as lost.
+/// While a checkpoint waits for its commit, how often that is told.
 const COMMIT: Duration = Duration::from_secs(30);
 /// Checkpoints that may fail one after another, before that is taken for more than bad luck.
 const MOST_FAILURES: u32 = 50;
@@ -33,6 +35,11 @@ const MOST_FAILURES: u32 = 50;
 const ENDING: u16 = 1000;
 /// After a pause that could not be clean.
 const AGAIN: Duration = Duration::from_millis(3);
+/// Between two checkpoints that nobody gets.
+const ALONE: Duration = Duration::from_secs(1);
+
+/// Where checkpoints go: to one run of the backup.
+pub(super) type Link = (CheckpointSender, CommitReceiver);
 
 /// Takes the checkpoints of a container.
 #[derive(Debug)]
@@ -41,8 +48,9 @@ pub(super) struct Epochs {
     program: i32,
     images: Images,
     epoch: Duration,
-    sender: CheckpointSender,
-    commits: CommitReceiver,
+    link: Option<Link>,
+    /// Further runs of the backup, which hold nothing yet.
+    links: Receiver<Link>,
     merge: Merge,
     known_streams: BTreeSet<u32>,
 }
@@ -96,8 +104,7 @@ impl Epochs {
         program: i32,
         images: Images,
         epoch: Duration,
-        sender: CheckpointSender,
-        commits: CommitReceiver,
+        links: Receiver<Link>,
     ) -> Self {
         let (merge, known_streams) = (Merge::new(), BTreeSet::new());
         Self {
@@ -105,8 +112,8 @@ impl Epochs {
             program,
             images,
             epoch,
-            sender,
-            commits,
+            link: None,
+            links,
             merge,
             known_streams,
         }
@@ -141,14 +148,15 @@ impl Epochs {
         let mut tree = Tree::new(self.shared.init, self.program, images, settings);
         let mut failures = 0;
         while !self.shared.stop.load(Acquire) {
+            self.join_newest(&mut tree);
             let began = Instant::now();
             match self
                 .take(&mut tree)
-                .and_then(|taken| self.send(taken, &mut tree))
+                .and_then(|taken| self.deliver(taken, &mut tree))
             {
                 Ok(()) => {
                     failures = 0;
-                    thread::sleep(self.epoch.saturating_sub(began.elapsed()));
+                    self.rest(began, &mut tree);
                 }
                 Err(Error::Checkpoint(
                     error @ (CheckpointError::Unsettled { .. } | CheckpointError::Busy { .. }),
@@ -167,6 +175,36 @@ impl Epochs {
         Ok(())
     }
 
+    /// Goes on with the run of the backup that was joined last, if one was.
+    fn join_newest(&mut self, tree: &mut Tree) {
+        loop {
+            match self.links.try_recv() {
+                Ok(link) => self.join(link, tree),
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// The next checkpoint is for a backup that has none.
+    fn join(&mut self, link: Link, tree: &mut Tree) {
+        self.link = Some(link);
+        tree.make_full();
+    }
+
+    /// Waits until the next checkpoint is due, or there is somebody to get it.
+    fn rest(&mut self, began: Instant, tree: &mut Tree) {
+        if self.link.is_some() {
+            return thread::sleep(self.epoch.saturating_sub(began.elapsed()));
+        }
+        let alone = ALONE.max(self.epoch).saturating_sub(began.elapsed());
+        match self.links.recv_timeout(alone) {
+            Ok(link) => self.join(link, tree),
+            Err(RecvTimeoutError::Timeout) => {}
+            // Nobody will join another any more: the run is over.
+            Err(RecvTimeoutError::Disconnected) => thread::sleep(alone),
+        }
+    }
+
     /// Takes a checkpoint of all processes.
     fn take(&self, tree: &mut Tree) -> Result<Taken, Error> {
         let arena = Arc::clone(&self.shared.arena);
@@ -178,12 +216,36 @@ impl Epochs {
         Ok(Taken { capture, at_cut })
     }
 
-    /// Sends it with all that belongs to it, and waits until the backup has committed it.
-    fn send(&mut self, taken: Taken, tree: &mut Tree) -> Result<(), Error> {
-        let Taken { capture, at_cut } = taken;
+    /// Brings the fold up to it, and sends it if there is a backup.
+    fn deliver(&mut self, taken: Taken, tree: &mut Tree) -> Result<(), Error> {
         let (handshakes, own_position) = self.shared.egress().handshakes();
-        let mut cut = self.fold_up_to(&at_cut)?;
+        let mut cut = self.fold_up_to(&taken.at_cut)?;
         cut.streams.push((OWN_STREAM, own_position));
+        let Some(mut link) = self.link.take() else {
+            tree.recycle(taken.capture);
+            return Ok(());
+        };
+        match self.send(&mut link, taken, cut, handshakes, tree) {
+            // The backup is lost, which the log's connection tells of.
+            Err(Error::Stream(error)) => tracing::debug!(%error, "a checkpoint cannot be sent"),
+            other => {
+                self.link = Some(link);
+                other?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends it with all that belongs to it, and waits until the backup has committed it.
+    fn send(
+        &mut self,
+        (sender, commits): &mut Link,
+        taken: Taken,
+        cut: Cut,
+        handshakes: Vec<u8>,
+        tree: &mut Tree,
+    ) -> Result<(), Error> {
+        let Taken { capture, at_cut } = taken;
         let snapshot = self.merge.snapshot()?;
         let state = codec::encode(&at_cut.state)?;
         let mut images = capture.images();
@@ -206,23 +268,27 @@ impl Epochs {
         }
         drop(images);
         tree.recycle(capture);
-        self.sender.begin(&Begin {
+        sender.begin(&Begin {
             id,
             base,
             cut,
             image_len: bytes.len() as u64,
         })?;
-        self.sender.chunk(&bytes)?;
-        self.sender.finish()?;
-        match self.commits.recv(Some(COMMIT))? {
-            Some(Commit::Done { id }) => {
-                self.shared.stats().epoch = id;
+        sender.chunk(&bytes)?;
+        sender.finish()?;
+        // A backup that stands still may go on.
+        let answer = loop {
+            if let Some(answer) = commits.recv(Some(COMMIT))? {
+                break answer;
             }
-            Some(Commit::Refused { id, reason }) => {
+            tracing::warn!(id, "the checkpoint is not committed yet");
+        };
+        match answer {
+            Commit::Done { id } => self.shared.stats().epoch = id,
+            Commit::Refused { id, reason } => {
                 tracing::warn!(id, reason, "checkpoint refused");
                 tree.make_full();
             }
-            None => return Err(Error::NoCommit { id }),
         }
         Ok(())
     }

@@ -45,6 +45,11 @@ struct Kept {
 }
 
 impl Handshakes {
+    /// Where the stream ends.
+    pub(super) const fn position(&self) -> u64 {
+        self.position
+    }
+
     /// The container's kernel wants to answer a connection request.
     pub(super) fn opens(&mut self, opening: &Opening) -> Result<Placed, Error> {
         let payload = codec::encode(&OpeningRecord {

@@ -33,9 +33,16 @@ pub(super) struct Session {
 #[derive(Debug)]
 pub(super) struct Control(Connection);
 
+/// A generation for a container that has none yet.
+pub(super) const NEW: u64 = 0;
+
 impl Session {
-    /// Introduces the container and opens every connection.
-    pub(super) fn open(options: &Options, protection: &Protection) -> Result<Self, Error> {
+    /// Introduces the container, which runs under `generation` ([`NEW`] for none yet), and opens every connection.
+    pub(super) fn open(
+        options: &Options,
+        protection: &Protection,
+        generation: u64,
+    ) -> Result<Self, Error> {
         let keys = match &protection.security {
             Security::Insecure => Keys::Insecure,
             Security::Tls(dir) => Keys::load(dir)?,
@@ -48,7 +55,7 @@ impl Session {
             channel: Channel::Heartbeat,
             name: options.name.clone(),
             session: RandomState::new().build_hasher().finish(),
-            generation: 0,
+            generation,
             timing,
             host: host_traits()?,
             details: codec::encode(&details(options))?,

@@ -6,9 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use stream::clock::Nanos;
-use stream::heartbeat::Pulse;
 
 use super::egress::Shared;
+use super::membership::Membership;
 use crate::control::{Handler, Role, State, Status};
 use crate::options::{Options, Protection};
 
@@ -63,8 +63,7 @@ pub(super) struct Protected {
     backup: String,
     mode: &'static str,
     shared: Arc<Shared>,
-    pulse: Pulse,
-    generation: u64,
+    membership: Arc<Membership>,
     pid: i32,
 }
 
@@ -73,8 +72,7 @@ impl Protected {
         options: &Options,
         protection: &Protection,
         shared: Arc<Shared>,
-        pulse: Pulse,
-        generation: u64,
+        membership: Arc<Membership>,
         pid: i32,
     ) -> Self {
         Self {
@@ -83,8 +81,7 @@ impl Protected {
             backup: protection.backup.to_string(),
             mode: protection.mode.name(),
             shared,
-            pulse,
-            generation,
+            membership,
             pid,
         }
     }
@@ -94,7 +91,7 @@ impl Protected {
     /// Waits until the backup says that the container is live there.
     fn is_fenced_within(&self, limit: Duration) -> bool {
         let end = Instant::now() + limit;
-        while self.pulse.lease().fenced().is_none() {
+        while self.membership.pulse().lease().fenced().is_none() {
             if Instant::now() >= end {
                 return false;
             }
@@ -106,14 +103,14 @@ impl Protected {
 
 impl Handler for Protected {
     fn status(&self) -> Status {
-        let live = self.pulse.lease().is_live(Nanos::now());
+        let live = self.membership.pulse().lease().is_live(Nanos::now());
         let stats = self.shared.stats();
         Status {
             name: self.name.clone(),
             role: Role::Primary,
             mode: self.mode.into(),
             epoch: stats.epoch,
-            generation: self.generation,
+            generation: self.membership.generation(),
             log_lag_bytes: stats.lag,
             log_records: stats.records,
             log_bytes: stats.bytes,
@@ -140,12 +137,12 @@ impl Handler for Protected {
         }
         // The gate is closed first: the backup may go live as soon as the heartbeat says so.
         self.shared.lease.set(0);
-        let given_up = self.pulse.give_up();
+        let given_up = self.membership.pulse().give_up();
         if given_up.is_ok() && self.is_fenced_within(HANDOVER) {
             return Ok(());
         }
         // No lease comes of it while the backup takes over all the same.
-        self.pulse.lease().resume();
+        self.membership.pulse().lease().resume();
         let reason = given_up.map_or_else(|e| e.to_string(), |()| "see what it says".into());
         Err(format!(
             "the backup {} has not gone on with {:?} within {HANDOVER:?}, which goes on here: {reason}",

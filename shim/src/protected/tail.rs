@@ -31,6 +31,15 @@ impl Tail {
             .map_or(0, |run| run.start + run.bytes.len() as u64)
     }
 
+    /// Where each stream that goes on ends so far.
+    pub(super) fn ends(&self) -> Vec<(u32, u64)> {
+        let ends = self
+            .streams
+            .keys()
+            .map(|stream| (*stream, self.end(*stream)));
+        ends.collect()
+    }
+
     /// Takes out everything before the cut: for streams in `cut`, up to the position there; of streams that
     /// are not, all, if they began before `next_stream`.
     pub(super) fn take(

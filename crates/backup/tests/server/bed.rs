@@ -114,13 +114,24 @@ pub(crate) struct Primary {
 
 impl Primary {
     pub(crate) fn connect(backup: &Backup) -> Self {
-        let (log, acks) = log::primary(backup.connect(&hello(Channel::Log)).unwrap());
-        let (checkpoints, commits) =
-            checkpoint::primary(backup.connect(&hello(Channel::Checkpoint)).unwrap());
-        let control = backup.connect(&hello(Channel::Control)).unwrap();
-        let heartbeat = backup.connect(&hello(Channel::Heartbeat)).unwrap();
+        Self::connect_as(backup, &hello(Channel::Log))
+    }
+
+    /// The run that `hello` introduces.
+    pub(crate) fn connect_as(backup: &Backup, hello: &Hello) -> Self {
+        let open = |channel| {
+            let hello = Hello {
+                channel,
+                ..hello.clone()
+            };
+            backup.connect(&hello).unwrap()
+        };
+        let (log, acks) = log::primary(open(Channel::Log));
+        let (checkpoints, commits) = checkpoint::primary(open(Channel::Checkpoint));
+        let control = open(Channel::Control);
+        let heartbeat = open(Channel::Heartbeat);
         let generation = heartbeat.welcome.generation;
-        let lease = Lease::new(hello(Channel::Heartbeat).timing, heartbeat.welcome);
+        let lease = Lease::new(hello.timing, heartbeat.welcome);
         let beats = Heartbeats::new(heartbeat, lease);
         let pulse = beats.pulse();
         let (tx, outcomes) = mpsc::channel();

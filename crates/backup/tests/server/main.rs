@@ -5,6 +5,7 @@
 )]
 
 mod bed;
+mod joining;
 mod keeping;
 mod refusing;
 mod takeover;

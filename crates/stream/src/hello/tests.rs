@@ -152,13 +152,21 @@ fn the_layout_of_an_answer_is_the_documented_one() {
         ),
         (Refusal::Full { containers: 3 }, 8),
         (Refusal::State { reason: name() }, 9),
+        (
+            Refusal::OtherBackup {
+                name: name(),
+                theirs: 1,
+                ours: 0,
+            },
+            25,
+        ),
     ];
     for (number, (refusal, brings)) in reasons.into_iter().enumerate() {
         let bytes = encode(&Answer::Err(refusal)).unwrap();
         assert_eq!(bytes[..8], [1, 0, 0, 0, number as u8, 0, 0, 0]);
         assert_eq!(bytes.len(), 8 + brings);
     }
-    assert!(decode::<Answer>(&[1, 0, 0, 0, 10, 0, 0, 0]).is_err());
+    assert!(decode::<Answer>(&[1, 0, 0, 0, 11, 0, 0, 0]).is_err());
 }
 
 #[test]
