@@ -6,6 +6,7 @@
 pub mod bed;
 pub mod exchange;
 pub mod fault;
+pub mod linear;
 pub mod load;
 pub mod processor;
 pub mod race;

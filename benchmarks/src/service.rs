@@ -1,11 +1,11 @@
 //! A server on the test bed: under `understudy`, or on its own for comparison.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,6 +21,12 @@ const BACKUP_PORT: u16 = 7400;
 const CONTAINER: u8 = 10;
 /// Names the directory of control sockets.
 const RUN_DIRECTORY: &str = "UNDERSTUDY_RUN_DIR";
+/// The program's name.
+const UNDERSTUDY: &str = "understudy";
+/// What `understudy run` says when it has joined a further run of the backup.
+const JOINED: &str = "the backup is back";
+/// What `understudy status --json` has of a protected container.
+const PROTECTED: &str = "\"state\":\"protected\"";
 /// Time for a program to come up.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -33,6 +39,8 @@ pub enum Loss {
     Container,
     /// `understudy run`.
     Shim,
+    /// `understudy backup`.
+    Backup,
 }
 
 /// How a server is protected.
@@ -56,8 +64,12 @@ pub struct Service {
     /// The name of the server's command.
     command: String,
     takeover: Arc<Mutex<Option<String>>>,
+    /// The words that start the backup, and where it listens.
+    backup: Option<(Vec<String>, SocketAddr)>,
     /// Ended in this order.
     processes: Vec<Process>,
+    /// Further runs of the backup.
+    later: Mutex<Vec<Process>>,
 }
 
 /// The arguments with which redis serves clients on other hosts, and keeps nothing.
@@ -169,6 +181,8 @@ impl Service {
         let mut process = service.start(backup, &understudy, &words, "backup")?;
         service.watch_for_takeover(&mut process);
         service.listening(primary, listen, "backup", process)?;
+        words.insert(0, &understudy);
+        service.backup = Some((words.into_iter().map(str::to_owned).collect(), listen));
 
         let ip = format!("{}/{PREFIX}", service.address.ip());
         let mut words = vec![
@@ -234,15 +248,18 @@ impl Service {
             directory,
             command,
             takeover: Arc::default(),
+            backup: None,
             processes: Vec::new(),
+            later: Mutex::default(),
         })
     }
 
     /// Starts a program; what it says goes to a file, but what the backup prints can be taken.
     fn start(&self, host: &Host, program: &str, words: &[&str], name: &str) -> Result<Process> {
         let path = self.log(name);
-        let log =
-            File::create(&path).with_context(|| format!("{} could not be made", path.display()))?;
+        // A later run of the backup goes on there.
+        let log = fs::OpenOptions::new().create(true).append(true).open(&path);
+        let log = log.with_context(|| format!("{} could not be made", path.display()))?;
         let output = if name == "backup" {
             Stdio::piped()
         } else {
@@ -333,6 +350,59 @@ impl Service {
         }
     }
 
+    /// Starts the backup again, as it was started before; it listens when this returns.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn restart_backup(&self, bed: &Bed) -> Result<()> {
+        let (words, listen) = self.backup.as_ref().context("there was no backup")?;
+        let (program, words) = words.split_first().context("there was no backup")?;
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let backup = bed.host("backup")?;
+        let end = Instant::now() + PATIENCE;
+        while !backup.processes_named(UNDERSTUDY).is_empty() {
+            ensure!(Instant::now() < end, "the backup still runs");
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        let mut process = self.start(backup, program, &words, "backup")?;
+        self.watch_for_takeover(&mut process);
+        let primary = bed.host("primary")?;
+        primary.wait_for_listener(*listen, &mut process, PATIENCE)?;
+        self.later().push(process);
+        Ok(())
+    }
+
+    fn later(&self) -> MutexGuard<'_, Vec<Process>> {
+        self.later.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the container is protected by a further run of the backup.
+    ///
+    /// # Errors
+    /// If it is not after `limit`; with what has been said.
+    pub fn await_protected_again(&self, bed: &Bed, limit: Duration) -> Result<()> {
+        let (words, _) = self.backup.as_ref().context("there was no backup")?;
+        let program = words.first().context("there was no backup")?;
+        let primary = bed.host("primary")?;
+        let name = self.command.rsplit('/').next().unwrap_or_default();
+        let is_protected = || {
+            let words = ["status", name, "--json"];
+            let said = self.command(primary, Path::new(program), &words).output()?;
+            let said = String::from_utf8_lossy(&said.stdout).into_owned();
+            Ok::<_, anyhow::Error>(said.contains(PROTECTED))
+        };
+        let end = Instant::now() + limit;
+        while !self.said("run").contains(JOINED) || !is_protected()? {
+            let (backup, run) = (self.said("backup"), self.said("run"));
+            ensure!(
+                Instant::now() < end,
+                "the container is not protected; the backup said: {backup}; the primary: {run}"
+            );
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
     /// Asks what was started last, the server or `understudy run`, to end (SIGTERM), and waits for it.
     ///
     /// # Errors
@@ -366,6 +436,10 @@ impl Service {
     /// If there is nothing to strike, or it survives.
     pub fn lose(&self, bed: &Bed, loss: Loss, rng: &mut Rng) -> Result<Instant> {
         let primary = bed.host("primary")?;
+        let host = match loss {
+            Loss::Backup => bed.host("backup")?,
+            _ => primary,
+        };
         let name: String = match loss {
             Loss::Host => return primary.lose(rng),
             Loss::Container => self
@@ -376,12 +450,13 @@ impl Service {
                 .chars()
                 .take(15)
                 .collect(),
-            Loss::Shim => "understudy".to_owned(),
+            Loss::Shim | Loss::Backup => UNDERSTUDY.to_owned(),
         };
-        let mut all = primary.processes_named(&name);
+        let mut all = host.processes_named(&name);
         ensure!(
             !all.is_empty(),
-            "no process named {name} runs on the primary"
+            "no process named {name} runs on the {}",
+            host.name()
         );
         rng.shuffle(&mut all);
         let start = Instant::now();

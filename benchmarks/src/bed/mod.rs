@@ -9,6 +9,7 @@ mod host;
 mod ip;
 mod loss;
 mod processes;
+mod wire;
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -19,6 +20,7 @@ use anyhow::{Context, Result, ensure};
 pub use capture::Capture;
 pub use host::{Host, Process, UPLINK};
 pub use processes::below;
+pub use wire::{Way, Wire};
 
 /// The bridge inside every server host.
 pub const BRIDGE: &str = "br0";
@@ -57,7 +59,10 @@ impl Bed {
         );
         sweep();
         let mut bed = Self::reserve()?;
-        Host::new("switch", &bed.switch(), bed.address(0)).inside(without_bridge_filters)?;
+        Host::new("switch", &bed.switch(), bed.address(0)).inside(|| {
+            without_ipv6()?;
+            without_bridge_filters()
+        })?;
         ip::run(&format!(
             "-n {} link add switch type bridge stp_state 0",
             bed.switch()
@@ -125,6 +130,15 @@ impl Bed {
     #[must_use]
     pub const fn address(&self, last: u8) -> Ipv4Addr {
         Ipv4Addr::new(10, 79, self.subnet, last)
+    }
+
+    /// Puts a relay between a host and the common bridge, which delays and loses frames as it is told. `seed` decides what
+    /// is lost.
+    ///
+    /// # Errors
+    /// If a link or a socket of it cannot be made.
+    pub fn wire(&self, host: &Host, seed: u64) -> Result<Wire> {
+        Wire::put(self, host, seed)
     }
 
     /// Watches what a host sends over its uplink.

@@ -93,7 +93,7 @@ pub(crate) fn run(options: &Fault) -> Result<ExitCode> {
     }
     bar.finish_and_clear();
     println!(
-        "fault         struck  went on  silence p50/max ms  lost  twice  wrong  broken  frames of the old host"
+        "fault         struck  went on  silence p50/max ms  lost  twice  wrong  unexplained  broken  frames of the old host"
     );
     for kind in KINDS {
         let struck = wanted.iter().filter(|(k, _)| k.name == kind.name);
@@ -139,7 +139,7 @@ fn row(kind: &Kind, outcomes: &[&Outcome]) {
     let well = outcomes.iter().filter(|o| o.complaints.is_empty()).count();
     let gaps = outcomes.iter().map(|o| o.gap_ms);
     println!(
-        "{:<14}{:>7} {well:>8} {:>12.0}/{:<6.0} {:>5} {:>6} {:>6} {:>7} {:>23}",
+        "{:<14}{:>7} {well:>8} {:>12.0}/{:<6.0} {:>5} {:>6} {:>6} {:>12} {:>7} {:>23}",
         kind.name,
         outcomes.len(),
         median(gaps.clone()),
@@ -147,6 +147,7 @@ fn row(kind: &Kind, outcomes: &[&Outcome]) {
         sum(|o| o.lost),
         sum(|o| o.twice),
         sum(|o| o.wrong),
+        sum(|o| o.unexplained),
         sum(|o| o.broken),
         sum(|o| o.frames),
     );

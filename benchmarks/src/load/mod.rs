@@ -24,7 +24,7 @@ pub use faults::Faults;
 pub use histogram::Latency;
 pub use model::Mix;
 pub use report::Report;
-pub(crate) use resp::command;
+pub(crate) use resp::{Reply, command, parse};
 pub use timeline::{Gap, STEP};
 
 use connection::Kind;
