@@ -287,7 +287,7 @@ impl Container {
     }
 
     /// Ends every process inside but init and the one with the number `but` there, and waits until their numbers are
-    /// free. Threads of theirs that the calling process traces are reaped here.
+    /// free. Threads of theirs that the calling thread traces are reaped here.
     pub fn clear(&mut self, but: Option<i32>) -> Result<(), Error> {
         self.instruct(&Request::Clear(but.unwrap_or(0)), &[])?;
         if !self.await_init(self.control.as_fd(), 0, teardown::CLEARING) {
@@ -321,7 +321,7 @@ impl Container {
 
     /// Waits for the program's end, and then for init's, which takes every other process along.
     ///
-    /// Where the calling process traces what has ended and does not take note of it, this does so a little later.
+    /// Where the calling thread traces what has ended, this takes note of it a little later.
     pub fn wait(&mut self) -> Result<Ended, Error> {
         if let Some(ended) = self.ended {
             return Ok(ended);

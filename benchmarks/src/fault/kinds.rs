@@ -30,6 +30,14 @@ pub struct Kind {
     pub(super) heal: Option<fn(&Scene<'_>) -> Result<()>>,
 }
 
+impl Kind {
+    /// The ways that it needs in our hands.
+    pub(super) fn wires(&self, bed: &Bed, seed: u64) -> Result<Vec<Wire>> {
+        let wires = self.wires.iter();
+        wires.map(|host| bed.wire(bed.host(host)?, seed)).collect()
+    }
+}
+
 /// Whether the backup is to take over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Takeover {
@@ -48,14 +56,17 @@ pub(super) struct Scene<'a> {
 }
 
 impl<'a> Scene<'a> {
-    /// Makes everything that a kind of fault needs.
-    pub(super) fn set(bed: &'a Bed, service: &'a Service, kind: &Kind, seed: u64) -> Result<Self> {
-        let wires = kind.wires.iter();
-        let wires = wires.map(|host| bed.wire(bed.host(host)?, seed));
+    /// Makes everything as a kind of fault finds it.
+    pub(super) fn set(
+        bed: &'a Bed,
+        service: &'a Service,
+        wires: Vec<Wire>,
+        kind: &Kind,
+    ) -> Result<Self> {
         let scene = Self {
             bed,
             service,
-            wires: wires.collect::<Result<_>>()?,
+            wires,
         };
         kind.before.map_or(Ok(()), |before| before(&scene))?;
         Ok(scene)

@@ -71,8 +71,10 @@ pub fn inject(
     directory: &Path,
 ) -> Result<Outcome> {
     let bed = Bed::new()?;
+    // Before there are connections, which would lose what is on its way.
+    let wires = kind.wires(&bed, seed)?;
     let service = Service::protected(&bed, directory, protection, &redis(PORT), PORT)?;
-    let scene = Scene::set(&bed, &service, kind, seed)?;
+    let scene = Scene::set(&bed, &service, wires, kind)?;
     let config = Config {
         duration: LOAD,
         seed,

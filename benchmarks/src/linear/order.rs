@@ -368,7 +368,9 @@ mod tests {
                     to: u64::from(what % 2),
                 },
             };
-            let asked = (moment - 10 * u64::from(*long)).max(free[client] + 1);
+            let asked = moment
+                .saturating_sub(10 * u64::from(*long))
+                .max(free[client] + 1);
             // One that is asked behind its moment cannot happen then.
             if asked > moment {
                 continue;

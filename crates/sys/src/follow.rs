@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::iter;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
@@ -387,30 +386,42 @@ fn let_go(thread: pid_t) -> Result<(), FollowError> {
 /// Host numbers (process, thread) of a thread, found among the descendants of the container's init.
 #[must_use]
 pub fn find_thread(init: pid_t, number: u32) -> Option<(pid_t, pid_t)> {
-    threads_under(init).find(|(_, tid)| inside_number(*tid) == Some(number))
+    visit_threads(init, |process, thread| {
+        (inside_number(thread) == Some(number)).then_some((process, thread))
+    })
 }
 
-/// Host numbers (process, thread) of all threads of a process and of its descendants, those that have ended and were not
-/// waited for among them.
-pub fn threads_under(process: pid_t) -> impl Iterator<Item = (pid_t, pid_t)> {
-    let mut processes = vec![process];
-    let mut threads = Vec::new();
-    iter::from_fn(move || {
-        while threads.is_empty() {
-            let process = processes.pop()?;
-            // One that is gone has none.
-            let tasks = fs::read_dir(format!("/proc/{process}/task"));
-            let names = tasks.into_iter().flatten().flatten();
-            let numbers = names.filter_map(|task| task.file_name().to_str()?.parse().ok());
-            threads.extend(numbers.map(|tid: pid_t| (process, tid)));
+/// Visits the threads of a process and of its descendants, those that have ended and were not waited for among them, by
+/// their host numbers (process, thread), until `visit` gives something.
+pub fn visit_threads<T>(
+    process: pid_t,
+    mut visit: impl FnMut(pid_t, pid_t) -> Option<T>,
+) -> Option<T> {
+    let mut waiting = vec![process];
+    while let Some(process) = waiting.pop() {
+        let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else {
+            continue;
+        };
+        for task in tasks.flatten() {
+            let Some(thread) = task
+                .file_name()
+                .to_str()
+                .and_then(|s| s.parse::<pid_t>().ok())
+            else {
+                continue;
+            };
+            if let Some(found) = visit(process, thread) {
+                return Some(found);
+            }
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            waiting.extend(
+                children
+                    .split_ascii_whitespace()
+                    .filter_map(|s| s.parse::<pid_t>().ok()),
+            );
         }
-        let (process, tid) = threads.pop()?;
-        let children = fs::read_to_string(format!("/proc/{process}/task/{tid}/children"));
-        let children = children.unwrap_or_default();
-        let numbers = children.split_ascii_whitespace();
-        processes.extend(numbers.filter_map(|number| number.parse::<pid_t>().ok()));
-        Some((process, tid))
-    })
+    }
+    None
 }
 
 /// What a thread does, as the kernel sees it.

@@ -2,7 +2,7 @@
 //! and its group are free again when the handle is gone.
 //!
 //! A process of which a traced thread has ended cannot be waited for by its parent until the tracer has taken note
-//! (ptrace(2), "Death under ptrace"). The tracer may be this process, and wait for that very end: so where an end is
+//! (ptrace(2), "Death under ptrace"). The tracer may be the very thread that waits for that end: so where an end is
 //! awaited, this is done meanwhile.
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
-use sys::follow::threads_under;
+use sys::follow::visit_threads;
 use sys::namespaces::pidfd_signal;
 
 use super::Container;
@@ -37,7 +37,7 @@ impl Container {
                 return;
             }
             if look >= grace {
-                self.reap_traced();
+                self.reap_traced(WaitPidFlag::empty());
             }
             let mut ended = [PollFd::new(self.init.pidfd.as_fd(), PollFlags::POLLIN)];
             // A time-out and an interruption both mean: look again.
@@ -54,16 +54,20 @@ impl Container {
                 return true;
             }
             if look >= grace {
-                self.reap_traced();
+                // Another thread of ours takes note itself, and has to know of it.
+                self.reap_traced(WaitPidFlag::__WNOTHREAD);
             }
         }
         false
     }
 
-    fn reap_traced(&self) {
-        threads_under(self.init.pid)
-            .filter(|(process, _)| *process != self.init.pid)
-            .for_each(|(_, thread)| reap_one(thread));
+    fn reap_traced(&self, whose: WaitPidFlag) {
+        visit_threads(self.init.pid, |process, thread| {
+            if process != self.init.pid {
+                reap_one(thread, whose);
+            }
+            None::<()>
+        });
     }
 
     fn try_reap(&self) -> bool {
@@ -77,9 +81,9 @@ impl Container {
     }
 }
 
-/// Reaps one thread if it is ours to reap and has ended.
-fn reap_one(thread: i32) {
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
+/// Reaps one thread if it is ours to reap and has ended; `whose`: whether only if it is this thread's.
+fn reap_one(thread: i32, whose: WaitPidFlag) {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::__WALL | whose;
     // Refused where it is not.
     let _ = waitid(Id::Pid(Pid::from_raw(thread)), flags);
 }

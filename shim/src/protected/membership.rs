@@ -70,6 +70,7 @@ impl Membership {
         let session = Session::open(options, protection, NEW)?;
         let generation = session.log.welcome.generation;
         let (heartbeats, ties, joined) = parts(session);
+        let senders = ties.senders.clone();
         let membership = Arc::new(Self {
             options: options.clone(),
             protection: protection.clone(),
@@ -78,7 +79,7 @@ impl Membership {
             generation,
             ties: Mutex::new(ties),
         });
-        membership.keep_lease(heartbeats)?;
+        membership.keep_lease(heartbeats, senders)?;
         Ok((membership, joined))
     }
 
@@ -154,22 +155,23 @@ impl Membership {
     fn try_rejoin(self: &Arc<Self>) -> Result<Joined, Error> {
         let session = Session::open(&self.options, &self.protection, self.generation)?;
         let (heartbeats, ties, joined) = parts(session);
-        let before = {
-            let mut current = self.ties();
-            if current.pulse.lease().gave_up() {
-                ties.pulse.lease().give_up();
-            }
-            std::mem::replace(&mut *current, ties)
-        };
+        if self.pulse().lease().gave_up() {
+            ties.pulse.lease().give_up();
+        }
+        self.keep_lease(heartbeats, ties.senders.clone())?;
+        let before = std::mem::replace(&mut *self.ties(), ties);
         before.pulse.stop();
         before.senders.iter().for_each(Sender::shutdown);
-        self.keep_lease(heartbeats)?;
         Ok(joined)
     }
 
-    fn keep_lease(self: &Arc<Self>, heartbeats: Heartbeats) -> Result<(), Error> {
+    /// `senders` end with the heartbeats.
+    fn keep_lease(
+        self: &Arc<Self>,
+        heartbeats: Heartbeats,
+        senders: [Sender; 2],
+    ) -> Result<(), Error> {
         let membership = Arc::clone(self);
-        let senders = self.ties().senders.clone();
         thread::Builder::new()
             .name("heartbeat".into())
             .spawn(move || membership.beat(heartbeats, &senders))

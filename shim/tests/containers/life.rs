@@ -201,8 +201,8 @@ fn python(program: &str) -> Program {
 /// Waits until a process has another thread.
 fn second_thread(process: i32) -> i32 {
     loop {
-        let mut threads = sys::follow::threads_under(process);
-        if let Some((_, thread)) = threads.find(|(_, thread)| *thread != process) {
+        let other = |_, thread| (thread != process).then_some(thread);
+        if let Some(thread) = sys::follow::visit_threads(process, other) {
             return thread;
         }
         std::thread::yield_now();
