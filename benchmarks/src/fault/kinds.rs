@@ -150,7 +150,7 @@ pub const KINDS: &[Kind] = &[
             let with_primary = Way::cut(Some(primary_of(scene)?));
             ways_now(scene, with_primary, with_primary)
         },
-        heal: Some(|scene| scene.set_ways(Way::default(), Way::default())),
+        heal: Some(open_ways),
         ..USUAL
     },
     Kind {
@@ -161,7 +161,7 @@ pub const KINDS: &[Kind] = &[
             let with_primary = Way::cut(Some(primary_of(scene)?));
             ways_now(scene, Way::default(), with_primary)
         },
-        heal: Some(|scene| scene.set_ways(Way::default(), Way::default())),
+        heal: Some(open_ways),
         ..USUAL
     },
     Kind {
@@ -172,7 +172,7 @@ pub const KINDS: &[Kind] = &[
             let with_primary = Way::cut(Some(primary_of(scene)?));
             ways_now(scene, with_primary, Way::default())
         },
-        heal: Some(|scene| scene.set_ways(Way::default(), Way::default())),
+        heal: Some(open_ways),
         ..USUAL
     },
     Kind {
@@ -288,6 +288,11 @@ fn ways_now(scene: &Scene<'_>, from: Way, to: Way) -> Result<Instant> {
     let now = Instant::now();
     scene.set_ways(from, to)?;
     Ok(now)
+}
+
+/// Everything passes again.
+fn open_ways(scene: &Scene<'_>) -> Result<()> {
+    scene.set_ways(Way::default(), Way::default())
 }
 
 fn sleep_ms(time: u64) {
