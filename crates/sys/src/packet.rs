@@ -5,11 +5,14 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::socket::sockopt::RcvBufForce;
+use nix::sys::socket::{MsgFlags, recv, send, setsockopt};
 use std::os::fd::AsFd;
 
 /// Bytes of the notes in front of each frame of [`PacketSocket::open_for_relay`].
 pub const NOTES: usize = 10;
+/// Bytes that a relay's socket keeps until they are read.
+const RELAY_ROOM: usize = 32 << 20;
 /// Of linux/if_packet.h.
 const PACKET_VNET_HDR: i32 = 15;
 
@@ -66,10 +69,11 @@ impl PacketSocket {
             )
         };
         if set < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(socket)
+            return Err(io::Error::last_os_error());
         }
+        // A burst of whole segments is more than the usual room, and what is dropped here nobody asked to lose.
+        setsockopt(&socket.0, RcvBufForce, &RELAY_ROOM)?;
+        Ok(socket)
     }
 
     /// Sends one whole frame, Ethernet header included. `ENETDOWN` while the link is down.
