@@ -90,7 +90,7 @@ pub fn fuzz_handshakes(data: &[u8]) {
     }
 }
 
-/// The file of a container's generation.
+/// The file of a container's generation and run.
 pub fn fuzz_generation(data: &[u8]) {
     let found = generation::newest(data);
     assert!(found.is_none() || data.len() >= generation::SLOT);

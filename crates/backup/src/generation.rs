@@ -1,7 +1,8 @@
-//! The generation of a container, kept on disk: what went live here is remembered across a restart.
+//! The generation of a container, kept on disk: what went live here is remembered across a restart, and which run
+//! of the container it was.
 //!
-//! A file of two slots of 16 bytes, written in turn and in place, so that a later write needs no new room
-//! and a torn one leaves the slot before: generation (8 bytes), CRC32C of it (4), zeroes (4).
+//! A file of two slots of 24 bytes, written in turn and in place, so that a later write needs no new room
+//! and a torn one leaves the slot before: generation (8 bytes), run (8), CRC32C of both (4), zeroes (4).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
@@ -9,14 +10,23 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 /// Bytes of an entry.
-pub(crate) const SLOT: usize = 16;
+pub(crate) const SLOT: usize = 24;
+
+/// How far the containers of one name have come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Reached {
+    /// Takeovers and starts that the name has behind it; 0 for none.
+    pub generation: u64,
+    /// The random number of the run that has come there ([`stream::hello::Hello::run`]).
+    pub run: u64,
+}
 
 /// The file of one container.
 #[derive(Debug)]
 pub struct GenerationFile {
     file: File,
     path: PathBuf,
-    generation: u64,
+    reached: Reached,
 }
 
 /// Why it cannot be read or written.
@@ -51,13 +61,14 @@ impl GenerationFile {
             .read_to_end(&mut bytes)
             .map_err(failed)?;
         if bytes.len() < SLOT {
-            file.write_all_at(&[slot(0), slot(0)].concat(), 0)
+            let reached = Reached::default();
+            file.write_all_at(&[slot(reached), slot(reached)].concat(), 0)
                 .map_err(failed)?;
             file.sync_all().map_err(failed)?;
             return Ok(Self {
                 file,
                 path,
-                generation: 0,
+                reached,
             });
         }
         let damaged = || {
@@ -67,56 +78,64 @@ impl GenerationFile {
             )
         };
         Ok(Self {
-            generation: newest(&bytes).ok_or_else(|| failed(damaged()))?,
+            reached: newest(&bytes).ok_or_else(|| failed(damaged()))?,
             file,
             path,
         })
     }
 
-    /// The generation on disk.
+    /// What is on disk.
     #[must_use]
-    pub fn generation(&self) -> u64 {
-        self.generation
+    pub fn reached(&self) -> Reached {
+        self.reached
     }
 
-    /// Writes a generation and waits until it is on disk.
+    /// Writes where a run has come to and waits until it is on disk.
     ///
     /// # Errors
     /// [`GenerationError`] with the kernel's reason.
-    pub fn set(&mut self, generation: u64) -> Result<(), GenerationError> {
-        if generation == self.generation {
+    pub fn set(&mut self, reached: Reached) -> Result<(), GenerationError> {
+        if reached == self.reached {
             return Ok(());
         }
-        let at = (generation % 2) * SLOT as u64;
+        let at = (reached.generation % 2) * SLOT as u64;
         self.file
-            .write_all_at(&slot(generation), at)
+            .write_all_at(&slot(reached), at)
             .and_then(|()| self.file.sync_data())
             .map_err(|source| GenerationError {
                 path: self.path.clone(),
                 source,
             })?;
-        self.generation = generation;
+        self.reached = reached;
         Ok(())
     }
 }
 
-fn slot(generation: u64) -> [u8; SLOT] {
+fn slot(Reached { generation, run }: Reached) -> [u8; SLOT] {
     let mut b = [0; SLOT];
-    let value = generation.to_le_bytes();
-    b[..8].copy_from_slice(&value);
-    b[8..12].copy_from_slice(&crc32c::crc32c(&value).to_le_bytes());
+    b[..8].copy_from_slice(&generation.to_le_bytes());
+    b[8..16].copy_from_slice(&run.to_le_bytes());
+    let sum = crc32c::crc32c(&b[..16]);
+    b[16..20].copy_from_slice(&sum.to_le_bytes());
     b
 }
 
-/// The highest generation that an undamaged entry holds.
-pub(crate) fn newest(bytes: &[u8]) -> Option<u64> {
+/// The entry of the highest generation, of those that are undamaged.
+pub(crate) fn newest(bytes: &[u8]) -> Option<Reached> {
     let (slots, _) = bytes.as_chunks();
     slots.iter().filter_map(read_slot).max()
 }
 
-fn read_slot(b: &[u8; SLOT]) -> Option<u64> {
-    let generation = u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]);
-    (*b == slot(generation)).then_some(generation)
+fn read_slot(b: &[u8; SLOT]) -> Option<Reached> {
+    let number = |at: usize| {
+        let eight = b.get(at..).and_then(<[u8]>::first_chunk)?;
+        Some(u64::from_le_bytes(*eight))
+    };
+    let reached = Reached {
+        generation: number(0)?,
+        run: number(8)?,
+    };
+    (*b == slot(reached)).then_some(reached)
 }
 
 #[cfg(test)]
@@ -126,25 +145,17 @@ mod tests {
     #[test]
     fn it_is_there_after_a_restart_and_survives_a_torn_write() {
         let dir = tempfile::tempdir().unwrap();
-        let mut f = GenerationFile::open(dir.path(), "redis").unwrap();
-        assert_eq!(f.generation(), 0);
-        f.set(4).unwrap();
-        f.set(5).unwrap();
-        assert_eq!(
-            GenerationFile::open(dir.path(), "redis")
-                .unwrap()
-                .generation(),
-            5
-        );
+        let open = || GenerationFile::open(dir.path(), "redis");
+        let at = |generation| Reached { generation, run: 9 };
+        let mut f = open().unwrap();
+        assert_eq!(f.reached(), Reached::default());
+        f.set(at(4)).unwrap();
+        f.set(at(5)).unwrap();
+        assert_eq!(open().unwrap().reached(), at(5));
         f.file.write_all_at(&[7; 5], SLOT as u64).unwrap();
-        assert_eq!(
-            GenerationFile::open(dir.path(), "redis")
-                .unwrap()
-                .generation(),
-            4
-        );
+        assert_eq!(open().unwrap().reached(), at(4));
         f.file.write_all_at(&[7; 5], 0).unwrap();
-        assert!(GenerationFile::open(dir.path(), "redis").is_err());
+        assert!(open().is_err());
         assert!(GenerationFile::open(&dir.path().join("none"), "redis").is_err());
     }
 }

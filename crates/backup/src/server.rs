@@ -16,7 +16,7 @@ use stream::keys::Security;
 use stream::{Nanos, StreamError};
 
 use crate::arbiter::Phase;
-use crate::generation::GenerationFile;
+use crate::generation::{GenerationFile, Reached};
 use crate::guard::{Event, Guard};
 use crate::serve::serve;
 use crate::store::{Image, LogStore, Spill, StoreError};
@@ -69,11 +69,11 @@ struct Shared<I> {
     stopped: AtomicBool,
 }
 
-/// The containers, and the generations that their names have reached.
+/// The containers, and how far those of each name have come.
 #[derive(Debug)]
 struct Known<I> {
     guards: HashMap<String, Arc<Guard<I>>>,
-    generations: HashMap<String, u64>,
+    reached: HashMap<String, Reached>,
 }
 
 impl<I: Image> Server<I> {
@@ -95,7 +95,7 @@ impl<I: Image> Server<I> {
         let instance = Nanos::now().0 ^ u64::from(std::process::id()) << 40;
         let known = Mutex::new(Known {
             guards: HashMap::new(),
-            generations: HashMap::new(),
+            reached: HashMap::new(),
         });
         let shared = Shared {
             options,
@@ -184,9 +184,17 @@ impl<I: Image> Handle<I> {
         ));
     }
 
-    /// Forgets a container that runs here no longer, so that its name is free again.
+    /// Forgets a container that runs here no longer, so that its name is free again. Its generation is kept: an old
+    /// primary of it stays fenced.
     pub fn forget(&self, name: &str) {
-        self.shared.known().guards.remove(name);
+        let mut known = self.shared.known();
+        if let Some(guard) = known.guards.remove(name) {
+            let reached = Reached {
+                generation: guard.generation(),
+                run: guard.hello().run,
+            };
+            known.reached.insert(name.to_owned(), reached);
+        }
     }
 }
 
@@ -302,36 +310,40 @@ impl<I: Image> Shared<I> {
         let state = |e: &dyn std::error::Error| Refusal::State {
             reason: e.to_string(),
         };
-        let mut reached = known.generations.get(&hello.name).copied().unwrap_or(0);
+        let mut reached = known.reached.get(&hello.name).copied().unwrap_or_default();
         let mut file = None;
         let mut spill = None;
         if let Some(dir) = &self.options.state {
             let opened = GenerationFile::open(dir, &hello.name).map_err(|e| state(&e))?;
-            reached = reached.max(opened.generation());
+            reached = reached.max(opened.reached());
             file = Some(opened);
             spill = Some(Spill::new(dir).map_err(|e: StoreError| state(&e))?);
         }
         let generation = match hello.generation {
-            0 => reached + 1,
-            theirs if theirs == reached => theirs,
-            stale if stale < reached => {
+            0 => reached.generation + 1,
+            theirs if hello.run == reached.run && theirs == reached.generation => theirs,
+            theirs if hello.run == reached.run && theirs < reached.generation => {
                 return Err(Refusal::StaleGeneration {
-                    theirs: stale,
-                    ours: reached,
+                    theirs,
+                    ours: reached.generation,
                 });
             }
             theirs => {
                 return Err(Refusal::OtherBackup {
                     name: hello.name.clone(),
                     theirs,
-                    ours: reached,
+                    ours: reached.generation,
                 });
             }
         };
+        let reached = Reached {
+            generation,
+            run: hello.run,
+        };
         if let Some(file) = &mut file {
-            file.set(generation).map_err(|e| state(&e))?;
+            file.set(reached).map_err(|e| state(&e))?;
         }
-        known.generations.insert(hello.name.clone(), generation);
+        known.reached.insert(hello.name.clone(), reached);
         let log = LogStore::new(self.options.log_cap, spill);
         let image = (self.new_image)(&self.options);
         let guard = Guard::new(
@@ -355,10 +367,12 @@ fn may_replace<I: Image>(other: &Guard<I>, hello: &Hello) -> Result<(), Refusal>
     match other.phase() {
         Phase::Ended => Ok(()),
         Phase::Unprotected if !other.is_connected() => Ok(()),
-        Phase::Live if hello.generation != 0 => Err(Refusal::StaleGeneration {
-            theirs: hello.generation,
-            ours: other.generation(),
-        }),
+        Phase::Live if hello.generation != 0 && hello.run == other.hello().run => {
+            Err(Refusal::StaleGeneration {
+                theirs: hello.generation,
+                ours: other.generation(),
+            })
+        }
         _ => Err(Refusal::NameTaken {
             name: hello.name.clone(),
         }),

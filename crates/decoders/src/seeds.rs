@@ -102,8 +102,8 @@ pub(crate) fn lines() -> Vec<Vec<u8>> {
 
 /// A key pair as `keygen` makes it, and a file of a generation.
 pub(crate) fn keys() -> Vec<Vec<u8>> {
-    // Entries of generation 0: eight zeroes and their checksum.
-    let generation = [&[0; 8][..], &[0x8a, 0x28, 0x28, 0x8c], &[0; 4]].concat();
+    // Entries of generation 0 of no run: sixteen zeroes and their checksum.
+    let generation = [&[0; 16][..], &[0xea, 0x9a, 0x70, 0x42], &[0; 4]].concat();
     let mut seeds = vec![[&generation[..], &generation].concat()];
     if let Ok(dir) = tempfile::tempdir()
         && keys::generate(dir.path()).is_ok()

@@ -104,6 +104,7 @@ fn batches(rounds: usize, security: &Security) -> Fallible<Vec<Duration>> {
         channel: Channel::Log,
         name: "roundtrip".to_owned(),
         session: 1,
+        run: 2,
         generation: 0,
         timing: Timing {
             heartbeat: Duration::from_millis(10),

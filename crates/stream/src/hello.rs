@@ -75,8 +75,11 @@ pub struct Hello {
     pub channel: Channel,
     /// The container's name.
     pub name: String,
-    /// A random number of this run of the container; binds its connections together.
+    /// A random number of this joining; binds its connections together.
     pub session: u64,
+    /// A random number of this run of the container, the same whenever it joins again: a backup that is started again
+    /// knows by it whether it was this run that it guarded.
+    pub run: u64,
     /// The generation the primary runs under; 0 asks for one.
     pub generation: u64,
     /// Heartbeat and detection.
@@ -209,7 +212,7 @@ pub enum Refusal {
         name: String,
         /// The generation that the primary runs under.
         theirs: u64,
-        /// The last one that this backup knows; 0 for none.
+        /// The last one that this backup knows of this name, for this run or another; 0 for none.
         ours: u64,
     },
 }
@@ -263,7 +266,7 @@ impl fmt::Display for Refusal {
             ),
             Self::OtherBackup { name, theirs, ours } => write!(
                 f,
-                "it did not guard {name} under generation {theirs} (it knows of {ours}), and the backup that did may be alive: \
+                "it did not guard this run of {name}, of generation {theirs} (it knows of {ours}), and the backup that did may be alive: \
                  start that one again, with its --state"
             ),
             Self::State { reason } => f.write_str(reason),

@@ -1,8 +1,8 @@
 //! Which run of the backup guards the container.
 //!
 //! A backup that was lost may be alive on the other side of a broken path, and take over. So the container joins another
-//! run only of the very backup that guarded it, which is what the backup says of itself by the generation that it has on
-//! disk: a run before this one is over then, since the address could not be listened at otherwise, and it has not gone
+//! run only of the very backup that guarded it, which knows this run of the container by a random number that it has on
+//! disk beside the generation: a run before this one is over then, since the address could not be listened at otherwise, and it has not gone
 //! live. Until then no output leaves.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,7 +23,7 @@ use sys::process::RealTime;
 use super::drain::Released;
 use super::egress::Shared;
 use super::epochs::Link;
-use super::session::{Control, NEW, Session};
+use super::session::{Control, Identity, Session};
 use crate::Error;
 use crate::options::{Options, Protection};
 
@@ -40,7 +40,7 @@ pub(super) struct Membership {
     shared: Arc<Shared>,
     /// The container's init.
     init: OwnedFd,
-    generation: u64,
+    identity: Identity,
     ties: Mutex<Ties>,
 }
 
@@ -67,8 +67,9 @@ impl Membership {
         shared: Arc<Shared>,
         init: OwnedFd,
     ) -> Result<(Arc<Self>, Joined), Error> {
-        let session = Session::open(options, protection, NEW)?;
-        let generation = session.log.welcome.generation;
+        let mut identity = Identity::new();
+        let session = Session::open(options, protection, identity)?;
+        identity.generation = session.log.welcome.generation;
         let (heartbeats, ties, joined) = parts(session);
         let senders = ties.senders.clone();
         let membership = Arc::new(Self {
@@ -76,7 +77,7 @@ impl Membership {
             protection: protection.clone(),
             shared,
             init,
-            generation,
+            identity,
             ties: Mutex::new(ties),
         });
         membership.keep_lease(heartbeats, senders)?;
@@ -85,7 +86,7 @@ impl Membership {
 
     /// The generation that the container runs under.
     pub(super) const fn generation(&self) -> u64 {
-        self.generation
+        self.identity.generation
     }
 
     /// The heartbeats at the moment.
@@ -153,7 +154,7 @@ impl Membership {
     }
 
     fn try_rejoin(self: &Arc<Self>) -> Result<Joined, Error> {
-        let session = Session::open(&self.options, &self.protection, self.generation)?;
+        let session = Session::open(&self.options, &self.protection, self.identity)?;
         let (heartbeats, ties, joined) = parts(session);
         if self.pulse().lease().gave_up() {
             ties.pulse.lease().give_up();

@@ -33,15 +33,35 @@ pub(super) struct Session {
 #[derive(Debug)]
 pub(super) struct Control(Connection);
 
-/// A generation for a container that has none yet.
-pub(super) const NEW: u64 = 0;
+/// What a backup knows a run of a container by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Identity {
+    run: u64,
+    /// 0 until a backup has given one.
+    pub(super) generation: u64,
+}
+
+impl Identity {
+    /// Of a container that nobody guards yet.
+    pub(super) fn new() -> Self {
+        Self {
+            run: random(),
+            generation: 0,
+        }
+    }
+}
+
+/// Unlike any other on either host; nobody is to be kept from guessing it.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
 
 impl Session {
-    /// Introduces the container, which runs under `generation` ([`NEW`] for none yet), and opens every connection.
+    /// Introduces the container and opens every connection.
     pub(super) fn open(
         options: &Options,
         protection: &Protection,
-        generation: u64,
+        identity: Identity,
     ) -> Result<Self, Error> {
         let keys = match &protection.security {
             Security::Insecure => Keys::Insecure,
@@ -54,8 +74,9 @@ impl Session {
         let mut hello = Hello {
             channel: Channel::Heartbeat,
             name: options.name.clone(),
-            session: RandomState::new().build_hasher().finish(),
-            generation,
+            session: random(),
+            run: identity.run,
+            generation: identity.generation,
             timing,
             host: host_traits()?,
             details: codec::encode(&details(options))?,

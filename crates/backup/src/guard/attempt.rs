@@ -6,7 +6,7 @@ use stream::Nanos;
 
 use super::{Guard, locked, send_due};
 use crate::arbiter::{GoLiveError, Phase};
-use crate::generation::GenerationError;
+use crate::generation::{GenerationError, Reached};
 use crate::store::Image;
 
 /// A takeover under way. Dropped without going live, it is called off: the primary, if it still answers,
@@ -114,7 +114,10 @@ impl<I: Image> Attempt<I> {
             && watch.arbiter.phase() == Phase::TakingOver
             && let Some(file) = &mut watch.generation_file
         {
-            file.set(self.generation)?;
+            file.set(Reached {
+                generation: self.generation,
+                run: self.guard.hello.run,
+            })?;
         }
         Ok(watch.arbiter.go_live(now)?)
     }

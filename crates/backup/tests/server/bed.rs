@@ -87,6 +87,7 @@ pub(crate) fn hello(channel: Channel) -> Hello {
         channel,
         name: "redis-server".to_owned(),
         session: 5,
+        run: 9,
         generation: 0,
         timing: Timing {
             heartbeat: Duration::from_millis(5),

@@ -36,6 +36,25 @@ fn a_primary_joins_the_next_run_of_its_own_backup_and_no_other() {
         }
     );
 
+    // One of another host, that guarded a container of the same name.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = Backup::start(Security::Insecure, Some(elsewhere.path().to_owned()));
+    let namesake = Hello {
+        run: 10,
+        ..hello(Channel::Log)
+    };
+    assert_eq!(other.connect(&namesake).unwrap().welcome.generation, 1);
+    drop(other);
+    let other = Backup::start(Security::Insecure, Some(elsewhere.path().to_owned()));
+    assert_eq!(
+        other.refusal(&again),
+        Refusal::OtherBackup {
+            name: again.name.clone(),
+            theirs: 1,
+            ours: 1
+        }
+    );
+
     let backup = start();
     let mut after = Primary::connect_as(&backup, &again);
     assert_eq!(after.generation, 1);

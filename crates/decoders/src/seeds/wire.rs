@@ -168,6 +168,7 @@ fn greeting() -> Hello {
         channel: Channel::Log,
         name: "redis".into(),
         session: 1,
+        run: 2,
         generation: 0,
         timing: timing(),
         host: vec![("kernel".into(), "6.18".into())],

@@ -9,6 +9,7 @@ fn hello() -> Hello {
         channel: Channel::Log,
         name: "redis-server".to_owned(),
         session: 1,
+        run: 2,
         generation: 0,
         timing: Timing {
             heartbeat: Duration::from_millis(10),
@@ -90,6 +91,7 @@ fn the_layout_of_a_hello_is_the_documented_one() {
     let said = Hello {
         channel: Channel::Control,
         session: 0x0807_0605_0403_0201,
+        run: 0x2827_2625_2423_2221,
         generation: 2,
         details: vec![7, 8],
         ..hello()
@@ -100,6 +102,7 @@ fn the_layout_of_a_hello_is_the_documented_one() {
         &[3, 0, 0, 0],
         &text("redis-server"),
         &[1, 2, 3, 4, 5, 6, 7, 8],
+        &[0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x27, 0x28],
         &2u64.to_le_bytes(),
         &times(0, 10_000_000),
         &times(0, 50_000_000),
