@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use guest::abi::{MAX_SLOTS, slot};
 use sys::arena::Arena;
-use sys::follow::{Activity, Caller, activity};
+use sys::follow::Caller;
+use sys::threads::{Activity, activity};
 
 use crate::divergence::Divergence;
 use crate::feed::{Feeder, Seen, Source};

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use guest::abi::flag;
 use sys::arena::Arena;
-use sys::follow::{Activity, FollowError, Follower, activity};
+use sys::follow::{FollowError, Follower};
+use sys::threads::{Activity, activity};
 
 use crate::divergence::Divergence;
 use crate::feed::Feeder;

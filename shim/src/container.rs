@@ -31,6 +31,7 @@ use nix::fcntl::OFlag;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::pipe2;
 use sys::cgroup::{Cgroup, Hierarchy};
+use sys::clocks::Offsets;
 use sys::descriptors;
 use sys::namespaces::{Child, fork_pid_one, pidfd_number, pidfd_open};
 
@@ -301,6 +302,12 @@ impl Container {
     /// Makes `last` the number that was given to a process inside last: the next gets the one after.
     pub fn set_last_number(&self, last: i32) -> Result<(), Error> {
         self.tell(&Request::LastNumber(last), &[]).map(drop)
+    }
+
+    /// Lets the clocks of init, and of all that it makes from now on, be so far ahead of what they are now; others inside
+    /// join init's time namespace for that (`setns` with `CLONE_NEWTIME` and a pidfd of number 1).
+    pub fn advance_clocks(&self, by: Offsets) -> Result<(), Error> {
+        self.tell(&Request::Clocks(by), &[]).map(drop)
     }
 
     /// After the gate was opened: waits until the program's execve has happened or failed.

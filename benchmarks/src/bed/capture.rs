@@ -18,7 +18,8 @@ pub struct Capture {
 impl Capture {
     /// Captures what comes in at a port of the common bridge; returns when it does.
     pub(super) fn start(switch: &str, port: &str, filter: &str) -> Result<Self> {
-        let args = [
+        let words = [
+            "tcpdump",
             "-l",
             "-n",
             "-p",
@@ -29,7 +30,7 @@ impl Capture {
             port,
             filter,
         ];
-        let mut command = ip::enter(switch, "tcpdump", &args);
+        let mut command = ip::enter(switch, &words);
         let started = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -21,6 +21,8 @@ pub struct Host {
     name: String,
     netns: String,
     address: Ipv4Addr,
+    /// The command that gives others clocks of its own, if it has them.
+    clocks: Vec<String>,
     /// Roots of the process trees on this host.
     pub(super) started: Mutex<Vec<i32>>,
 }
@@ -40,8 +42,22 @@ impl Host {
             name: name.to_owned(),
             netns: netns.to_owned(),
             address,
+            clocks: Vec::new(),
             started: Mutex::new(Vec::new()),
         }
+    }
+
+    /// The same host, up for so many days longer than this machine.
+    pub(super) fn up_for(mut self, days: u32) -> Self {
+        let seconds = 24 * 60 * 60 * days;
+        let words = [
+            "unshare".to_owned(),
+            "--time".to_owned(),
+            format!("--monotonic={seconds}"),
+            format!("--boottime={seconds}"),
+        ];
+        self.clocks = words.into();
+        self
     }
 
     /// Its name in the bed.
@@ -62,9 +78,12 @@ impl Host {
         self.address
     }
 
-    /// A command that will run in this host's namespace.
+    /// A command that will run in this host's namespaces.
     pub fn command<S: AsRef<OsStr>>(&self, program: &str, args: &[S]) -> Command {
-        ip::enter(&self.netns, program, args)
+        let mut words: Vec<&OsStr> = self.clocks.iter().map(OsStr::new).collect();
+        words.push(program.as_ref());
+        words.extend(args.iter().map(AsRef::as_ref));
+        ip::enter(&self.netns, &words)
     }
 
     /// Starts a command made by [`Host::command`], without standard input.
@@ -74,7 +93,7 @@ impl Host {
     pub fn spawn(&self, command: &mut Command) -> Result<Process> {
         let words: Vec<_> = command
             .get_args()
-            .skip(2)
+            .skip(ip::ENTERING + self.clocks.len())
             .map(|a| a.to_string_lossy().into_owned())
             .collect();
         let what = format!("{} on {}", words.join(" "), self.name);

@@ -29,14 +29,16 @@ pub(super) fn run(line: &str) -> Result<()> {
     Ok(())
 }
 
+/// Words of [`enter`] before the command's own.
+pub(super) const ENTERING: usize = 2;
+
 /// A command that starts inside a namespace, without a mount namespace of its own (`ip netns exec` would
 /// hide the control groups under /sys).
-pub(super) fn enter<S: AsRef<std::ffi::OsStr>>(netns: &str, program: &str, args: &[S]) -> Command {
+pub(super) fn enter<S: AsRef<std::ffi::OsStr>>(netns: &str, words: &[S]) -> Command {
     let mut command = Command::new("nsenter");
     command
         .arg(format!("--net={}", path(netns).display()))
         .arg("--")
-        .arg(program)
-        .args(args);
+        .args(words);
     command
 }

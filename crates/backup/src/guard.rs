@@ -4,8 +4,10 @@
 //! wait for it; the log is never held while an image is applied, since acknowledgements wait for it.
 
 mod attempt;
+mod clocks;
 
 pub use attempt::{Attempt, Back, LiveError};
+pub use clocks::{Lead, PrimaryClocks};
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
@@ -16,10 +18,10 @@ use std::thread::Thread;
 use stream::checkpoint::Begin;
 use stream::control::Held;
 use stream::hello::{Channel, Hello};
-use stream::lease::{Beat, BeatAnswer, Condition};
+use stream::lease::{BeatAnswer, Condition, Heartbeat};
 use stream::log::AckSender;
 use stream::transport::Sender;
-use stream::{Nanos, StreamError};
+use stream::{Clocks, Nanos, StreamError};
 
 use crate::arbiter::{Arbiter, Phase, TakeoverError};
 use crate::detector::{Detector, Status, Suspicion};
@@ -76,6 +78,7 @@ pub struct Committed<I> {
 struct Watch {
     arbiter: Arbiter,
     detector: Detector,
+    clocks: PrimaryClocks,
     reported: bool,
     held: u64,
     acked: u64,
@@ -119,6 +122,7 @@ impl<I: Image> Guard<I> {
         let watch = Watch {
             arbiter: Arbiter::new(generation, hello.timing, Nanos::now()),
             detector: Detector::new(hello.timing.detect),
+            clocks: PrimaryClocks::default(),
             reported: false,
             held: 0,
             acked: 0,
@@ -162,6 +166,12 @@ impl<I: Image> Guard<I> {
     #[must_use]
     pub fn last_beat(&self) -> u64 {
         locked(&self.watch).arbiter.last_beat()
+    }
+
+    /// The primary's clocks as far as heartbeats told them.
+    #[must_use]
+    pub fn clocks(&self) -> PrimaryClocks {
+        locked(&self.watch).clocks.clone()
     }
 
     /// True while any connection of the primary is open.
@@ -413,8 +423,14 @@ impl<I: Image> Guard<I> {
     }
 
     /// A heartbeat came: the answer to send, and whether it proves a suspicion wrong.
-    pub(crate) fn heartbeat(&self, beat: &Beat, now: Nanos) -> (BeatAnswer, bool) {
+    pub(crate) fn heartbeat(
+        &self,
+        Heartbeat { beat, clocks }: &Heartbeat,
+        ours: Clocks,
+        now: Nanos,
+    ) -> (BeatAnswer, bool) {
         let mut watch = locked(&self.watch);
+        watch.clocks.heard(clocks, &ours);
         let false_alarm = watch.detector.heard(now);
         if false_alarm {
             watch.reported = false;

@@ -9,10 +9,10 @@ use stream::checkpoint::{self, Begin, Commit, Part};
 use stream::connect::Connection;
 use stream::control::{self, Request, Response};
 use stream::hello::Channel;
-use stream::lease::Beat;
+use stream::lease::Heartbeat;
 use stream::log::{self, Entry};
 use stream::transport::{Receiver, Sender};
-use stream::{Nanos, StreamError, heartbeat};
+use stream::{Clocks, Nanos, StreamError, heartbeat};
 
 use crate::guard::{Event, Guard, ServeError};
 use crate::store::{Image, Staging, StoreError};
@@ -92,8 +92,8 @@ fn heartbeat<I: Image>(
         }
         .into());
     }
-    let beat: Beat = codec::decode(frame.body)?;
-    let (answer, false_alarm) = guard.heartbeat(&beat, Nanos::now());
+    let heard: Heartbeat = codec::decode(frame.body)?;
+    let (answer, false_alarm) = guard.heartbeat(&heard, Clocks::now(), Nanos::now());
     sender.message(&heartbeat::header(answer.generation, answer.seq), &answer)?;
     if false_alarm {
         guard.tell(Event::FalseAlarm(Arc::clone(guard)));

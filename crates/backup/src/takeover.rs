@@ -26,6 +26,7 @@ mod checkpoint;
 mod children;
 mod clock;
 mod connections;
+mod continued;
 mod dead;
 mod described;
 mod error;
@@ -52,6 +53,7 @@ mod spinning;
 mod stage;
 mod standby;
 mod timeline;
+mod timers;
 mod timing;
 mod waiting;
 

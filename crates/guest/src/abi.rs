@@ -122,6 +122,9 @@ pub struct Control {
     pub hold_count: AtomicU32,
     /// Replay: how often the host has asked whether those wait in vain that wait for their turns. See [`Slot::looked`].
     pub looks: AtomicU32,
+    /// Live after a takeover: how many nanoseconds the time of day is ahead of the host's, which may lag behind that of the
+    /// host that was lost. The host sets it before it turns `mode`.
+    pub realtime_lead: AtomicU64,
     /// Order of container-wide objects: process numbering, then standard output.
     pub pids: Order,
     /// Order of writes to standard output and error.

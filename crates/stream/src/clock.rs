@@ -1,4 +1,5 @@
-//! Time as every state machine here takes it: nanoseconds of the boot-time clock of the own host.
+//! Time as every state machine here takes it: nanoseconds of the boot-time clock of the own host; and what a host's
+//! clocks show, for continuing them on another.
 
 use core::fmt;
 use core::ops::{Add, Sub};
@@ -7,7 +8,8 @@ use core::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-/// A moment: nanoseconds since boot, suspended time included (`CLOCK_BOOTTIME`). Never compared between hosts.
+/// A moment: nanoseconds since boot, suspended time included (`CLOCK_BOOTTIME`, as it is outside of any time namespace:
+/// the kernel's own programs count in it). Never compared between hosts.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -18,11 +20,8 @@ impl Nanos {
     /// every lease and promise takes for expired.
     #[must_use]
     pub fn now() -> Self {
-        let Ok(t) = clock_gettime(ClockId::CLOCK_BOOTTIME) else {
-            return Self(0);
-        };
-        let seconds = u64::try_from(t.tv_sec()).unwrap_or(0);
-        Self(seconds * 1_000_000_000 + u64::try_from(t.tv_nsec()).unwrap_or(0))
+        let shown = nanos(ClockId::CLOCK_BOOTTIME) - sys::clocks::own_offsets().boottime;
+        Self(u64::try_from(shown).unwrap_or(0))
     }
 
     /// The time from `earlier` until this moment; zero if it lies later.
@@ -30,6 +29,37 @@ impl Nanos {
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+}
+
+/// What the clocks of a host show to its processes at one moment, in nanoseconds each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clocks {
+    /// `CLOCK_MONOTONIC`.
+    pub monotonic: i64,
+    /// `CLOCK_BOOTTIME`.
+    pub boottime: i64,
+    /// `CLOCK_REALTIME`.
+    pub realtime: i64,
+    /// The time-stamp counter, in cycles.
+    pub cycles: u64,
+}
+
+impl Clocks {
+    /// Now, one after another.
+    #[must_use]
+    pub fn now() -> Self {
+        Self {
+            monotonic: nanos(ClockId::CLOCK_MONOTONIC),
+            cycles: sys::cycles::now(),
+            boottime: nanos(ClockId::CLOCK_BOOTTIME),
+            realtime: nanos(ClockId::CLOCK_REALTIME),
+        }
+    }
+}
+
+/// 0 for a clock that cannot be read.
+fn nanos(clock: ClockId) -> i64 {
+    clock_gettime(clock).map_or(0, |t| t.tv_sec() * 1_000_000_000 + t.tv_nsec())
 }
 
 impl Add<Duration> for Nanos {

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use eventlog::codec;
 use eventlog::frame::{Header, Kind};
 
-use crate::clock::Nanos;
+use crate::clock::{Clocks, Nanos};
 use crate::connect::Connection;
 use crate::error::StreamError;
-use crate::lease::{BeatAnswer, Lease, Outcome};
+use crate::lease::{BeatAnswer, Heartbeat, Lease, Outcome};
 use crate::transport::{Receiver, Sender};
 
 /// A primary's heartbeat connection.
@@ -47,8 +47,11 @@ impl Pulse {
     /// As sending.
     pub fn beat(&self) -> Result<(), StreamError> {
         let beat = self.lease().beat(Nanos::now());
-        self.sender
-            .message(&header(beat.generation, beat.seq), &beat)
+        let clocks = Clocks::now();
+        self.sender.message(
+            &header(beat.generation, beat.seq),
+            &Heartbeat { beat, clocks },
+        )
     }
 
     /// Gives the lease up and tells the backup. The gate must be closed already.

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Nanos;
+use crate::clock::{Clocks, Nanos};
 use crate::hello::{Timing, Welcome};
 
 /// Heartbeats whose answers are still taken: older ones could not extend a lease.
@@ -34,6 +34,16 @@ pub struct Beat {
     pub generation: u64,
     /// How it is.
     pub condition: Condition,
+}
+
+/// The message of a heartbeat: the primary's word, and its clocks when it was sent, which go on on the backup if it
+/// takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// For the lease.
+    pub beat: Beat,
+    /// As the container's processes see them.
+    pub clocks: Clocks,
 }
 
 /// What the backup says to a heartbeat.
@@ -382,9 +392,17 @@ mod tests {
             generation: 3,
             condition: Condition::Yielded,
         };
-        let bytes = encode(&beat).unwrap();
+        let clocks = Clocks {
+            monotonic: 4,
+            boottime: 5,
+            realtime: 6,
+            cycles: 7,
+        };
+        let bytes = encode(&Heartbeat { beat, clocks }).unwrap();
         assert_eq!(bytes[..8], [1, 2, 3, 4, 5, 6, 7, 8]);
-        assert_eq!(bytes[8..], [3, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(bytes[8..20], [3, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+        let times: Vec<u8> = (4..8_u64).flat_map(u64::to_le_bytes).collect();
+        assert_eq!(bytes[20..], times);
         for (number, verdict) in [Verdict::Granted, Verdict::Withheld, Verdict::Fenced]
             .into_iter()
             .enumerate()

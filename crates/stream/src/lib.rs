@@ -31,5 +31,5 @@ pub mod lease;
 pub mod log;
 pub mod transport;
 
-pub use clock::Nanos;
+pub use clock::{Clocks, Nanos};
 pub use error::StreamError;

@@ -30,7 +30,7 @@ impl Feature {
 }
 
 /// Every feature, in the order in which a missing one explains the next.
-pub const FEATURES: [Feature; 16] = [
+pub const FEATURES: [Feature; 18] = [
     Feature {
         name: "root",
         purpose: "allows namespaces, eBPF and TCP_REPAIR: run as root",
@@ -80,6 +80,16 @@ pub const FEATURES: [Feature; 16] = [
         name: "namespaces",
         purpose: "gives the container its own network, mounts, IPC and names: needs CONFIG_NAMESPACES",
         probe: namespaces,
+    },
+    Feature {
+        name: "time-namespace",
+        purpose: "lets a container's clocks go on on another host: needs CONFIG_TIME_NS",
+        probe: time_namespace,
+    },
+    Feature {
+        name: "thread-numbers",
+        purpose: "finds a container's threads by their numbers in it: needs Linux 6.11 or later",
+        probe: crate::threads::probe,
     },
     Feature {
         name: "clone3-set-tid",
@@ -259,6 +269,10 @@ fn namespaces() -> io::Result<()> {
         )?;
         Ok(())
     })
+}
+
+fn time_namespace() -> io::Result<()> {
+    in_child(|| crate::clocks::advance(crate::clocks::Offsets::default()))
 }
 
 fn clone3_set_tid() -> io::Result<()> {

@@ -2,7 +2,6 @@
 //! next image gets the guest before it runs an instruction of its own. Nobody is traced in between.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -18,6 +17,7 @@ use crate::arena::{Arena, futex_wait, futex_wake};
 use crate::inject::{self, InjectError};
 use crate::process::PidFd;
 use crate::ptrace::{self, Options, Stop, TraceError};
+use crate::threads::find_thread;
 
 /// Why a process could not be followed.
 #[derive(Debug, thiserror::Error)]
@@ -72,8 +72,6 @@ pub struct Follower {
 
 /// How often a request for attention is looked at while an execve is under way.
 const STEP: Duration = Duration::from_micros(50);
-/// How often a thread that asked is looked for.
-const LOOKS: usize = 3;
 /// How long a process that was killed while it was followed may take to end, in milliseconds.
 const ENDING: u16 = 100;
 
@@ -270,10 +268,8 @@ fn serve(arena: &Arena, blob: &Blob, init: pid_t, images: &Images) -> Result<Ser
         if ring.request.load(Acquire) != request::SEEN {
             continue;
         }
-        let number = ring.tid.load(Acquire);
-        // One that moves to another parent may be overlooked once; others have been killed meanwhile.
-        let found = (0..LOOKS).find_map(|_| find_thread(init, number));
-        let Some((process, thread)) = found else {
+        // Or it has been killed meanwhile.
+        let Some((process, thread)) = find_thread(init, ring.tid.load(Acquire)) else {
             continue;
         };
         let Ok(ending) = PidFd::open(process) else {
@@ -381,81 +377,4 @@ fn let_go(thread: pid_t) -> Result<(), FollowError> {
             _ => return Ok(ptrace::detach(thread, 0)?),
         }
     }
-}
-
-/// Host numbers (process, thread) of a thread, found among the descendants of the container's init.
-#[must_use]
-pub fn find_thread(init: pid_t, number: u32) -> Option<(pid_t, pid_t)> {
-    visit_threads(init, |process, thread| {
-        (inside_number(thread) == Some(number)).then_some((process, thread))
-    })
-}
-
-/// Visits the threads of a process and of its descendants, those that have ended and were not waited for among them, by
-/// their host numbers (process, thread), until `visit` gives something.
-pub fn visit_threads<T>(
-    process: pid_t,
-    mut visit: impl FnMut(pid_t, pid_t) -> Option<T>,
-) -> Option<T> {
-    let mut waiting = vec![process];
-    while let Some(process) = waiting.pop() {
-        let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else {
-            continue;
-        };
-        for task in tasks.flatten() {
-            let Some(thread) = task
-                .file_name()
-                .to_str()
-                .and_then(|s| s.parse::<pid_t>().ok())
-            else {
-                continue;
-            };
-            if let Some(found) = visit(process, thread) {
-                return Some(found);
-            }
-            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            waiting.extend(
-                children
-                    .split_ascii_whitespace()
-                    .filter_map(|s| s.parse::<pid_t>().ok()),
-            );
-        }
-    }
-    None
-}
-
-/// What a thread does, as the kernel sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activity {
-    /// It runs, or would if it got a processor.
-    Runs,
-    /// It sleeps in a call.
-    Sleeps,
-    /// It is stopped, or gone.
-    Stands,
-}
-
-/// What a thread of the container does; arguments as for [`find_thread`]. See proc_pid_status(5).
-#[must_use]
-pub fn activity(init: pid_t, number: u32) -> Activity {
-    let Some((process, thread)) = find_thread(init, number) else {
-        return Activity::Stands;
-    };
-    let status = fs::read_to_string(format!("/proc/{process}/task/{thread}/status"));
-    let status = status.unwrap_or_default();
-    let state = status.lines().find_map(|l| l.strip_prefix("State:"));
-    match state.and_then(|state| state.trim_start().chars().next()) {
-        Some('S') => Activity::Sleeps,
-        // Stopped, a zombie, dead. One that is traced goes on soon.
-        Some('T' | 'Z' | 'X') | None => Activity::Stands,
-        Some(_) => Activity::Runs,
-    }
-}
-
-/// The number of a thread, or of a process that has ended and that nobody has waited for, in its innermost PID namespace.
-#[must_use]
-pub fn inside_number(tid: pid_t) -> Option<u32> {
-    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
-    line.split_ascii_whitespace().next_back()?.parse().ok()
 }

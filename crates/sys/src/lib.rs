@@ -3,6 +3,7 @@
 pub mod arena;
 pub mod bpf;
 pub mod cgroup;
+pub mod clocks;
 pub mod counting;
 pub mod cycles;
 pub mod descriptors;
@@ -19,4 +20,5 @@ pub mod process;
 pub mod ptrace;
 pub mod remote;
 pub mod tcp;
+pub mod threads;
 pub mod uffd;

@@ -31,11 +31,13 @@ pub enum Step {
     Request = 9,
     /// Ending every process.
     Clear = 10,
+    /// Letting the clocks of another host go on.
+    Clocks = 11,
 }
 
 impl Step {
     /// All, for decoding.
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Descriptors,
         Self::Session,
         Self::Namespaces,
@@ -46,6 +48,7 @@ impl Step {
         Self::LastNumber,
         Self::Request,
         Self::Clear,
+        Self::Clocks,
     ];
 
     fn text(self) -> &'static str {
@@ -60,6 +63,7 @@ impl Step {
             Self::LastNumber => "set the last process number",
             Self::Request => "understand a request",
             Self::Clear => "end its processes",
+            Self::Clocks => "let another host's clocks go on",
         }
     }
 }

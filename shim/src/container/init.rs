@@ -21,6 +21,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, close, pipe2, setsid};
+use sys::clocks;
 use sys::descriptors::{self, Placement};
 use sys::namespaces::{Child, default_signals, fixed_addresses, fork_numbered, pause_for_ever};
 
@@ -251,6 +252,7 @@ fn take_request(setup: &mut Setup, main: &mut Option<i32>) -> bool {
                 .map(|()| None)
                 .map_err(at(Step::LastNumber))
         }
+        Some(Request::Clocks(by)) => clocks::advance(by).map(|()| None).map_err(at(Step::Clocks)),
         None => Err((Step::Request, Errno::EBADMSG)),
     };
     match outcome {

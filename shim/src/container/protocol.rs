@@ -3,6 +3,8 @@
 //! Both ends are the same program on the same machine; init still checks what it gets, since it must
 //! answer or end, never misread.
 
+use sys::clocks::Offsets;
+
 use super::error::Step;
 use super::{Ended, descriptors};
 
@@ -14,6 +16,7 @@ const SPAWN: i32 = 2;
 const LAST_NUMBER: i32 = 3;
 const MAIN: i32 = 4;
 const CLEAR: i32 = 5;
+const CLOCKS: i32 = 6;
 
 /// From the handle to init.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +36,16 @@ pub(crate) enum Request {
     Main(i32),
     /// End every process inside but init, and but the one with this number, 0 for none; there is no program then.
     Clear(i32),
+    /// Enter a time namespace, as all that are forked from then on.
+    Clocks(Offsets),
+}
+
+fn halves(long: i64) -> [i32; 2] {
+    [(long >> 32) as i32, long as i32]
+}
+
+fn whole(high: i32, low: i32) -> i64 {
+    i64::from(high) << 32 | i64::from(low.cast_unsigned())
 }
 
 fn words(list: &[i32]) -> Vec<u8> {
@@ -56,6 +69,10 @@ impl Request {
             Self::LastNumber(last) => words(&[LAST_NUMBER, *last]),
             Self::Main(number) => words(&[MAIN, *number]),
             Self::Clear(but) => words(&[CLEAR, *but]),
+            Self::Clocks(by) => {
+                let [monotonic, boottime] = [by.monotonic, by.boottime].map(halves);
+                words(&[&[CLOCKS], &monotonic[..], &boottime].concat())
+            }
             Self::Spawn {
                 number,
                 main,
@@ -73,6 +90,10 @@ impl Request {
             [LAST_NUMBER, last] => Some(Self::LastNumber(*last)),
             [MAIN, number] => Some(Self::Main(*number)),
             [CLEAR, but] => Some(Self::Clear(*but)),
+            [CLOCKS, m1, m0, b1, b0] => Some(Self::Clocks(Offsets {
+                monotonic: whole(*m1, *m0),
+                boottime: whole(*b1, *b0),
+            })),
             [SPAWN, number, main @ (0 | 1), targets @ ..] => Some(Self::Spawn {
                 number: (*number != 0).then_some(*number),
                 main: *main == 1,
@@ -157,6 +178,10 @@ mod tests {
             Request::Main(2),
             Request::Clear(0),
             Request::Clear(70_000),
+            Request::Clocks(Offsets {
+                monotonic: -1,
+                boottime: 1 << 40 | 1 << 31,
+            }),
         ] {
             assert_eq!(Request::decode(&request.encode()), Some(request));
         }

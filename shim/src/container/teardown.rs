@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
-use sys::follow::visit_threads;
 use sys::namespaces::pidfd_signal;
+use sys::threads::visit_threads;
 
 use super::Container;
 

@@ -15,8 +15,8 @@ use gate::{
 use guest::abi::conn;
 use nix::sys::socket::{SockaddrIn, getpeername, getsockname};
 use sys::arena::{Arena, futex_wake};
-use sys::follow::find_thread;
 use sys::process::PidFd;
+use sys::threads::find_thread;
 
 use super::drain::Released;
 use super::handshakes::{Handshakes, Placed};

@@ -202,7 +202,7 @@ fn python(program: &str) -> Program {
 fn second_thread(process: i32) -> i32 {
     loop {
         let other = |_, thread| (thread != process).then_some(thread);
-        if let Some(thread) = sys::follow::visit_threads(process, other) {
+        if let Some(thread) = sys::threads::visit_threads(process, other) {
             return thread;
         }
         std::thread::yield_now();

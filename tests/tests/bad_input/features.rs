@@ -11,6 +11,7 @@ use crate::ground::Ground;
 type Lacking = (libc::c_long, Option<(u32, u64)>);
 
 const PAGEMAP_SCAN: u64 = 0xc060_6610;
+const NS_GET_TGID_FROM_PIDNS: u64 = 0x8004_b707;
 const SYSCALL_USER_DISPATCH: u64 = 59;
 const TCP_REPAIR: u64 = 19;
 const OWN_NETWORK: u64 = libc::CLONE_NEWNET as u64;
@@ -33,6 +34,14 @@ const TABLE: &[(Lacking, &[&str])] = &[
         &["pagemap-scan"],
     ),
     ((libc::SYS_unshare, Some((0, CONTAINER))), &["namespaces"]),
+    (
+        (libc::SYS_unshare, Some((0, libc::CLONE_NEWTIME as u64))),
+        &["time-namespace"],
+    ),
+    (
+        (libc::SYS_ioctl, Some((1, NS_GET_TGID_FROM_PIDNS))),
+        &["thread-numbers"],
+    ),
     ((libc::SYS_clone3, None), &["clone3-set-tid"]),
     ((libc::SYS_mkdir, None), &["cgroup"]),
     (

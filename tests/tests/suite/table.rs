@@ -23,6 +23,7 @@ const fn standing(file: &'static str) -> Program {
 
 pub(crate) const PROGRAMS: &[Program] = &[
     program("c11.c"),
+    program("clocks.c"),
     program("conditions.c"),
     program("events.c"),
     // What it wrote behind the end of the log is on the disk, and written again.

@@ -7,8 +7,8 @@ use std::fs;
 
 use eventlog::fold::Fold;
 use nix::libc;
-use sys::follow::inside_number;
 use sys::ptrace::{self, SigInfo};
+use sys::threads::inside_number;
 
 use super::error::Result;
 use super::session::Session;

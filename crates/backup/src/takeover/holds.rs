@@ -15,9 +15,9 @@ use nix::libc::SIGTRAP;
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 use sys::arena::Arena;
-use sys::follow::find_thread;
 use sys::process::{Hurried, RealTime, queue_to_thread};
 use sys::ptrace::{self, Options, Stop, TraceError};
+use sys::threads::find_thread;
 
 use super::late::Late;
 use super::timing::{Breakpoint, Hold, Timing};

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use guest::abi::slot;
 use sys::arena::Arena;
-use sys::follow::find_thread;
 use sys::ptrace;
+use sys::threads::find_thread;
 
 use super::holds::{has_come, is_lost, rings};
 use super::timing::Start;

@@ -13,9 +13,9 @@ use guest::abi::{MAX_SLOTS, conn, request, slot};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use shim::container::{Container, Ended};
 use sys::arena::{Arena, futex_wake};
-use sys::follow::find_thread;
 use sys::packet::PacketSocket;
 use sys::process::PidFd;
+use sys::threads::find_thread;
 
 use super::connections::{self, Ready};
 use super::error::{Result, TakeoverError, io};

@@ -1,9 +1,9 @@
-//! What can only be set inside the process: interests of epoll sets, options of sockets, timers.
+//! What can only be set inside the process: interests of epoll sets, options of sockets.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Release;
 
-use eventlog::fold::{DescriptionId, Fold, Interest, Kind, Pid, PosixTimer, Socket};
+use eventlog::fold::{DescriptionId, Fold, Interest, Kind, Pid, Socket};
 use nix::libc;
 use sys::arena::Arena;
 
@@ -22,9 +22,6 @@ const DONE: [(i32, i32); 4] = [
     (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
     (libc::SOL_SOCKET, libc::SO_ERROR),
 ];
-
-/// The highest number of a timer that is made again.
-const LAST_TIMER: u32 = 1 << 16;
 
 /// Sets all of it for process `pid`, whose descriptors are in place.
 pub(super) fn apply(session: &mut Session, fold: &Fold, pid: Pid) -> Result<()> {
@@ -54,13 +51,6 @@ pub(super) fn apply(session: &mut Session, fold: &Fold, pid: Pid) -> Result<()> 
             Kind::Socket(socket) => {
                 of_socket(session, *number, socket)?;
             }
-            Kind::Timer {
-                armed: Some(armed), ..
-            } => {
-                let args = [*number as u64, u64::from(armed.flags), 0, 0, 0, 0];
-                let setting = Some((2, &armed.setting[..]));
-                session.call("timerfd_settime", libc::SYS_timerfd_settime, args, setting)?;
-            }
             Kind::Signal(mask) => {
                 let args = [*number as u64, 0, mask.len() as u64, 0, 0, 0];
                 session.call("signalfd", libc::SYS_signalfd4, args, Some((1, mask)))?;
@@ -68,57 +58,7 @@ pub(super) fn apply(session: &mut Session, fold: &Fold, pid: Pid) -> Result<()> 
             _ => {}
         }
     }
-    let Some(process) = fold.processes().get(&pid) else {
-        return Ok(());
-    };
-    posix_timers(session, &process.posix_timers)?;
-    for (kind, armed) in &process.interval_timers {
-        let args = [u64::from(*kind), 0, 0, 0, 0, 0];
-        session.call(
-            "setitimer",
-            libc::SYS_setitimer,
-            args,
-            Some((1, &armed.setting)),
-        )?;
-    }
     session.flush("restoring interests and options")?;
-    Ok(())
-}
-
-/// Makes POSIX timers under their numbers. The kernel counts those that a process makes, from 0: what is missing in
-/// between is made, too, and deleted when the last is there.
-fn posix_timers(session: &mut Session, timers: &BTreeMap<u32, PosixTimer>) -> Result<()> {
-    const SIGEV_NONE: u8 = 1;
-    let mut nobodys = [0; 64];
-    nobodys[12] = SIGEV_NONE;
-    let Some((last, _)) = timers.last_key_value() else {
-        return Ok(());
-    };
-    if *last > LAST_TIMER {
-        tracing::error!(number = last, "no timer can be given so high a number");
-        return Ok(());
-    }
-    // Where the kernel tells the number: known already.
-    let room = session.put(&[0; 16])?;
-    for number in 0..=*last {
-        let (clock, event) = match timers.get(&number) {
-            Some(timer) => (timer.clock, timer.event.as_slice()),
-            None => (libc::CLOCK_MONOTONIC.cast_unsigned(), &nobodys[..]),
-        };
-        let args = [u64::from(clock), 0, room, 0, 0, 0];
-        let event = (!event.is_empty()).then_some((1, event));
-        session.call("timer_create", libc::SYS_timer_create, args, event)?;
-    }
-    for number in (0..*last).filter(|number| !timers.contains_key(number)) {
-        let args = [u64::from(number), 0, 0, 0, 0, 0];
-        session.call("timer_delete", libc::SYS_timer_delete, args, None)?;
-    }
-    for (number, timer) in timers {
-        let Some(armed) = &timer.armed else { continue };
-        let args = [u64::from(*number), u64::from(armed.flags), 0, 0, 0, 0];
-        let setting = Some((2, &armed.setting[..]));
-        session.call("timer_settime", libc::SYS_timer_settime, args, setting)?;
-    }
     Ok(())
 }
 

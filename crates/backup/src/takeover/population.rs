@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Acquire;
 use eventlog::fold::Fold;
 use guest::abi::{MAX_SLOTS, slot};
 use sys::arena::Arena;
-use sys::follow::find_thread;
+use sys::threads::find_thread;
 
 use super::error::{Result, TakeoverError};
 

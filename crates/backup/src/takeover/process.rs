@@ -19,6 +19,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use shim::container::{Container, Empty};
 use sys::arena::Arena;
+use sys::clocks::NEW_TIME;
 use sys::memory::{self, Range};
 use sys::process::RealTime;
 use sys::remote::Batch;
@@ -288,6 +289,7 @@ impl Making {
                 parent.prepared.beget_dead(dead)?;
             }
         }
+        members.iter().try_for_each(Member::join_clocks)?;
         let number = checkpoint.program().process().pid;
         let mut program = None;
         let mut all = Vec::new();
@@ -347,6 +349,26 @@ impl Member {
                 let (number, error) = (self.number, io::Error::from_raw_os_error(-result as i32));
                 tracing::warn!(number, ?kin, %error, "a process cannot be put into its group");
             }
+        }
+        Ok(())
+    }
+
+    /// Enters the time namespace of the container's init, which a process can as long as it has one thread (setns(2)).
+    fn join_clocks(&self) -> Result<()> {
+        const INIT: u64 = 1;
+        let call = |nr, args| {
+            let mut batch = Batch::new();
+            batch.push(nr, args);
+            let result = self.prepared.run(&batch)?.first().copied();
+            Ok::<_, TakeoverError>(result.unwrap_or_default())
+        };
+        let init = call(libc::SYS_pidfd_open, [INIT, 0, 0, 0, 0, 0])?;
+        let entering = [init.cast_unsigned(), NEW_TIME.bits() as u64, 0, 0, 0, 0];
+        let entered = call(libc::SYS_setns, entering)?;
+        call(libc::SYS_close, [init.cast_unsigned(), 0, 0, 0, 0, 0])?;
+        if entered < 0 {
+            let (number, error) = (self.number, io::Error::from_raw_os_error(-entered as i32));
+            tracing::error!(number, %error, "a process's clocks cannot go on; they show this host's");
         }
         Ok(())
     }

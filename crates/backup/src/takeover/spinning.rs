@@ -8,8 +8,8 @@ use guest::abi::{CALLED, Slot, slot};
 use nix::libc::SIGTRAP;
 use replayer::Source;
 use sys::arena::Arena;
-use sys::follow::find_thread;
 use sys::process::queue_to_thread;
+use sys::threads::find_thread;
 
 use super::holds::rings;
 use super::log::Log;

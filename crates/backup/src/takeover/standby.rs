@@ -23,6 +23,7 @@ use sys::packet::PacketSocket;
 use super::checkpoint::Checkpoint;
 use super::clock::Clock;
 use super::connections::{self, Ready};
+use super::continued::Continued;
 use super::described;
 use super::error::{Result, TakeoverError, io};
 use super::folding::{self, Folded};
@@ -37,7 +38,7 @@ use super::search::Search;
 use super::session::Session;
 use super::stage::Stage;
 use super::waiting::Tell;
-use super::{backlog, children, options, place, privileges, resets, spinning};
+use super::{backlog, children, options, place, privileges, resets, spinning, timers};
 use crate::detector::Suspicion;
 use crate::guard::{Attempt, Guard};
 
@@ -169,6 +170,8 @@ impl Vacant {
         };
         let merge = Merge::restore(checkpoint.fold()?)?;
         let files = process::files(merge.fold());
+        let clocks = Continued::new(guard.clocks());
+        clocks.set(&self.stage.container)?;
         clock.step("prepare");
         let (processes, folded) = thread::scope(|scope| {
             let folding = scope.spawn(|| folding::fold(merge, &log));
@@ -208,6 +211,7 @@ impl Vacant {
             &processes,
             &population,
             suspicion,
+            &clocks,
             &mut clock,
         )?;
         let generation = attempt.go_live().map_err(|(_, error)| error)?;
@@ -216,6 +220,8 @@ impl Vacant {
             restored_bytes,
             ..Report::default()
         };
+        let lead = clocks.realtime_lead().cast_unsigned();
+        arena.control().realtime_lead.store(lead, Release);
         let live = self.go_live(processes, arena, room, reconnected, suspicion, &mut report)?;
         clock.step("go live");
         report.steps = clock.steps;
@@ -224,6 +230,7 @@ impl Vacant {
     }
 
     /// Gives the processes their descriptors, connections among them.
+    #[allow(clippy::too_many_arguments)]
     fn reconnect(
         &mut self,
         mut handshakes: Handshakes,
@@ -231,6 +238,7 @@ impl Vacant {
         processes: &Processes,
         population: &Population,
         suspicion: Suspicion,
+        clocks: &Continued,
         clock: &mut Clock,
     ) -> Result<Reconnected> {
         let (arena, fold) = (&*self.stage.shared.arena, folded.merge.fold());
@@ -289,6 +297,7 @@ impl Vacant {
                 limit,
             )?;
             options::apply(&mut session, fold, pid)?;
+            timers::arm(&mut session, fold, pid, clocks)?;
             for one in queued.iter().filter(accepts) {
                 options::of_socket(&mut session, one.target.number, one.listener)?;
             }

@@ -12,10 +12,11 @@ use eventlog::handover::{
 use eventlog::record::{Header, kind};
 use eventlog::recording::Meta;
 use gate::{Handshake, Scale, Tuple};
+use stream::Clocks;
 use stream::checkpoint::{Begin, Commit, Cut, Finish, part};
 use stream::control::{Held, Request, Response};
 use stream::hello::{Answer, Channel, Hello, Refusal, Timing, Welcome};
-use stream::lease::{Beat, BeatAnswer, Condition, Verdict};
+use stream::lease::{Beat, BeatAnswer, Condition, Heartbeat, Verdict};
 
 use super::memory;
 use crate::calls;
@@ -119,10 +120,13 @@ fn bodies() -> Vec<Body> {
     let mut all: Vec<Body> = vec![
         hello(codec::encode(&greeting())),
         hello(codec::encode(&Answer::Ok(welcome))),
-        heartbeat(codec::encode(&Beat {
-            seq: 1,
-            generation: 1,
-            condition: Condition::Yielded,
+        heartbeat(codec::encode(&Heartbeat {
+            beat: Beat {
+                seq: 1,
+                generation: 1,
+                condition: Condition::Yielded,
+            },
+            clocks: Clocks::default(),
         })),
         heartbeat(codec::encode(&BeatAnswer {
             seq: 1,

@@ -1,6 +1,6 @@
 //! From a record of a system call to what it changed.
 
-use super::timers::SIGINFO_SENDER_AT;
+use super::timers::SIGINFO;
 use super::{DescriptionId, Fold, FoldError, Intent, Pid, StreamId, nr};
 use crate::payload::{self, Parsed};
 use crate::record::{Header, Record};
@@ -199,7 +199,7 @@ impl Fold {
             nr::CLONE | nr::CLONE3 | nr::FORK | nr::VFORK => self.cloned(call)?,
             nr::WAIT4 | nr::WAITID => self.wait_result(call),
             nr::RT_SIGACTION => self.action(call)?,
-            nr::RT_SIGTIMEDWAIT => self.told(call.filled(1), SIGINFO_SENDER_AT),
+            nr::RT_SIGTIMEDWAIT => self.told(call.pid, call.filled(1), &SIGINFO),
             nr::SETITIMER
             | nr::ALARM
             | nr::TIMER_CREATE

@@ -3,7 +3,7 @@
 use super::calls::Call;
 use super::descriptors::STREAM;
 use super::message::{int, passed_descriptors, word};
-use super::timers::{SIGNALFD_LEN, SIGNALFD_SENDER_AT};
+use super::timers::{SIGNALFD, SIGNALFD_LEN};
 use super::{ChannelId, DescriptionId, Fold, FoldError, Kind, State, nr};
 use crate::payload::MSG_PEEK;
 
@@ -48,7 +48,7 @@ impl Fold {
     /// `call.result` bytes came out of a description; answers with the channel they came from.
     fn consume(&mut self, call: &Call<'_>, id: DescriptionId, bytes: &[u8]) -> Option<ChannelId> {
         let count = call.result.unsigned_abs();
-        let mut channel = None;
+        let (mut channel, now) = (None, self.now);
         if let Some(socket) = self.socket_mut(id) {
             if socket.state == State::Connecting {
                 socket.state = State::Connected;
@@ -64,20 +64,12 @@ impl Fold {
                 Kind::Pipe { channel: pipe, .. } => channel = Some(*pipe),
                 Kind::Signal(_) => {
                     for info in bytes.chunks(SIGNALFD_LEN) {
-                        self.told(info, SIGNALFD_SENDER_AT);
+                        self.told(call.pid, info, &SIGNALFD);
                     }
                 }
                 Kind::Timer {
                     armed: Some(armed), ..
-                } => {
-                    armed.expired = true;
-                    (armed.stream, armed.ticks) = (
-                        call.stream,
-                        self.streams
-                            .get(&call.stream)
-                            .map_or(0, |stream| stream.ticks),
-                    );
-                }
+                } => armed.seen = Some(now),
                 _ => {}
             }
         }

@@ -135,7 +135,6 @@ impl Fold {
             return Err(FoldError::UnknownStream { stream: id });
         };
         bump(&mut stream.records, 1);
-        bump(&mut stream.ticks, u64::from(header.ticks));
         if header.kind == kind::INTENT {
             stream.before_intent = stream.time;
         }

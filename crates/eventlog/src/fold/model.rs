@@ -90,19 +90,26 @@ pub struct Credentials {
     pub capabilities: Option<Vec<u8>>,
 }
 
-/// A timer that was set, and the stream's time then.
+/// A timer that was set, and when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Armed {
     /// Flags of the call (TFD_TIMER_ABSTIME and the like).
     pub flags: u32,
     /// Interval and value, as the call was given them (`itimerspec`, or `itimerval` for setitimer).
     pub setting: Vec<u8>,
-    /// The stream of the call.
-    pub stream: StreamId,
-    /// Ticks of that stream when it was set, or when it last expired.
-    pub ticks: u64,
-    /// True after an expiry was seen: what remains is the interval.
-    pub expired: bool,
+    /// When it was set, as [`Stream::time`].
+    pub at: u64,
+    /// When the program last saw that it had expired: it does not expire again but by its interval.
+    pub seen: Option<u64>,
+}
+
+impl Armed {
+    /// Whether it expires again and again.
+    #[must_use]
+    pub fn is_periodic(&self) -> bool {
+        let interval = self.setting.get(..16).unwrap_or_default();
+        interval.iter().any(|byte| *byte != 0)
+    }
 }
 
 /// A POSIX timer.
@@ -363,9 +370,8 @@ pub struct Stream {
     pub tid: u32,
     /// Records applied.
     pub records: u64,
-    /// Ticks since its beginning.
-    pub ticks: u64,
-    /// When its last record was made, in cycles of the recording host, and the last before its last intent.
+    /// When its last record was made, by the time-stamp counter of the recording host, and the last before its last
+    /// intent.
     pub time: u64,
     /// See there.
     pub before_intent: u64,

@@ -2,7 +2,7 @@
 
 use super::calls::Call;
 use super::message::word;
-use super::{Action, Armed, Description, Fold, FoldError, Kind, PosixTimer, StreamId, nr};
+use super::{Action, Armed, Description, Fold, FoldError, Kind, Pid, PosixTimer, StreamId, nr};
 
 /// Most POSIX timers of a process.
 const MAX_TIMERS: usize = 1 << 12;
@@ -11,9 +11,21 @@ const INTERVAL_SIGNALS: [u64; 3] = [14, 26, 27];
 const SIGCHLD: u64 = 17;
 /// CLD_EXITED, CLD_KILLED and CLD_DUMPED: a child has ended.
 const ENDED: std::ops::RangeInclusive<u32> = 1..=3;
-/// Where the sender lies in a siginfo and in what a signalfd gives, and how much that is.
-pub(super) const SIGINFO_SENDER_AT: usize = 16;
-pub(super) const SIGNALFD_SENDER_AT: usize = 12;
+/// Where the sender of a signal lies, or the number of the timer that sent it.
+pub(super) struct InfoLayout {
+    sender: usize,
+    timer: usize,
+}
+/// In a siginfo.
+pub(super) const SIGINFO: InfoLayout = InfoLayout {
+    sender: 16,
+    timer: 16,
+};
+/// In what a signalfd gives, and how much that is.
+pub(super) const SIGNALFD: InfoLayout = InfoLayout {
+    sender: 12,
+    timer: 24,
+};
 pub(super) const SIGNALFD_LEN: usize = 128;
 /// SI_KERNEL.
 const SI_KERNEL: u32 = 0x80;
@@ -42,11 +54,7 @@ impl Fold {
                 call.input(1).unwrap_or_default().to_vec(),
             ),
             nr::TIMERFD_SETTIME => {
-                let armed = self.armed(
-                    call.stream,
-                    args[1] as u32,
-                    call.input(2).unwrap_or_default().to_vec(),
-                );
+                let armed = self.armed(args[1] as u32, call.input(2).unwrap_or_default().to_vec());
                 if let Some(Description {
                     kind: Kind::Timer { armed: old, .. },
                     ..
@@ -76,11 +84,7 @@ impl Fold {
                 }
             }
             _ => {
-                let armed = self.armed(
-                    call.stream,
-                    args[1] as u32,
-                    call.input(2).unwrap_or_default().to_vec(),
-                );
+                let armed = self.armed(args[1] as u32, call.input(2).unwrap_or_default().to_vec());
                 let process = self.processes.get_mut(&call.pid);
                 if let Some(timer) =
                     process.and_then(|process| process.posix_timers.get_mut(&(args[0] as u32)))
@@ -93,7 +97,7 @@ impl Fold {
     }
 
     fn set_interval_timer(&mut self, call: &Call<'_>, which: u32, setting: Vec<u8>) {
-        let armed = self.armed(call.stream, 0, setting);
+        let armed = self.armed(0, setting);
         let Some(process) = self.processes.get_mut(&call.pid) else {
             return;
         };
@@ -104,64 +108,51 @@ impl Fold {
     }
 
     /// A setting whose value is not zero.
-    fn armed(&self, stream: StreamId, flags: u32, setting: Vec<u8>) -> Option<Armed> {
-        let ticks = self.streams.get(&stream).map_or(0, |stream| stream.ticks);
+    fn armed(&self, flags: u32, setting: Vec<u8>) -> Option<Armed> {
         let value = setting.get(16..).unwrap_or_default();
         value.iter().any(|byte| *byte != 0).then_some(Armed {
             flags,
             setting,
-            stream,
-            ticks,
-            expired: false,
+            at: self.now,
+            seen: None,
         })
     }
 
-    /// A signal was delivered: a timer's expiry arms the timer's interval, or ends it.
+    /// A signal was delivered to a thread.
     pub(super) fn signal(&mut self, id: StreamId, info: &[u8]) {
-        let Some(stream) = self.streams.get(&id) else {
-            return;
-        };
-        let (ticks, pid) = (stream.ticks, stream.pid);
+        if let Some(stream) = self.streams.get(&id) {
+            self.told(stream.pid, info, &SIGINFO);
+        }
+    }
+
+    /// A process got a signal: perhaps one that tells of a child's end, or that a timer has expired, which arms its
+    /// interval, or ends it.
+    pub(super) fn told(&mut self, pid: Pid, info: &[u8], layout: &InfoLayout) {
+        let (signal, code) = (word(info, 0, 4), word(info, 8, 4) as u32);
+        if signal == SIGCHLD && ENDED.contains(&code) {
+            let child = word(info, layout.sender, 4) as u32;
+            if let Some(child) = self.processes.get_mut(&child) {
+                child.told = true;
+            }
+        }
+        let now = self.now;
         let Some(process) = self.processes.get_mut(&pid) else {
             return;
         };
         let expire = |armed: &mut Armed| {
-            (armed.expired, armed.stream, armed.ticks) = (true, id, ticks);
-            armed
-                .setting
-                .get(..16)
-                .unwrap_or_default()
-                .iter()
-                .any(|byte| *byte != 0)
+            armed.seen = Some(now);
+            armed.is_periodic()
         };
-        let (signal, code) = (word(info, 0, 4), word(info, 8, 4) as u32);
         if code == SI_TIMER {
-            if let Some(timer) = process.posix_timers.get_mut(&(word(info, 16, 4) as u32)) {
-                timer.armed = timer
-                    .armed
-                    .take()
-                    .and_then(|mut armed| expire(&mut armed).then_some(armed));
+            let number = word(info, layout.timer, 4) as u32;
+            if let Some(timer) = process.posix_timers.get_mut(&number) {
+                timer.armed.take_if(|armed| !expire(armed));
             }
-        } else if let Some(which) = INTERVAL_SIGNALS
-            .iter()
-            .position(|s| *s == signal)
-            .filter(|_| code == SI_KERNEL)
+        } else if code == SI_KERNEL
+            && let Some(which) = INTERVAL_SIGNALS.iter().position(|s| *s == signal)
         {
-            process
-                .interval_timers
-                .retain(|timer, armed| *timer as usize != which || expire(armed));
-        }
-        self.told(info, SIGINFO_SENDER_AT);
-    }
-
-    /// A process got a signal, perhaps one that tells of a child's end.
-    pub(super) fn told(&mut self, info: &[u8], sender_at: usize) {
-        let (signal, code) = (word(info, 0, 4), word(info, 8, 4) as u32);
-        if signal == SIGCHLD && ENDED.contains(&code) {
-            let child = word(info, sender_at, 4) as u32;
-            if let Some(child) = self.processes.get_mut(&child) {
-                child.told = true;
-            }
+            let stays = |timer: &u32, armed: &mut Armed| *timer as usize != which || expire(armed);
+            process.interval_timers.retain(stays);
         }
     }
 

@@ -19,7 +19,7 @@ use crate::dispatch::hold_if_asked;
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::robust::{self, Attempt};
-use crate::{delivery, order, pace, starved, thread, user};
+use crate::{delivery, order, pace, starved, thread, user, vdso};
 
 /// A function of the C library that is replaced.
 pub(crate) struct Replacement {
@@ -123,7 +123,16 @@ pub(crate) fn sleep(t: &ThreadBlock, word: &AtomicU32, value: u32, until: Until)
     } else {
         WAIT_BITSET
     };
-    let args = [word.as_ptr() as u64, op, u64::from(value), until.at, 0, ANY];
+    let mut at = until.at;
+    let kernels;
+    if at != 0
+        && vdso::lead(until.clock) != 0
+        && let Ok(time) = user::read(at)
+    {
+        kernels = vdso::to_kernel(until.clock, time);
+        at = kernels.as_ptr() as u64;
+    }
+    let args = [word.as_ptr() as u64, op, u64::from(value), at, 0, ANY];
     match raw::call_waiting(nr::FUTEX, &args, &t.pending) {
         result if result == -raw::ETIMEDOUT => raw::ETIMEDOUT,
         // The kernel takes no moment before 1970, which has passed for the C library.

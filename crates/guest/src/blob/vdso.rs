@@ -3,16 +3,20 @@
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use eventlog::record::{Header, kind};
-use guest::abi::Boot;
+use guest::abi::{Boot, ThreadBlock};
+use sysabi::Syscall;
 
-use crate::dispatch::hold_if_asked;
+use crate::dispatch::{self, hold_if_asked};
+use crate::entry::Regs;
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
-use crate::thread;
+use crate::thread::{self, control};
 use crate::user;
 
 const NANOS: i64 = 1_000_000_000;
 const CLOCK_REALTIME: u64 = 0;
+const CLOCK_REALTIME_COARSE: u64 = 5;
+const CLOCK_TAI: u64 = 11;
 
 /// Start and end of the kernel's vDSO, then its entry points: clock_gettime, gettimeofday, time, getcpu.
 static KERNEL: [AtomicU64; 6] = [const { AtomicU64::new(0) }; 6];
@@ -32,6 +36,17 @@ pub(crate) fn contains(rip: u64) -> bool {
     (KERNEL[0].load(Relaxed)..KERNEL[1].load(Relaxed)).contains(&rip)
 }
 
+/// How far what the container is to see of a clock is ahead of what the kernel shows, in nanoseconds.
+#[inline(always)]
+pub(crate) fn lead(id: u64) -> i64 {
+    match id {
+        CLOCK_REALTIME | CLOCK_REALTIME_COARSE | CLOCK_TAI => {
+            control().realtime_lead.load(Relaxed) as i64
+        }
+        _ => 0,
+    }
+}
+
 /// Reads a clock in nanoseconds, or −errno.
 pub(crate) fn clock(id: u64) -> i64 {
     let mut time = [0_i64; 2];
@@ -48,8 +63,36 @@ pub(crate) fn clock(id: u64) -> i64 {
     if result < 0 {
         result
     } else {
-        time[0] * NANOS + time[1]
+        time[0] * NANOS + time[1] + lead(id)
     }
+}
+
+/// A moment of the container's time of day as the kernel has it: what absolute time-outs are counted in.
+pub(crate) fn to_kernel(id: u64, [seconds, nanos]: [i64; 2]) -> [i64; 2] {
+    let lead = lead(id);
+    if lead == 0 || seconds < 0 || !(0..NANOS).contains(&nanos) {
+        return [seconds, nanos];
+    }
+    let at = seconds.saturating_mul(NANOS).saturating_add(nanos - lead);
+    // It has passed; the kernel takes no moment before 1970.
+    let at = at.max(0);
+    [at / NANOS, at % NANOS]
+}
+
+/// clock_gettime, gettimeofday and time as system calls, from programs that do without the vDSO.
+pub(crate) fn called(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
+    const GETTIMEOFDAY: u64 = 96;
+    dispatch::fed_by(t, regs, row, |args| {
+        let is_clock = regs.rax == nr::CLOCK_GETTIME;
+        let id = if is_clock { args[0] } else { CLOCK_REALTIME };
+        let result = match regs.rax {
+            _ if lead(id) == 0 => dispatch::perform(t, regs, args),
+            nr::CLOCK_GETTIME => give_timespec(clock(id), args[1]),
+            GETTIMEOFDAY => give_timeval(clock(id), args[0], args[1]),
+            _ => give_seconds(clock(id), args[0]),
+        };
+        (result, 0)
+    })
 }
 
 /// The recorded value of a clock.
@@ -64,7 +107,7 @@ fn read(id: u64) -> i64 {
 }
 
 #[inline(always)]
-fn recorded(t: &guest::abi::ThreadBlock, id: u64) -> i64 {
+fn recorded(t: &ThreadBlock, id: u64) -> i64 {
     crate::delivery::at_lock(t);
     if log::now() == Mode::Replay
         && let Some(taken) = log::take(t, kind::CLOCK)
@@ -92,7 +135,23 @@ fn recorded(t: &guest::abi::ThreadBlock, id: u64) -> i64 {
 /// `clock_gettime(2)`.
 #[unsafe(no_mangle)]
 extern "C" fn vdso_clock_gettime(id: u64, to: u64) -> i64 {
-    let value = read(id);
+    give_timespec(read(id), to)
+}
+
+/// `gettimeofday(2)`.
+#[unsafe(no_mangle)]
+extern "C" fn vdso_gettimeofday(to: u64, zone: u64) -> i64 {
+    give_timeval(read(CLOCK_REALTIME), to, zone)
+}
+
+/// `time(2)`.
+#[unsafe(no_mangle)]
+extern "C" fn vdso_time(to: u64) -> i64 {
+    give_seconds(read(CLOCK_REALTIME), to)
+}
+
+/// Answers with a clock's value, or its errno.
+fn give_timespec(value: i64, to: u64) -> i64 {
     if (-4095..0).contains(&value) {
         return value;
     }
@@ -102,10 +161,7 @@ extern "C" fn vdso_clock_gettime(id: u64, to: u64) -> i64 {
     }
 }
 
-/// `gettimeofday(2)`.
-#[unsafe(no_mangle)]
-extern "C" fn vdso_gettimeofday(to: u64, zone: u64) -> i64 {
-    let value = read(CLOCK_REALTIME);
+fn give_timeval(value: i64, to: u64, zone: u64) -> i64 {
     if to != 0 && user::write(to, &[value / NANOS, value % NANOS / 1000]).is_err() {
         return -raw::EFAULT;
     }
@@ -115,10 +171,8 @@ extern "C" fn vdso_gettimeofday(to: u64, zone: u64) -> i64 {
     0
 }
 
-/// `time(2)`.
-#[unsafe(no_mangle)]
-extern "C" fn vdso_time(to: u64) -> i64 {
-    let value = read(CLOCK_REALTIME) / NANOS;
+fn give_seconds(value: i64, to: u64) -> i64 {
+    let value = value / NANOS;
     if to != 0 && user::write(to, &value).is_err() {
         return -raw::EFAULT;
     }
