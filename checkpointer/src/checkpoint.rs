@@ -18,6 +18,7 @@ use crate::build::Capture;
 use crate::capture::{Common, Copier, is_shared_memory};
 use crate::facts::{self, Facts};
 use crate::kin;
+use crate::pending;
 use crate::settle::{Guest, image_regs, is_interrupted, settle};
 use crate::stop::{Stopped, StoppedThread, list_threads};
 use crate::waits::Waits;
@@ -365,7 +366,7 @@ impl Checkpointer {
             clear_tid: facts.clear_tid,
             name: facts.name,
             xstate,
-            pending: ptrace::pending(tid, false)?,
+            pending: pending::of_thread(tid)?,
         })
     }
 

@@ -23,6 +23,7 @@ mod changes;
 mod checkpoint;
 mod facts;
 mod kin;
+mod pending;
 mod restore;
 mod settle;
 mod stop;

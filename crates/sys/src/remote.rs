@@ -95,7 +95,7 @@ pub fn syscall_and_child(
     args: [u64; 6],
 ) -> Result<(i64, Option<pid_t>)> {
     let borrowed = Borrowed::take(tid)?;
-    let mut regs = borrowed.regs;
+    let mut regs = borrowed.work();
     regs.rip = instruction;
     regs.rax = nr as u64;
     regs.orig_rax = u64::MAX;
@@ -128,6 +128,15 @@ impl Borrowed {
         };
         ptrace::set_sigmask(tid, HELD_BACK)?;
         Ok(borrowed)
+    }
+
+    /// Registers to work with: a thread that was stepping on its own would trap behind every instruction.
+    fn work(&self) -> Regs {
+        const TRAP_FLAG: u64 = 0x100;
+        Regs {
+            eflags: self.regs.eflags & !TRAP_FLAG,
+            ..self.regs
+        }
     }
 
     fn give_back(self) -> Result<()> {
@@ -197,7 +206,7 @@ pub struct Call {
 /// When tracing fails or the thread stops for another reason than the trap.
 pub fn call(tid: pid_t, call: &Call) -> Result<Regs> {
     let borrowed = Borrowed::take(tid)?;
-    let mut regs = borrowed.regs;
+    let mut regs = borrowed.work();
     let stack = (call.stack & !15) - 8;
     regs.rip = call.function;
     regs.rsp = stack;
@@ -319,7 +328,7 @@ impl Batch {
         table.extend_from_slice(&(-1i64).to_le_bytes());
         memory::write(tid, scratch + CALLS_AT, &table)?;
         let borrowed = Borrowed::take(tid)?;
-        let mut regs = borrowed.regs;
+        let mut regs = borrowed.work();
         regs.rip = scratch;
         regs.rbx = scratch + CALLS_AT;
         regs.orig_rax = u64::MAX;
@@ -410,6 +419,14 @@ mod tests {
         assert_eq!(results[2], u64::from(std::process::id()));
         let one = syscall(pid, scratch + SCRATCH_SYSCALL_AT, libc::SYS_getpid, [0; 6]).unwrap();
         assert_eq!(one, i64::from(pid));
+        let stepping = Regs {
+            eflags: before.eflags | 0x100,
+            ..before
+        };
+        ptrace::set_regs(pid, &stepping).unwrap();
+        assert_eq!(batch.run_checked(pid, scratch).unwrap()[1], 0o123);
+        assert_eq!(ptrace::regs(pid).unwrap().eflags, stepping.eflags);
+        ptrace::set_regs(pid, &before).unwrap();
         let after = ptrace::regs(pid).unwrap();
         assert_eq!(
             (before.rip, before.rax, before.rbx, before.rsp),

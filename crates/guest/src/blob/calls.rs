@@ -11,7 +11,7 @@ use guest::abi::ThreadBlock;
 use sysabi::Syscall;
 
 use crate::entry::Regs;
-use crate::{connections, dispatch, epoll, raw, signals, tables, vdso};
+use crate::{connections, dispatch, epoll, raw, replayed_signals, signals, tables, vdso};
 
 /// Runs the call if the guest has code for it.
 #[inline(always)]
@@ -59,6 +59,8 @@ pub(crate) fn special(t: &ThreadBlock, regs: &mut Regs, row: &'static Syscall) -
         }
         // gettimeofday, time, clock_gettime
         96 | 201 | 228 => vdso::called(t, regs, row),
+        // kill, rt_sigqueueinfo, tgkill, rt_tgsigqueueinfo
+        62 | 129 | 234 | 297 => replayed_signals::called(t, regs, row),
         // mlockall
         151 => memory::lock_all(t, regs, row),
         // prctl, arch_prctl: they change this process alone, in replay too

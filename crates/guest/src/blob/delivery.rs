@@ -10,7 +10,7 @@ use crate::dispatch::hold_if_asked;
 use crate::entry::{self, Regs};
 use crate::log::{self, Mode};
 use crate::signals::{
-    SA_RESTART, SIGINFO_LEN, UNMASKED, bit, block_all, kernel_mask, let_in, send_again,
+    SA_RESTART, SIGINFO_LEN, UNMASKED, bit, block_all, kernel_mask, let_in, restore, send_again,
     set_kernel_mask, set_mask_behind, unblock,
 };
 use crate::{replayed_signals, starved, tables};
@@ -103,7 +103,11 @@ pub(crate) fn at_exit_of_mask(t: &ThreadBlock, regs: &Regs) {
             record(t, AT_EXIT);
         }
         Mode::Replay if replays_behind_calls(t, AT_EXIT) => {}
-        Mode::Replay => return,
+        Mode::Replay => {
+            if !is_over(t) || t.pending.load(Relaxed) == 0 {
+                return;
+            }
+        }
     }
     raise(t, regs, false)
 }
@@ -124,7 +128,9 @@ pub(crate) fn at_exit(t: &ThreadBlock, regs: &Regs) {
     match log::now() {
         Mode::Replay => match log::take(t, kind::SIGNAL) {
             Some(taken) => replay(t, taken),
-            None => return,
+            // Live by now. What the call has sent to its own thread comes before it returns.
+            None if t.pending.load(Relaxed) == 0 => return,
+            None => {}
         },
         Mode::Record | Mode::Live => record(t, BEFORE),
     }
@@ -164,9 +170,25 @@ fn replays_behind_calls(t: &ThreadBlock, hash: u16) -> bool {
 }
 
 fn replay(t: &ThreadBlock, taken: log::Taken<'_>) {
-    let _ = taken.get(0, t.signal.as_ptr() as u64, SIGINFO_LEN);
+    let was_kept = t.pending.load(Relaxed) != 0;
+    let info = t.signal.as_ptr() as u64;
+    let _ = taken.get(0, info, SIGINFO_LEN);
     taken.finish();
-    t.pending.store(t.signal[0].load(Relaxed) as u32, Relaxed);
+    let signal = t.signal[0].load(Relaxed) as u32;
+    t.pending.store(signal, Relaxed);
+    if was_kept {
+        replayed_signals::was_kept(signal, info);
+    }
+}
+
+/// Replay, where the log has no signal for the caller: whether it has ended for it, and one waits that would be delivered
+/// here. It has not come to this place before the end then; replay is over when this answers.
+fn is_over(t: &ThreadBlock) -> bool {
+    let over = log::peek(t).is_none() && replayed_signals::one_waits(t);
+    if over {
+        log::await_end(t);
+    }
+    over
 }
 
 /// Sends the waiting signal to this thread and leaves the hook so that it arrives with the application's
@@ -220,6 +242,12 @@ fn handler_ends(t: &ThreadBlock, context: u64) {
             record(t, AT_HANDLER);
         }
         Mode::Replay if replays_behind_calls(t, AT_HANDLER) => {}
+        Mode::Replay if is_over(t) => {
+            block_all();
+            if t.pending.load(Relaxed) == 0 {
+                return restore(t, context);
+            }
+        }
         Mode::Replay => return starved::at_handlers_end(t, context),
     }
     let mask = queue(t);

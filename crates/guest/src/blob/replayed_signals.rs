@@ -5,7 +5,7 @@
 //! What is left at the log's end goes live with the application's mask.
 
 use core::sync::atomic::{
-    AtomicU32,
+    AtomicI32, AtomicU32,
     Ordering::{AcqRel, Relaxed, Release},
 };
 
@@ -13,14 +13,16 @@ use guest::abi::ThreadBlock;
 use sysabi::Syscall;
 
 use crate::calls::leaving;
+use crate::dispatch;
+use crate::entry::Regs;
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::tables::{self, Kind};
 use crate::{order, user};
 
 /// Signals that the log says the program got before it says that it sent them, by number: the sender's record is made
-/// behind the call.
-static OWED: [AtomicU32; 65] = [const { AtomicU32::new(0) }; 65];
+/// behind the call. Less than none where one that was sent was got in the place of one that the guest kept in the image.
+static OWED: [AtomicI32; 65] = [const { AtomicI32::new(0) }; 65];
 
 /// Length of a `struct signalfd_siginfo`.
 const SIGNALFD_LEN: i64 = 128;
@@ -29,6 +31,8 @@ const CODE_AT: u64 = 8;
 const SIGNALFD_SENDER_AT: u64 = 12;
 const SIGINFO_SENDER_AT: u64 = 16;
 
+const SIG_DFL: u64 = 0;
+const SIG_IGN: u64 = 1;
 const SIGKILL: u64 = 9;
 const SIGCHLD: u32 = 17;
 const SIGSTOP: u64 = 19;
@@ -122,12 +126,29 @@ fn await_sender(t: &ThreadBlock, signal: u32, info: u64, sender_at: u64) {
 
 /// If the process itself sends it, it has not done so yet.
 fn comes_later(signal: u32, info: u64, sender_at: u64) {
+    owe(signal, info, sender_at, 1);
+}
+
+/// A handler is to be given a signal that the guest kept when the image was taken: it is not pending in the kernel, and
+/// what the log says of its sender lies before the image.
+pub(crate) fn was_kept(signal: u32, info: u64) {
+    owe(signal, info, SIGINFO_SENDER_AT, -1);
+}
+
+fn owe(signal: u32, info: u64, sender_at: u64, one: i32) {
     let own = raw::call(nr::GETPID, [0; 6]);
     if i64::from(sender(info, sender_at)) == own
         && let Some(owed) = OWED.get(signal as usize)
     {
-        owed.fetch_add(1, AcqRel);
+        owed.fetch_add(one, AcqRel);
     }
+}
+
+/// Takes one that was got already; false if there is none.
+fn was_got(signal: u64) -> bool {
+    let one_less = |owed: i32| (owed > 0).then_some(owed - 1);
+    let owed = OWED.get(signal as usize);
+    owed.is_some_and(|owed| owed.try_update(AcqRel, Relaxed, one_less).is_ok())
 }
 
 /// Makes one signal of a kind that is pending for the caller so no more: the oldest. False if there is none.
@@ -142,14 +163,7 @@ fn drop_one(signal: u32) -> bool {
 
 /// What a process of the container sends itself or another is pending again, unless it has been got already.
 fn send(t: &ThreadBlock, call: u16, args: &[u64; 6]) {
-    let signal = if matches!(call, 62 | 129) {
-        args[1]
-    } else {
-        args[2]
-    };
-    let Some(owed) = OWED.get(signal as usize) else {
-        return;
-    };
+    let signal = sent(call, args);
     // Whole groups are not told again.
     if args[0] as i32 <= 0 || matches!(signal, 0 | SIGKILL | SIGSTOP) {
         return;
@@ -159,11 +173,42 @@ fn send(t: &ThreadBlock, call: u16, args: &[u64; 6]) {
         return;
     }
     alone(|| {
-        let got_already = owed.try_update(AcqRel, Relaxed, |owed| owed.checked_sub(1));
-        if got_already.is_err() {
+        if !was_got(signal) {
             raw::call(u64::from(call), *args);
         }
     });
+}
+
+/// The number of the signal that a call sends.
+fn sent(call: u16, args: &[u64; 6]) -> u64 {
+    // kill, rt_sigqueueinfo
+    if matches!(call, 62 | 129) {
+        args[1]
+    } else {
+        args[2]
+    }
+}
+
+/// A call that sends a signal. Live, it is not made if the log's end lay between what it sent and its record.
+pub(crate) fn called(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
+    dispatch::fed_by(t, regs, row, |args| {
+        let to_itself = args[0] == u64::from(t.pid.load(Relaxed));
+        let result = match to_itself && was_got(sent(row.nr, args)) {
+            true => 0,
+            false => dispatch::perform(t, regs, args),
+        };
+        (result, 0)
+    })
+}
+
+/// Whether a signal is pending for the caller that a handler of the application's waits for, and that its mask lets
+/// through.
+pub(crate) fn one_waits(t: &ThreadBlock) -> bool {
+    let let_through = pending() & !t.mask.load(Relaxed);
+    (1..=64).any(|signal| {
+        let handler = || tables::of(t).action(signal).0[0];
+        let_through & 1 << (signal - 1) != 0 && !matches!(handler(), SIG_DFL | SIG_IGN)
+    })
 }
 
 /// Replay has ended for the caller. Children that ended in it caused signals; those that have been waited for do not

@@ -321,7 +321,7 @@ extern "C" fn stub(signal: u32, info: u64, context: u64) {
 
 /// The mask that the end of a handler brings back. An application that blocks everything must not block the
 /// guest's own signal: the next site that is not patched yet would be its death.
-fn restore(t: &ThreadBlock, context: u64) {
+pub(crate) fn restore(t: &ThreadBlock, context: u64) {
     let mask = kernel_mask(t) & !UNMASKED;
     let _ = user::write(context + uc::MASK, &mask);
 }
