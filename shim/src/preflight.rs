@@ -14,12 +14,13 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// What a bare container needs; a protected one needs every feature.
 const BARE: [&str; 4] = ["root", "namespaces", "cgroup", "veth-bridge"];
 /// What a recording on one machine needs, and its replay.
-pub const RECORDING: [&str; 6] = [
+pub const RECORDING: [&str; 7] = [
     "fsgsbase",
     "syscall-user-dispatch",
     "memfd",
     "ptrace-seize",
     "fixed-addresses",
+    "thread-numbers",
     "cgroup",
 ];
 
