@@ -14,7 +14,7 @@ use crate::checkpoint::{self, Begin, Commit, Finish};
 use crate::clock::Nanos;
 use crate::control::{Held, Request, Response};
 use crate::hello::{self, Answer, Hello, Timing, Welcome};
-use crate::lease::{Beat, BeatAnswer, Lease, Outcome};
+use crate::lease::{BeatAnswer, Heartbeat, Lease, Outcome};
 
 /// A connection's bytes, in pieces of some size; every frame's body is decoded as what its kind says.
 pub fn fuzz_frames(data: &[u8]) {
@@ -96,7 +96,7 @@ pub fn fuzz_hello(data: &[u8]) {
 
 /// A heartbeat or its answer.
 pub fn fuzz_heartbeat(data: &[u8]) {
-    fuzz_message::<Beat>(data);
+    fuzz_message::<Heartbeat>(data);
     fuzz_message::<BeatAnswer>(data);
     let Ok(answer) = codec::decode::<BeatAnswer>(data) else {
         return;

@@ -17,7 +17,7 @@ use stream::connect::{self, Connection};
 use stream::control::{self, Request, Response};
 use stream::hello::{Channel, Hello, Refusal, Timing, Welcome};
 use stream::keys::{self, Security};
-use stream::lease::{BeatAnswer, Lease, Outcome, Verdict};
+use stream::lease::{BeatAnswer, Heartbeat, Lease, Outcome, Verdict};
 use stream::log::{self, Entry};
 use stream::{Nanos, StreamError, heartbeat};
 
@@ -498,7 +498,7 @@ fn heartbeats_extend_the_lease_until_they_are_fenced() {
             } = backup;
             for n in 1.. {
                 let frame = receiver.recv(Some(WITHIN)).unwrap().unwrap();
-                let beat: stream::lease::Beat = codec::decode(frame.body).unwrap();
+                let Heartbeat { beat, .. } = codec::decode(frame.body).unwrap();
                 assert_eq!((beat.seq, beat.generation), (n, 7));
                 let verdict = if n < 5 {
                     Verdict::Granted
