@@ -6,7 +6,6 @@ use shim::container::Container;
 use stream::Clocks;
 use sys::clocks::Offsets;
 
-use super::error::Result;
 use crate::guard::{Lead, PrimaryClocks};
 
 /// A container's clocks, of which the primary's heartbeats told.
@@ -17,21 +16,28 @@ pub(super) struct Continued {
 }
 
 impl Continued {
-    /// Nothing is known before the first heartbeat, and then this host's are the container's.
-    pub(super) fn new(primary: PrimaryClocks) -> Self {
+    /// Sets the clocks of the container's init, whose time namespace the other processes join before they run. Where
+    /// nothing is known, before the first heartbeat, or the kernel refuses, this host's are the container's.
+    pub(super) fn begin(primary: PrimaryClocks, container: &Container) -> Self {
         let lead = primary.lead().unwrap_or_default();
-        Self { primary, lead }
-    }
-
-    /// Sets the clocks of the container's init, whose time namespace the other processes join
-    /// before they run.
-    pub(super) fn set(&self, container: &Container) -> Result<()> {
         let by = Offsets {
-            monotonic: self.lead.monotonic,
-            boottime: self.lead.boottime,
+            monotonic: lead.monotonic,
+            boottime: lead.boottime,
         };
-        tracing::debug!(?self.lead, "the primary's clocks go on");
-        Ok(container.advance_clocks(by)?)
+        tracing::debug!(?lead, "the primary's clocks go on");
+        match container.advance_clocks(by) {
+            Ok(()) => Self { primary, lead },
+            Err(error) => {
+                tracing::error!(%error, "the container's clocks cannot go on; they show this host's");
+                Self {
+                    primary: PrimaryClocks::default(),
+                    lead: Lead {
+                        realtime: lead.realtime,
+                        ..Lead::default()
+                    },
+                }
+            }
+        }
     }
 
     /// How far the time of day, which no namespace keeps, is to be ahead of this host's so that it does not go back.

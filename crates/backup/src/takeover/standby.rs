@@ -170,8 +170,7 @@ impl Vacant {
         };
         let merge = Merge::restore(checkpoint.fold()?)?;
         let files = process::files(merge.fold());
-        let clocks = Continued::new(guard.clocks());
-        clocks.set(&self.stage.container)?;
+        let clocks = Continued::begin(guard.clocks(), &self.stage.container);
         clock.step("prepare");
         let (processes, folded) = thread::scope(|scope| {
             let folding = scope.spawn(|| folding::fold(merge, &log));
