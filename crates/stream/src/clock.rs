@@ -20,8 +20,7 @@ impl Nanos {
     /// every lease and promise takes for expired.
     #[must_use]
     pub fn now() -> Self {
-        let shown = nanos(ClockId::CLOCK_BOOTTIME) - sys::clocks::own_offsets().boottime;
-        Self(u64::try_from(shown).unwrap_or(0))
+        Self(sys::bpf::boot_ns())
     }
 
     /// The time from `earlier` until this moment; zero if it lies later.

@@ -5,6 +5,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
+use nix::time::{ClockId, clock_gettime};
+
+use crate::clocks::own_offsets;
+
 /// An array map created with `BPF_F_MMAPABLE`, mapped shared.
 #[derive(Debug)]
 pub struct MappedArray {
@@ -135,18 +139,14 @@ impl Drop for MappedArray {
     }
 }
 
-/// Nanoseconds since boot, suspension included: the clock that leases are counted on.
-///
-/// # Panics
-/// Never: the clock exists on every supported kernel.
+/// Nanoseconds since boot, suspension included, as programs in the kernel see it (`bpf_ktime_get_boot_ns`), which know of
+/// no time namespace: the clock that leases are counted on. 0 should it not be readable, which every lease and promise
+/// takes for expired.
 #[must_use]
 pub fn boot_ns() -> u64 {
-    let mut t = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
+    let Ok(t) = clock_gettime(ClockId::CLOCK_BOOTTIME) else {
+        return 0;
     };
-    // SAFETY: fills the structure it is given.
-    let r = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut t) };
-    assert_eq!(r, 0, "CLOCK_BOOTTIME cannot be read");
-    t.tv_sec.cast_unsigned() * 1_000_000_000 + t.tv_nsec.cast_unsigned()
+    let shown = t.tv_sec() * 1_000_000_000 + t.tv_nsec();
+    u64::try_from(shown - own_offsets().boottime).unwrap_or(0)
 }
