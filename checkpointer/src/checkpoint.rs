@@ -141,6 +141,13 @@ impl Checkpointer {
         self.refresh = true;
     }
 
+    /// [`Checkpointer::refresh`] in the pause: what was read before it counts no more.
+    pub(crate) fn look_again(&mut self) -> Result<(), CheckpointError> {
+        self.facts.read_proc(self.pid)?;
+        self.refresh = true;
+        Ok(())
+    }
+
     /// Takes a checkpoint.
     ///
     /// Copies in rounds while the process runs, then stops it, calls `at_cut` and lets it go on.

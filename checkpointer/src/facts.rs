@@ -1,7 +1,8 @@
 //! What the image needs beside memory and registers, gathered outside the pause and kept.
 //!
 //! Some of it only the process itself can ask for (signal actions, alternate stacks): it is asked once, by
-//! calls made inside it, and again when the signal masks in `/proc` show a change or the caller says so.
+//! calls made inside it, and again when the signal masks in `/proc` show a change or the caller says so. Whoever is told
+//! of changes ([`crate::Census::changes`]) has it asked again in the pause.
 
 use std::collections::HashMap;
 use std::fs;

@@ -40,6 +40,9 @@ pub trait Census {
     fn births(&self) -> u64;
     /// How many processes have ever been made.
     fn forks(&self) -> u64;
+    /// How often a process has changed what is not asked for in every pause: signal actions, alternate stacks, its
+    /// directory. Counted before the call that does it returns.
+    fn changes(&self) -> u64;
     /// Whether there is a process that is not among these, by their numbers inside, and has not said that it ends. It
     /// may have been killed.
     fn has_others(&self, known: &[u32]) -> bool;
@@ -57,6 +60,8 @@ pub struct Tree {
     sequence: u64,
     deferred: u32,
     written: Written,
+    /// Changes (see [`Census::changes`]) that the members have been, or will be, asked about.
+    changes: u64,
 }
 
 /// Where processes that have ended may have written since the last checkpoint.
@@ -110,6 +115,7 @@ impl Tree {
             sequence: 0,
             deferred: 0,
             written: Written::default(),
+            changes: 0,
         }
     }
 
@@ -181,6 +187,10 @@ impl Tree {
         }
         let images: Vec<u64> = held.iter().map(|count| **count).collect();
         self.follow(&listed.living, &images)?;
+        if self.has_changed(census) {
+            let members = self.members.iter_mut();
+            members.for_each(|member| member.checkpointer.refresh());
+        }
         let mut timing = Timing::default();
         let began = Instant::now();
         self.live(&mut timing)?;
@@ -279,6 +289,10 @@ impl Tree {
         if census.births() != pause.births || census.has_others(&self.numbers()) {
             self.take_in(pause, census)?;
         }
+        if self.has_changed(census) {
+            let mut members = self.members.iter_mut();
+            members.try_for_each(|member| member.checkpointer.look_again())?;
+        }
         timing.settle = pause.lap.time();
         let dead = pause.dead.iter().chain(&gone).copied();
         let dead: HashSet<pid_t> = dead.collect();
@@ -296,6 +310,12 @@ impl Tree {
         }
         timing.pages = pause.lap.time();
         Ok((cuts, dead))
+    }
+
+    /// Whether anything was changed that the members have to be asked about again.
+    fn has_changed(&mut self, census: &dyn Census) -> bool {
+        let changes = census.changes();
+        std::mem::replace(&mut self.changes, changes) != changes
     }
 
     fn numbers(&self) -> Vec<u32> {

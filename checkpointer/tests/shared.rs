@@ -29,6 +29,10 @@ impl Census for Quiet {
         self.forks
     }
 
+    fn changes(&self) -> u64 {
+        0
+    }
+
     fn has_others(&self, _: &[u32]) -> bool {
         false
     }

@@ -41,6 +41,7 @@ mod objects;
 mod options;
 mod pairs;
 mod peers;
+mod pending;
 mod place;
 mod population;
 mod privileges;

@@ -16,7 +16,7 @@
 //! `*_AT` offsets. Every field that both sides touch is atomic.
 
 use core::net::SocketAddrV4;
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
 
 /// Where the heap lies that stands in for the C library's.
 pub const HEAP_BASE: u64 = 0x2000_0000_0000;
@@ -62,6 +62,8 @@ pub const MAX_BACKLOG: usize = 384;
 pub const MAX_TURNS: usize = 64;
 /// Entries of [`Control::holds`].
 pub const MAX_HOLDS: usize = 16;
+/// Entries of [`Control::sent`].
+pub const MAX_SENT: usize = 64;
 /// Bytes of one connection's output buffer (a power of two).
 pub const OUTPUT_LEN: u64 = 256 << 10;
 
@@ -149,6 +151,27 @@ pub struct Control {
     pub turns: [Turn; MAX_TURNS],
     /// Replay: threads that are held while another passes. The host fills them in before the process runs.
     pub holds: [Hold; MAX_HOLDS],
+    /// How many calls have changed what only a process itself can be asked for, or what is asked for while it runs: signal
+    /// actions, alternate stacks, the working directory.
+    pub changes: AtomicU64,
+    /// Replay: held by whoever sends a signal to a process of the container, or looks at what is pending.
+    pub signals: Order,
+    /// Replay: signals whose sending and getting do not balance so far. The host fills in those that are pending in the
+    /// image.
+    pub sent: [Sent; MAX_SENT],
+}
+
+/// An entry of [`Control::sent`]. The numbers are those inside the container.
+#[repr(C)]
+pub struct Sent {
+    /// The process that sends.
+    pub sender: AtomicU32,
+    /// The process that it is sent to.
+    pub receiver: AtomicU32,
+    /// Number of the signal.
+    pub signal: AtomicU32,
+    /// How many more were sent, by the log, than were got; below 0, how many more were got. 0 if the entry is free.
+    pub ahead: AtomicI32,
 }
 
 /// An entry of [`Control::turns`].
@@ -325,6 +348,17 @@ pub struct Slot {
     pad2: [u32; 13],
 }
 
+/// `si_code` of a signal for one thread (sigaction(2)).
+pub const SI_TKILL: i32 = -6;
+
+/// Whether a process has sent a signal with this `si_code`: its siginfo names it.
+#[must_use]
+pub const fn is_sent(code: i32) -> bool {
+    const SI_USER: i32 = 0;
+    const SI_QUEUE: i32 = -1;
+    matches!(code, SI_USER | SI_QUEUE | SI_TKILL)
+}
+
 /// Value of [`Slot::taken_at`].
 pub const RESTORED: u64 = u64::MAX;
 
@@ -488,6 +522,8 @@ pub struct ThreadBlock {
     pub child_slot: AtomicU32,
     /// See `child_slot`.
     pub child_stream: AtomicU32,
+    /// Whether that child is made live, and is in no log.
+    pub child_is_new: AtomicU32,
     /// Where the free blocks lie that this thread keeps.
     pub heap: AtomicU64,
     /// Not 0 in a thread that waits for events in one place: its output goes when it comes there again.

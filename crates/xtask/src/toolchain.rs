@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::process;
 
 /// The guest is built for it: no standard library, no vector registers.
-const TARGET: &str = "x86_64-unknown-none";
+pub(crate) const TARGET: &str = "x86_64-unknown-none";
 /// Subcommands of cargo that the tests use, and rustup's names for what brings them.
 const COMPONENTS: &[(&str, &str)] = &[("clippy", "clippy"), ("fmt", "rustfmt")];
 

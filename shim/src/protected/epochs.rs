@@ -85,6 +85,10 @@ impl Census for Slots<'_> {
     fn forks(&self) -> u64 {
         self.0.control().forks.load(Acquire).into()
     }
+
+    fn changes(&self) -> u64 {
+        self.0.control().changes.load(Acquire)
+    }
 }
 
 /// What is read from the arena while all processes stand still.

@@ -35,6 +35,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("rwlocks.c"),
     program("semaphores.c"),
     program("signals_children.c"),
+    program("signals_groups.c"),
     program("signals_interrupt.c"),
     program("signals_sent.c"),
     program("signals_spun_for.c"),

@@ -11,6 +11,7 @@ use sys::arena::Arena;
 
 use super::checkpoint::Checkpoint;
 use super::error::{Result, TakeoverError, io};
+use super::pending;
 
 /// Its switches.
 const FLAGS: u32 = flag::OWN_OUTPUT | flag::HOLD_AT_END;
@@ -46,6 +47,7 @@ pub(super) fn fill(arena: &Arena, checkpoint: &Checkpoint) -> Result<()> {
         let index = bounded(connection.index, MAX_CONNS, "connections that exist")?;
         fill_connection(arena, index, connection);
     }
+    pending::fill(arena, checkpoint);
     for (index, bytes) in checkpoint.output()? {
         if index >= MAX_CONNS || bytes.len() as u64 > OUTPUT_LEN {
             return Err(TakeoverError::Missing {

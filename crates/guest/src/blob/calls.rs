@@ -59,10 +59,12 @@ pub(crate) fn special(t: &ThreadBlock, regs: &mut Regs, row: &'static Syscall) -
         }
         // gettimeofday, time, clock_gettime
         96 | 201 | 228 => vdso::called(t, regs, row),
-        // kill, rt_sigqueueinfo, tgkill, rt_tgsigqueueinfo
-        62 | 129 | 234 | 297 => replayed_signals::called(t, regs, row),
+        // kill, rt_sigqueueinfo, tkill, tgkill, rt_tgsigqueueinfo
+        62 | 129 | 200 | 234 | 297 => replayed_signals::called(t, regs, row),
         // mlockall
         151 => memory::lock_all(t, regs, row),
+        // setpgid, setsid
+        109 | 112 => process::regroup(t, regs, row),
         // prctl, arch_prctl: they change this process alone, in replay too
         157 | 158 => dispatch::executed(t, regs, row),
         // recvmmsg, sendmmsg: their callers fall back to single messages

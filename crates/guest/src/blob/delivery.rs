@@ -177,7 +177,7 @@ fn replay(t: &ThreadBlock, taken: log::Taken<'_>) {
     let signal = t.signal[0].load(Relaxed) as u32;
     t.pending.store(signal, Relaxed);
     if was_kept {
-        replayed_signals::was_kept(signal, info);
+        replayed_signals::was_kept(t, signal, info, || send_again(t, signal, info));
     }
 }
 

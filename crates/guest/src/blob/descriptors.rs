@@ -26,11 +26,7 @@ pub(crate) fn note(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64)
         // read, readv, recvfrom, recvmsg
         0 | 19 | 45 | 47 => count_read(t, set.kind(args[0]), row.nr, args, result),
         // connect
-        42 => {
-            if set.kind(args[0]) == Kind::Tcp {
-                set.set_kind(args[0], Kind::Connection(0));
-            }
-        }
+        42 if set.kind(args[0]) == Kind::Tcp => set.set_kind(args[0], Kind::Connection(0)),
         // accept, accept4: of the listener's family
         43 | 288 => {
             let kind = if set.kind(args[0]) == Kind::Tcp {

@@ -33,6 +33,9 @@ pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
         }
         None => -raw::ENOSYS,
     };
+    if changes_the_process(call) {
+        control().changes.fetch_add(1, Release);
+    }
     hold_if_asked(t);
     regs.rax = result.cast_unsigned();
     delivery::at_exit(t, regs);
@@ -41,6 +44,13 @@ pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
     }
     regs.flags = starved::flags(t, regs.flags);
     result
+}
+
+/// Calls that change what a checkpoint has of a process without its memory, its registers and the log. See
+/// [`guest::abi::Control::changes`]; signal actions are counted where they are set.
+fn changes_the_process(call: u64) -> bool {
+    // chdir, fchdir, umask, setpgid, setsid, sigaltstack, prctl (the name), set_tid_address
+    matches!(call, 80 | 81 | 95 | 109 | 112 | 131 | 157 | 218)
 }
 
 /// Calls that leave no record: they are counted, so that a signal between them finds its place again.

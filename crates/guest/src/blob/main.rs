@@ -38,6 +38,7 @@ mod ring;
 mod robust;
 mod rwlocks;
 mod semaphores;
+mod sent_signals;
 mod shapes;
 mod signals;
 mod spins;

@@ -30,6 +30,7 @@ pub(crate) mod nr {
     pub(crate) const TIMER_CREATE: u64 = 222;
     pub(crate) const TIMER_SETTIME: u64 = 223;
     pub(crate) const TIMER_DELETE: u64 = 226;
+    pub(crate) const GETPGID: u64 = 121;
     pub(crate) const CLOCK_GETTIME: u64 = 228;
     pub(crate) const WAITID: u64 = 247;
     pub(crate) const EXIT_GROUP: u64 = 231;
@@ -37,6 +38,7 @@ pub(crate) mod nr {
     pub(crate) const DUP3: u64 = 292;
     pub(crate) const RT_SIGPENDING: u64 = 127;
     pub(crate) const RT_SIGTIMEDWAIT: u64 = 128;
+    pub(crate) const RT_SIGQUEUEINFO: u64 = 129;
     pub(crate) const RT_TGSIGQUEUEINFO: u64 = 297;
     pub(crate) const CLONE3: u64 = 435;
     pub(crate) const CLOSE_RANGE: u64 = 436;

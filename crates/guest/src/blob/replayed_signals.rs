@@ -4,12 +4,9 @@
 //! one another, which they do again, and what ended children cause. One that the log says the program got is so no more.
 //! What is left at the log's end goes live with the application's mask.
 
-use core::sync::atomic::{
-    AtomicI32, AtomicU32,
-    Ordering::{AcqRel, Relaxed, Release},
-};
+use core::sync::atomic::Ordering::Relaxed;
 
-use guest::abi::ThreadBlock;
+use guest::abi::{SI_TKILL, ThreadBlock, is_sent};
 use sysabi::Syscall;
 
 use crate::calls::leaving;
@@ -17,12 +14,10 @@ use crate::dispatch;
 use crate::entry::Regs;
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
+use crate::sent_signals::{self, Passed, Sending, alone};
+use crate::signals::SIGINFO_LEN;
 use crate::tables::{self, Kind};
 use crate::{order, user};
-
-/// Signals that the log says the program got before it says that it sent them, by number: the sender's record is made
-/// behind the call. Less than none where one that was sent was got in the place of one that the guest kept in the image.
-static OWED: [AtomicI32; 65] = [const { AtomicI32::new(0) }; 65];
 
 /// Length of a `struct signalfd_siginfo`.
 const SIGNALFD_LEN: i64 = 128;
@@ -31,11 +26,14 @@ const CODE_AT: u64 = 8;
 const SIGNALFD_SENDER_AT: u64 = 12;
 const SIGINFO_SENDER_AT: u64 = 16;
 
+/// The first signal that queues.
+const FIRST_QUEUED: u32 = 32;
+
 const SIG_DFL: u64 = 0;
 const SIG_IGN: u64 = 1;
-const SIGKILL: u64 = 9;
+const SIGKILL: u32 = 9;
 const SIGCHLD: u32 = 17;
-const SIGSTOP: u64 = 19;
+const SIGSTOP: u32 = 19;
 
 /// The signals that are pending for the caller.
 fn pending() -> u64 {
@@ -58,147 +56,205 @@ pub(crate) fn note(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64)
         }
         // rt_sigtimedwait
         128 if result > 0 => got(t, result as u32, args[1], SIGINFO_SENDER_AT),
-        // kill, rt_sigqueueinfo, tgkill, rt_tgsigqueueinfo
-        62 | 129 | 234 | 297 if result == 0 => send(t, row.nr, args),
+        // kill, rt_sigqueueinfo, tkill, tgkill, rt_tgsigqueueinfo
+        62 | 129 | 200 | 234 | 297 if result == 0 => send(t, row.nr, args),
         _ => {}
     }
 }
 
-/// Held between a look at what is pending and what follows from it.
-static LOOKING: AtomicU32 = AtomicU32::new(0);
-
-fn alone(look: impl FnOnce()) {
-    let mut spins = 0;
-    while LOOKING.swap(1, AcqRel) != 0 {
-        order::pause(&mut spins);
-    }
-    look();
-    LOOKING.store(0, Release);
-}
-
 /// The program got a signal without a handler.
 fn got(t: &ThreadBlock, signal: u32, info: u64, sender_at: u64) {
-    await_sender(t, signal, info, sender_at);
-    alone(|| {
-        if !drop_one(signal) {
-            comes_later(signal, info, sender_at);
-        }
-    });
+    let passed = passed(t, signal, info, sender_at);
+    await_sender(t, passed);
+    alone(t, || take_out(t, signal, passed));
+}
+
+/// A handler is to be given a signal that the guest kept when the image was taken: it is pending again, and got then.
+pub(crate) fn was_kept(t: &ThreadBlock, signal: u32, info: u64, send: impl FnOnce()) {
+    if let Some(passed) = passed(t, signal, info, SIGINFO_SENDER_AT) {
+        alone(t, || {
+            sent_signals::sent(passed);
+            send();
+        });
+    }
+}
+
+/// One came to the thread in replay, and is pending again. If nobody counts it, it had come when the image was taken.
+pub(crate) fn was_held_back(t: &ThreadBlock, signal: u32, info: u64) {
+    if let Some(passed) = passed(t, signal, info, SIGINFO_SENDER_AT) {
+        alone(t, || {
+            if !sent_signals::was_sent(passed) && !sent_signals::was_got(passed) {
+                sent_signals::sent(passed);
+            }
+        });
+    }
 }
 
 /// A handler is to be given a signal with this siginfo: sends it by `send` if it is not pending.
 pub(crate) fn make_pending(t: &ThreadBlock, signal: u32, info: u64, send: impl FnOnce()) {
-    await_sender(t, signal, info, SIGINFO_SENDER_AT);
-    alone(|| {
-        if pending() & 1 << (signal - 1) == 0 {
-            comes_later(signal, info, SIGINFO_SENDER_AT);
+    let passed = passed(t, signal, info, SIGINFO_SENDER_AT);
+    await_sender(t, passed);
+    alone(t, || {
+        if passed.is_some() {
+            // What is sent to the thread comes before what is sent to the process.
+            take_out(t, signal, passed);
+            send();
+        } else if !is_pending(signal) {
             send();
         }
     });
 }
 
-/// The process that sent a signal, 0 if none did.
-fn sender(info: u64, sender_at: u64) -> u32 {
-    const SI_USER: i32 = 0;
-    const SI_QUEUE: i32 = -1;
-    const SI_TKILL: i32 = -6;
-    match user::read::<i32>(info + CODE_AT) {
-        Ok(SI_USER | SI_QUEUE | SI_TKILL) => user::read(info + sender_at).unwrap_or(0),
-        _ => 0,
-    }
+/// The process that sent a signal to the caller's, if one did.
+fn passed(t: &ThreadBlock, signal: u32, info: u64, sender_at: u64) -> Option<Passed> {
+    let code = user::read::<i32>(info + CODE_AT);
+    let is_sent = code.is_ok_and(is_sent) && (1..=64).contains(&signal);
+    let sender = user::read(info + sender_at).ok().filter(|_| is_sent)?;
+    let receiver = t.pid.load(Relaxed);
+    Some(Passed {
+        sender,
+        receiver,
+        signal,
+    })
 }
 
-/// Another process of the container sends it, and has perhaps not come so far. Of several that it sent here, one may be
-/// left: it is not waited for longer than that takes.
-fn await_sender(t: &ThreadBlock, signal: u32, info: u64, sender_at: u64) {
+/// Another process of the container sends it, and has perhaps not come so far: not waited for longer than that takes.
+fn await_sender(t: &ThreadBlock, passed: Option<Passed>) {
     const LONG: u64 = 50_000_000;
-    let sender = sender(info, sender_at);
-    if sender == 0 || sender == t.pid.load(Relaxed) || !(1..=64).contains(&signal) {
+    let Some(passed) = passed.filter(|passed| passed.sender != passed.receiver) else {
         return;
-    }
+    };
     let began = raw::cycles();
     order::await_that(t, || {
-        pending() & 1 << (signal - 1) != 0
-            || leaving::has_nothing_left(sender)
+        sent_signals::was_sent(passed)
+            || leaving::has_nothing_left(passed.sender)
             || raw::cycles().saturating_sub(began) > LONG
     });
 }
 
-/// If the process itself sends it, it has not done so yet.
-fn comes_later(signal: u32, info: u64, sender_at: u64) {
-    owe(signal, info, sender_at, 1);
+fn is_pending(signal: u32) -> bool {
+    pending() & 1 << (signal - 1) != 0
 }
 
-/// A handler is to be given a signal that the guest kept when the image was taken: it is not pending in the kernel, and
-/// what the log says of its sender lies before the image.
-pub(crate) fn was_kept(signal: u32, info: u64) {
-    owe(signal, info, SIGINFO_SENDER_AT, -1);
-}
+/// A `siginfo_t`.
+type Info = [u64; 16];
+const _: () = assert!(size_of::<Info>() as u64 == SIGINFO_LEN);
 
-fn owe(signal: u32, info: u64, sender_at: u64, one: i32) {
-    let own = raw::call(nr::GETPID, [0; 6]);
-    if i64::from(sender(info, sender_at)) == own
-        && let Some(owed) = OWED.get(signal as usize)
-    {
-        owed.fetch_add(one, AcqRel);
-    }
-}
-
-/// Takes one that was got already; false if there is none.
-fn was_got(signal: u64) -> bool {
-    let one_less = |owed: i32| (owed > 0).then_some(owed - 1);
-    let owed = OWED.get(signal as usize);
-    owed.is_some_and(|owed| owed.try_update(AcqRel, Relaxed, one_less).is_ok())
-}
-
-/// Makes one signal of a kind that is pending for the caller so no more: the oldest. False if there is none.
-fn drop_one(signal: u32) -> bool {
-    if !(1..=64).contains(&signal) {
-        return true;
-    }
-    let (set, at_once) = (1_u64 << (signal - 1), [0_u64; 2]);
-    let [set_at, at_once_at] = [(&raw const set) as u64, at_once.as_ptr() as u64];
-    raw::call(nr::RT_SIGTIMEDWAIT, [set_at, 0, at_once_at, 8, 0, 0]) > 0
-}
-
-/// What a process of the container sends itself or another is pending again, unless it has been got already.
-fn send(t: &ThreadBlock, call: u16, args: &[u64; 6]) {
-    let signal = sent(call, args);
-    // Whole groups are not told again.
-    if args[0] as i32 <= 0 || matches!(signal, 0 | SIGKILL | SIGSTOP) {
-        return;
-    }
-    if args[0] != u64::from(t.pid.load(Relaxed)) {
-        raw::call(u64::from(call), *args);
-        return;
-    }
-    alone(|| {
-        if !was_got(signal) {
-            raw::call(u64::from(call), *args);
+/// One that the program got is not pending any more, if it has been sent: that of its sender, or one that the kernel
+/// has caused.
+fn take_out(t: &ThreadBlock, signal: u32, passed: Option<Passed>) {
+    /// So many of others may lie before it.
+    const MOST: usize = 8;
+    let Some(passed) = passed else {
+        // What is not told of who sent it may have been sent by a process all the same.
+        if let Some(info) = take_oldest(signal)
+            && let Some(passed) = self::passed(t, signal, info.as_ptr() as u64, SIGINFO_SENDER_AT)
+        {
+            sent_signals::got(passed);
         }
+        return;
+    };
+    if !sent_signals::got(passed) {
+        return;
+    }
+    let mut others = [[0; 16]; MOST];
+    let (mut len, mut found) = (0, false);
+    while !found
+        && len < MOST
+        && let Some(info) = take_oldest(signal)
+    {
+        found = sender(&info) == passed.sender;
+        if !found {
+            others[len] = info;
+            len += 1;
+        }
+    }
+    // Of those that queue there are as many as were sent; one of the others may have been sent as a part of this one.
+    let gone = usize::from(!found && signal >= FIRST_QUEUED);
+    for info in others[..len].iter().skip(gone) {
+        put_back(signal, info);
+    }
+}
+
+/// The process that sent it, if one did.
+fn sender(info: &Info) -> u32 {
+    let at = info.as_ptr() as u64;
+    user::read(at + SIGINFO_SENDER_AT).unwrap_or(0)
+}
+
+/// Makes the oldest signal of a kind that is pending for the caller so no more.
+fn take_oldest(signal: u32) -> Option<Info> {
+    if !(1..=64).contains(&signal) {
+        return None;
+    }
+    let (set, at_once, mut info) = (1_u64 << (signal - 1), [0_u64; 2], [0; 16]);
+    let set_at = (&raw const set) as u64;
+    let (info_at, at_once_at) = ((&raw mut info) as u64, at_once.as_ptr() as u64);
+    let got = raw::call(nr::RT_SIGTIMEDWAIT, [set_at, info_at, at_once_at, 8, 0, 0]);
+    (got > 0).then_some(info)
+}
+
+/// Makes it pending again, for whom it was.
+fn put_back(signal: u32, info: &Info) {
+    let at = info.as_ptr() as u64;
+    let [process, thread] = [nr::GETPID, nr::GETTID].map(|call| raw::call(call, [0; 6]) as u64);
+    let signal = u64::from(signal);
+    if user::read::<i32>(at + CODE_AT).is_ok_and(|code| code == SI_TKILL) {
+        raw::call(nr::RT_TGSIGQUEUEINFO, [process, thread, signal, at, 0, 0]);
+    } else {
+        raw::call(nr::RT_SIGQUEUEINFO, [process, signal, at, 0, 0, 0]);
+    }
+}
+
+/// What a process of the container sends itself or others is pending again, unless it has been got already.
+fn send(t: &ThreadBlock, call: u16, args: &[u64; 6]) {
+    let sending = Sending::of(call, args);
+    if matches!(sending.signal, 0 | SIGKILL | SIGSTOP) {
+        return;
+    }
+    sending.to_each(t, |passed| {
+        alone(t, || {
+            if sent_signals::sent(passed) {
+                make(sending, passed, call, args);
+            }
+        });
     });
 }
 
-/// The number of the signal that a call sends.
-fn sent(call: u16, args: &[u64; 6]) -> u64 {
-    // kill, rt_sigqueueinfo
-    if matches!(call, 62 | 129) {
-        args[1]
-    } else {
-        args[2]
+/// Sends to one of those that a call is meant for. The others of a group have it from calls of their own.
+fn make(sending: Sending, passed: Passed, call: u16, args: &[u64; 6]) -> i64 {
+    if sending.is_to_one() {
+        return raw::call(u64::from(call), *args);
     }
+    let [receiver, signal] = [passed.receiver, passed.signal].map(u64::from);
+    raw::call(nr::KILL, [receiver, signal, 0, 0, 0, 0])
 }
 
-/// A call that sends a signal. Live, it is not made if the log's end lay between what it sent and its record.
+/// A call that sends a signal. One behind the log's end was made before, on the host that was lost, if the log says that
+/// its signal was got: whoever has got it does not get it again.
 pub(crate) fn called(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
     dispatch::fed_by(t, regs, row, |args| {
-        let to_itself = args[0] == u64::from(t.pid.load(Relaxed));
-        let result = match to_itself && was_got(sent(row.nr, args)) {
-            true => 0,
-            false => dispatch::perform(t, regs, args),
+        let was_made = log::now() == Mode::Live && was_made(t, row.nr, args);
+        let result = if was_made {
+            0
+        } else {
+            dispatch::perform(t, regs, args)
         };
         (result, 0)
     })
+}
+
+/// Whether the log says that a call's signal was got; then sends it to those of a group who have not.
+fn was_made(t: &ThreadBlock, call: u16, args: &[u64; 6]) -> bool {
+    let sending = Sending::of(call, args);
+    let mut was_made = false;
+    sending.to_each(t, |passed| {
+        was_made |= alone(t, || sent_signals::was_got(passed));
+    });
+    if was_made {
+        send(t, call, args);
+    }
+    was_made
 }
 
 /// Whether a signal is pending for the caller that a handler of the application's waits for, and that its mask lets
@@ -222,14 +278,6 @@ pub(crate) fn go_live() {
     raw::call(nr::WAITID, [0, 0, info.as_ptr() as u64, WAIT, 0, 0]);
     // Nobody has ended: the kernel leaves the siginfo empty.
     if user::read::<u32>(info.as_ptr() as u64).unwrap_or(0) == 0 {
-        drop_one(SIGCHLD);
-    }
-}
-
-/// In a fork child: nothing is owed to it.
-pub(crate) fn after_fork() {
-    LOOKING.store(0, Relaxed);
-    for owed in &OWED {
-        owed.store(0, Relaxed);
+        take_oldest(SIGCHLD);
     }
 }

@@ -6,7 +6,7 @@
 //! kernel's own and siglongjmp out of the handler works. In replay the logged siginfo is raised at the same
 //! point, and signals that come by themselves stay pending: [`crate::replayed_signals`].
 
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use guest::abi::{CALLED, ThreadBlock};
 
@@ -208,10 +208,12 @@ fn install(signal: usize, Action(app): Action) -> i64 {
             ALL,
         ];
     }
-    raw::call(
+    let result = raw::call(
         nr::RT_SIGACTION,
         [signal as u64, kernel.as_ptr() as u64, 0, 8, 0, 0],
-    )
+    );
+    thread::control().changes.fetch_add(1, Release);
+    result
 }
 
 /// `rt_sigprocmask`: the mask is the guest's to keep, the kernel's follows it.
@@ -335,6 +337,7 @@ pub(crate) fn set_mask_behind(context: u64, mask: u64) {
 fn hold_back(t: &ThreadBlock, signal: u32, info: u64, context: u64) {
     t.held_back.store(1, Relaxed);
     let _ = user::write(context + uc::MASK, &ALL);
+    replayed_signals::was_held_back(t, signal, info);
     send_again(t, signal, info);
 }
 

@@ -121,11 +121,11 @@ impl Library {
         let bucket_at = self.hash + 16 + u64::from(bloom) * 8;
         let chain_at = bucket_at + u64::from(buckets) * 4;
         let wanted = gnu_hash(name);
-        let mut index: u32 = user::read(bucket_at + u64::from(wanted % buckets) * 4).ok()?;
-        if index < first {
+        let start: u32 = user::read(bucket_at + u64::from(wanted % buckets) * 4).ok()?;
+        if start < first {
             return None;
         }
-        for _ in 0..MAX_CHAIN {
+        for index in start..start.saturating_add(MAX_CHAIN) {
             let hash: u32 = user::read(chain_at + u64::from(index - first) * 4).ok()?;
             if hash | 1 == wanted | 1
                 && let Some(address) = self.matching(index, name)
@@ -135,7 +135,6 @@ impl Library {
             if hash & 1 != 0 {
                 break;
             }
-            index += 1;
         }
         None
     }

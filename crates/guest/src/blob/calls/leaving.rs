@@ -1,5 +1,6 @@
 //! How a thread or a process leaves its program, for another or for good, and how its parent learns of it.
 
+use core::ptr;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 use eventlog::record::{Header, kind};
@@ -248,6 +249,26 @@ fn is_parked(process: u64) -> bool {
 /// Whether all threads of a process that was there stand at the ends of their logs, or have ended.
 pub(crate) fn has_nothing_left(process: u32) -> bool {
     rings_of(process.into()).all(|s| s.state.load(Acquire) == slot::PARKED)
+}
+
+/// The processes of the container that are logged or replayed.
+pub(crate) fn processes() -> impl Iterator<Item = u32> {
+    let is_first = |s: &&Slot| {
+        let process = s.pid.load(Relaxed);
+        rings_of(process.into())
+            .next()
+            .is_some_and(|first| ptr::eq(first, *s))
+    };
+    let rings = (0..MAX_SLOTS as u32).map(slot_of);
+    rings.filter(is_first).map(|s| s.pid.load(Relaxed))
+}
+
+/// The process that a thread belongs to, 0 if it is none of the container's.
+pub(crate) fn process_of(thread: u32) -> u32 {
+    let mut rings = (0..MAX_SLOTS as u32).map(slot_of);
+    let is_its =
+        |s: &&'static Slot| s.state.load(Acquire) != slot::FREE && s.tid.load(Relaxed) == thread;
+    rings.find(is_its).map_or(0, |s| s.pid.load(Relaxed))
 }
 
 /// The rings of a process's threads that have not ended.

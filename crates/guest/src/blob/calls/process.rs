@@ -1,20 +1,19 @@
 //! Threads and processes: made on both sides with the same numbers, ended on both sides.
 
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 
 use eventlog::record::{Header, kind};
-use guest::abi::{MAX_SLOTS, Slot, ThreadBlock, request, slot};
+use guest::abi::{ThreadBlock, slot};
 use sysabi::Syscall;
 
 use crate::dispatch::{self, wrong_result};
 use crate::entry::{self, Regs};
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
-use crate::shapes::Shape;
 use crate::thread::{self, control, slot_of};
 use crate::{
-    connections, heap, init, joins, onces, order, pace, ring, signals, stacks, streams, tables,
-    unwinding, user,
+    connections, heap, init, joins, onces, order, pace, sent_signals, signals, stacks, streams,
+    tables, unwinding, user,
 };
 
 const CLONE_VM: u64 = 0x100;
@@ -201,6 +200,8 @@ fn spawn(
     for b in [t, block] {
         b.child_slot.store(index, Relaxed);
         b.child_stream.store(stream, Relaxed);
+        b.child_is_new
+            .store(u32::from(log::now() == Mode::Live), Relaxed);
     }
     if wanted.has(CLONE_CHILD_CLEARTID) {
         stacks::thread_begins(wanted.args[CHILD_TID]);
@@ -337,7 +338,8 @@ pub(crate) extern "C" fn child_started(block: &ThreadBlock) {
     let index = block.child_slot.load(Relaxed);
     let tid = raw::call(nr::GETTID, [0; 6]) as u32;
     let pid = raw::call(nr::GETPID, [0; 6]) as u32;
-    let forked = block.pid.load(Relaxed) != pid && block.tid.load(Relaxed) != 0;
+    let is_process = block.pid.load(Relaxed) != pid;
+    let forked = is_process && block.tid.load(Relaxed) != 0;
     block.slot.store(index, Relaxed);
     block
         .stream
@@ -368,7 +370,9 @@ pub(crate) extern "C" fn child_started(block: &ThreadBlock) {
         stacks::after_fork();
         unwinding::after_fork();
         onces::after_fork();
-        crate::replayed_signals::after_fork();
+    }
+    if is_process && block.child_is_new.load(Relaxed) != 0 {
+        sent_signals::forget(block, pid);
     }
     let ring = slot_of(index);
     ring.tid.store(tid, Relaxed);
@@ -394,4 +398,14 @@ pub(crate) extern "C" fn child_started(block: &ThreadBlock) {
     signals::unblock(block);
     block.inside.store(0, Relaxed);
     dispatch::hold_if_asked(block);
+}
+
+/// `setpgid`, `setsid`: replay makes them, too, so that whoever sends to a group reaches it.
+pub(crate) fn regroup(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
+    let replaying = log::now() == Mode::Replay;
+    let result = dispatch::fed(t, regs, row);
+    if replaying && result >= 0 && log::now() == Mode::Replay {
+        raw::call(regs.rax, regs.args());
+    }
+    result
 }
