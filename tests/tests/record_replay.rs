@@ -285,6 +285,22 @@ fn what_others_printed_before_they_were_ended() {
     }
 }
 
+/// cat copies from file to file in the kernel where it can.
+#[test]
+fn what_is_copied_to_a_file_that_is_standard_output() {
+    let scratch = TempDir::new().unwrap();
+    let text = "one more line\n".repeat(20_000);
+    fs::write(scratch.path().join("text"), &text).unwrap();
+    let command = "exec \"$0\" record --out log -- cat text >out";
+    let mut recorder = Command::new("sh");
+    recorder.args(["-c", command]).arg(understudy().unwrap());
+    let recorded = run(recorder.current_dir(scratch.path())).unwrap();
+    assert!(recorded.status.success(), "{}", recorded.stderr);
+    let out = fs::read_to_string(scratch.path().join("out")).unwrap();
+    let replayed = replay(&scratch.path().join("log"));
+    assert!(out == text && replayed.stdout == text.as_bytes());
+}
+
 #[test]
 fn signals_reach_the_program_and_its_status_comes_back() {
     let handled = "trap 'echo asked; exit 6' TERM INT HUP; echo begun; >begun; while :; do sleep 9 & wait; done";

@@ -113,11 +113,17 @@ const NOTES: &[(&[u16], &str)] = &[
     ),
     (
         &[40, 275, 276, 278, 326],
-        "To a connection that the gate owns: read by the guest, then appended as a write.",
+        "To a connection that the gate owns: read by the guest, then appended as a write; the others, and all of them to \
+         standard output and error: `EINVAL`, and their callers copy.",
     ),
     (
-        &[62, 129, 234, 297],
-        "To the caller's own process, also sent in replay, so that what was not got when the log ends is still pending.",
+        &[62, 129, 200, 234, 297],
+        "Also sent in replay, to each process that it reaches, so that what was not got when the log ends is still \
+         pending; not where the log says that it was got.",
+    ),
+    (
+        &[109, 112],
+        "Also made in replay, so that what is sent to a group reaches it.",
     ),
     (
         &[202],

@@ -47,7 +47,7 @@ pub(super) fn fill(arena: &Arena, checkpoint: &Checkpoint) -> Result<()> {
         let index = bounded(connection.index, MAX_CONNS, "connections that exist")?;
         fill_connection(arena, index, connection);
     }
-    pending::fill(arena, checkpoint);
+    pending::fill(arena, checkpoint, &state.threads);
     for (index, bytes) in checkpoint.output()? {
         if index >= MAX_CONNS || bytes.len() as u64 > OUTPUT_LEN {
             return Err(TakeoverError::Missing {
@@ -95,16 +95,29 @@ pub(super) fn times(checkpoint: &Checkpoint) -> Result<BTreeMap<u32, u64>> {
 
 /// When the thread made its last record before the cut.
 fn time_of(checkpoint: &Checkpoint, thread: &ThreadState) -> Option<u64> {
-    let at = thread
-        .block
-        .checked_add(offset_of!(ThreadBlock, tsc) as u64)?;
+    let time = of_block(checkpoint, thread, offset_of!(ThreadBlock, tsc))?;
+    Some(u64::from_le_bytes(time))
+}
+
+/// The signal that the thread was about to be given at the cut, behind its record; 0 for none.
+pub(super) fn delivered_to(checkpoint: &Checkpoint, thread: &ThreadState) -> u32 {
+    let signal = of_block(checkpoint, thread, offset_of!(ThreadBlock, delivering));
+    signal.map_or(0, u32::from_le_bytes)
+}
+
+/// What lies at an offset in the thread's block.
+fn of_block<const N: usize>(
+    checkpoint: &Checkpoint,
+    thread: &ThreadState,
+    offset: usize,
+) -> Option<[u8; N]> {
+    let at = thread.block.checked_add(offset as u64)?;
     let (page, offset) = (at & !(PAGE - 1), (at & (PAGE - 1)) as usize);
     // A page that nothing was ever written to is not there.
     let Some(bytes) = checkpoint.process(thread.pid)?.page(page) else {
-        return Some(0);
+        return Some([0; N]);
     };
-    let word = bytes.get(offset..offset + 8)?;
-    word.try_into().ok().map(u64::from_le_bytes)
+    bytes.get(offset..offset + N)?.try_into().ok()
 }
 
 fn fill_connection(arena: &Arena, index: usize, cut: &ConnectionCut) {

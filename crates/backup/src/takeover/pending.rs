@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Release;
 
+use eventlog::handover::ThreadState;
 use guest::abi::is_sent;
 use sys::arena::Arena;
 use sys::ptrace::SigInfo;
 
+use super::arena::delivered_to;
 use super::checkpoint::Checkpoint;
 
 /// Where number, code and sender lie in a `siginfo_t`.
@@ -19,10 +21,18 @@ const SENDER_AT: usize = 16;
 type Passed = (u32, u32, u32);
 
 /// Tells the guest of them. What its table cannot hold, it does not count.
-pub(super) fn fill(arena: &Arena, checkpoint: &Checkpoint) {
+pub(super) fn fill(arena: &Arena, checkpoint: &Checkpoint, threads: &[ThreadState]) {
+    let delivered = |process: u32, thread: u32| {
+        let mut all = threads.iter();
+        let state = all.find(|state| (state.pid, state.tid) == (process, thread));
+        state.map_or(0, |state| delivered_to(checkpoint, state))
+    };
     let all = checkpoint.processes().iter().flat_map(|store| {
         let process = store.process();
-        let of_threads = store.threads().iter().flat_map(|thread| &thread.pending);
+        let of_threads = store.threads().iter().flat_map(move |thread| {
+            let delivered = delivered(process.pid, thread.tid);
+            not_delivered(&thread.pending, delivered)
+        });
         let infos = process.pending.iter().chain(of_threads);
         infos.filter_map(|info| passed(process.pid, info))
     });
@@ -35,6 +45,14 @@ pub(super) fn fill(arena: &Arena, checkpoint: &Checkpoint) {
     }
 }
 
+/// Those of a thread without the one that is on its way to it: the log has said that it was got.
+fn not_delivered(pending: &[SigInfo], delivered: u32) -> impl Iterator<Item = &SigInfo> {
+    let is_it = |info: &SigInfo| number(info) == delivered;
+    let at = pending.iter().position(is_it).unwrap_or(pending.len());
+    let (before, from) = pending.split_at(at);
+    before.iter().chain(from.iter().skip(1))
+}
+
 fn counted(all: impl Iterator<Item = Passed>) -> BTreeMap<Passed, i32> {
     let mut counts = BTreeMap::new();
     for passed in all {
@@ -45,9 +63,16 @@ fn counted(all: impl Iterator<Item = Passed>) -> BTreeMap<Passed, i32> {
 
 /// `None` for one that the kernel has caused.
 fn passed(receiver: u32, info: &SigInfo) -> Option<Passed> {
-    let word = |at: usize| i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
-    let [number, sender] = [NUMBER_AT, SENDER_AT].map(|at| word(at).cast_unsigned());
-    is_sent(word(CODE_AT)).then_some((sender, receiver, number))
+    let sender = word(info, SENDER_AT).cast_unsigned();
+    is_sent(word(info, CODE_AT)).then_some((sender, receiver, number(info)))
+}
+
+fn number(info: &SigInfo) -> u32 {
+    word(info, NUMBER_AT).cast_unsigned()
+}
+
+fn word(info: &SigInfo, at: usize) -> i32 {
+    i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]])
 }
 
 #[cfg(test)]
@@ -76,5 +101,7 @@ mod tests {
         let counted = counted(infos.iter().filter_map(|info| passed(3, info)));
         let expected = [((3, 3, 10), 2), ((7, 3, 34), 2), ((8, 3, 34), 1)];
         assert_eq!(counted, BTreeMap::from(expected));
+        let left = |delivered| not_delivered(&infos, delivered).count();
+        assert_eq!([left(34), left(10), left(12)], [6, 6, 7]);
     }
 }

@@ -141,6 +141,8 @@ fn between_descriptors(t: &ThreadBlock, regs: &Regs, row: &'static Syscall, args
         },
         // The others say EINVAL where they cannot, and their callers then copy.
         (Some(_), _) => -raw::EINVAL,
+        // What is printed goes through the program's memory, where replay has it.
+        (None, _) if matches!(to, Kind::Stdout | Kind::Stderr) => -raw::EINVAL,
         (None, _) => fed(t, regs, row),
     }
 }
