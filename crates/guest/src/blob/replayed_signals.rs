@@ -71,12 +71,12 @@ fn got(t: &ThreadBlock, signal: u32, info: u64, sender_at: u64) {
 
 /// A handler is to be given a signal that the guest kept when the image was taken: it is pending again, and got then.
 pub(crate) fn was_kept(t: &ThreadBlock, signal: u32, info: u64, send: impl FnOnce()) {
-    if let Some(passed) = passed(t, signal, info, SIGINFO_SENDER_AT) {
-        alone(t, || {
+    alone(t, || {
+        if let Some(passed) = passed(t, signal, info, SIGINFO_SENDER_AT) {
             sent_signals::sent(passed);
-            send();
-        });
-    }
+        }
+        send();
+    });
 }
 
 /// One came to the thread in replay, and is pending again. If nobody counts it, it had come when the image was taken.
