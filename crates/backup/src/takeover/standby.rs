@@ -204,23 +204,21 @@ impl Vacant {
         attempt.wait_until_clear();
         attempt.confirm()?;
         clock.step("fence");
-        let reconnected = self.reconnect(
-            handshakes,
-            &folded,
-            &processes,
-            &population,
-            suspicion,
-            &clocks,
-            &mut clock,
-        )?;
+        let replayed = Replayed {
+            folded,
+            processes,
+            population,
+        };
+        let reconnected = self.reconnect(handshakes, &replayed, suspicion, &clocks, &mut clock)?;
         let generation = attempt.go_live().map_err(|(_, error)| error)?;
         let mut report = Report {
-            replayed_events: folded.events,
+            replayed_events: replayed.folded.events,
             restored_bytes,
             ..Report::default()
         };
         let lead = clocks.realtime_lead().cast_unsigned();
         arena.control().realtime_lead.store(lead, Release);
+        let processes = replayed.processes;
         let live = self.go_live(processes, arena, room, reconnected, suspicion, &mut report)?;
         clock.step("go live");
         report.steps = clock.steps;
@@ -229,17 +227,19 @@ impl Vacant {
     }
 
     /// Gives the processes their descriptors, connections among them.
-    #[allow(clippy::too_many_arguments)]
     fn reconnect(
         &mut self,
         mut handshakes: Handshakes,
-        folded: &Folded,
-        processes: &Processes,
-        population: &Population,
+        replayed: &Replayed,
         suspicion: Suspicion,
         clocks: &Continued,
         clock: &mut Clock,
     ) -> Result<Reconnected> {
+        let Replayed {
+            folded,
+            processes,
+            population,
+        } = replayed;
         let (arena, fold) = (&*self.stage.shared.arena, folded.merge.fold());
         let numbers = population.numbers();
         let tap = Tap::since(&self.gate, suspicion.last.0.saturating_sub(BEFORE));
@@ -315,7 +315,6 @@ impl Vacant {
     }
 
     /// From here on the container runs.
-    #[allow(clippy::too_many_arguments)]
     fn go_live(
         self,
         processes: Processes,
@@ -376,6 +375,14 @@ impl Vacant {
 
 /// RLIMIT_NOFILE, as the fold counts.
 const NOFILE: u32 = 7;
+
+/// A container that has come to the end of its log.
+struct Replayed {
+    /// The kernel's state there.
+    folded: Folded,
+    processes: Processes,
+    population: Population,
+}
 
 /// What the container's connections became.
 struct Reconnected {

@@ -222,12 +222,13 @@ fn send(t: &ThreadBlock, call: u16, args: &[u64; 6]) {
 }
 
 /// Sends to one of those that a call is meant for. The others of a group have it from calls of their own.
-fn make(sending: Sending, passed: Passed, call: u16, args: &[u64; 6]) -> i64 {
+fn make(sending: Sending, passed: Passed, call: u16, args: &[u64; 6]) {
     if sending.is_to_one() {
-        return raw::call(u64::from(call), *args);
+        raw::call(u64::from(call), *args);
+    } else {
+        let [receiver, signal] = [passed.receiver, passed.signal].map(u64::from);
+        raw::call(nr::KILL, [receiver, signal, 0, 0, 0, 0]);
     }
-    let [receiver, signal] = [passed.receiver, passed.signal].map(u64::from);
-    raw::call(nr::KILL, [receiver, signal, 0, 0, 0, 0])
 }
 
 /// A call that sends a signal. One behind the log's end was made before, on the host that was lost, if the log says that
