@@ -16,6 +16,7 @@ mod drain;
 mod egress;
 mod epochs;
 mod handshakes;
+mod held;
 mod membership;
 mod openings;
 mod session;
@@ -54,6 +55,7 @@ pub use session::host_traits;
 
 use drain::{LogSink, Released, Shipper};
 use egress::{Egress, Shared};
+use held::Held;
 use membership::{Joined, Membership};
 use tail::Tail;
 
@@ -88,6 +90,7 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
         stop: AtomicBool::new(false),
         stats: Mutex::new(status::Stats::default()),
         openings: Mutex::default(),
+        held: (protection.mode == Mode::Checkpoint).then(Held::default),
         lease,
         arena: Arc::clone(&arena),
         init,
@@ -173,6 +176,12 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
         hand_over(&shared, &pulse);
     } else {
         membership.tell_end(ended.code());
+        // Nobody goes on from a checkpoint any more.
+        if let Some(held) = &shared.held
+            && let Err(e) = shared.egress().turn(&held.take())
+        {
+            eprintln!("understudy: sending failed: {e}");
+        }
     }
     pulse.stop();
     drop(container);
@@ -205,8 +214,7 @@ fn refuse_unbuilt(protection: &Protection) -> Result<(), Error> {
         protection.on_backup_loss,
         protection.mirrors.is_empty(),
     ) {
-        (Mode::Hybrid, OnBackupLoss::Stall, true) => Ok(()),
-        (Mode::Checkpoint, ..) => unbuilt("--mode checkpoint"),
+        (Mode::Hybrid | Mode::Checkpoint, OnBackupLoss::Stall, true) => Ok(()),
         (Mode::Active, ..) => unbuilt("--mode active"),
         (_, OnBackupLoss::Continue, _) => unbuilt("--on-backup-loss continue"),
         (.., false) => unbuilt("--mirror"),
@@ -309,6 +317,7 @@ impl Releaser {
                 Some(number) => self.tracker.acknowledged(number)?,
                 None => Released::default(),
             };
+            let released = self.shared.acknowledged(released);
             if let Err(e) = self.shared.egress().turn(&released) {
                 eprintln!("understudy: sending failed: {e}");
             }

@@ -142,6 +142,19 @@ fn the_loss_of_the_shim() {
     survives(Loss::Shim);
 }
 
+/// Without a replay: no answer leaves that no checkpoint has.
+#[test]
+fn answers_may_wait_for_checkpoints() {
+    for loss in [Loss::Host, Loss::Container, Loss::Shim] {
+        let (bed, scratch) = (Bed::new().unwrap(), TempDir::new().unwrap());
+        let mode = ["--mode", "checkpoint"];
+        let service = start_with(&bed, &scratch, &redis(PORT), &mode);
+        few_carry_on(&bed, &service, loss);
+        let line = service.takeover().unwrap();
+        assert!(line.contains(" replayed_events=0 "), "{loss:?}: {line}");
+    }
+}
+
 #[test]
 fn a_server_that_a_script_executes_is_protected() {
     let (bed, scratch) = (Bed::new().unwrap(), TempDir::new().unwrap());

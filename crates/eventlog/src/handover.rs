@@ -142,6 +142,9 @@ pub struct Details {
     pub mac: [u8; 6],
     /// The bridge it is on at the primary: the backup's has the same name unless its operator says another.
     pub bridge: String,
+    /// Whether a takeover replays the log behind the last checkpoint. Without, nothing has left the container that no
+    /// checkpoint has (`--mode checkpoint`).
+    pub replays: bool,
 }
 
 #[cfg(test)]

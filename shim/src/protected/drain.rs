@@ -32,17 +32,17 @@ pub(super) struct Released {
 }
 
 impl Released {
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.touches.is_empty() && self.openings.is_empty()
     }
 
-    fn append(&mut self, mut later: Self) {
+    pub(super) fn append(&mut self, mut later: Self) {
         self.touches.append(&mut later.touches);
         self.openings.append(&mut later.openings);
     }
 
     /// Keeps the last of each connection's touches: for what gathers over a long time.
-    fn condense(&mut self) {
+    pub(super) fn condense(&mut self) {
         let touches = take(&mut self.touches).into_iter();
         let last: BTreeMap<_, _> = touches.map(|t| ((t.index, t.generation), t)).collect();
         self.touches = last.into_values().collect();

@@ -20,6 +20,7 @@ use sys::threads::find_thread;
 
 use super::drain::Released;
 use super::handshakes::{Handshakes, Placed};
+use super::held::Held;
 use super::status::Stats;
 use super::tail::Tail;
 use crate::Error;
@@ -35,6 +36,8 @@ pub(super) struct Shared {
     pub(super) stats: Mutex<Stats>,
     /// Answers to connection requests that are not in the log yet.
     pub(super) openings: Mutex<Vec<Opening>>,
+    /// In the mode in which output waits for a checkpoint: what waits.
+    pub(super) held: Option<Held>,
     /// Not behind the lock of `egress`, which its other users hold for as long as sending takes.
     pub(super) lease: LeaseKeeper,
     pub(super) stop: AtomicBool,
@@ -46,6 +49,17 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn egress(&self) -> MutexGuard<'_, Egress> {
         self.egress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What may leave of what the backup has acknowledged.
+    pub(super) fn acknowledged(&self, released: Released) -> Released {
+        match &self.held {
+            Some(held) => {
+                held.add(released);
+                Released::default()
+            }
+            None => released,
+        }
     }
 
     pub(super) fn tail(&self) -> MutexGuard<'_, Tail> {

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::mem::take;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
@@ -24,7 +25,9 @@ use sys::memory::Range;
 use sys::process::{PidFd, lock_memory};
 
 use super::bereft;
+use super::drain::Released;
 use super::egress::Shared;
+use super::held::Held;
 use crate::Error;
 
 /// While a checkpoint waits for its commit, how often that is told.
@@ -60,6 +63,8 @@ pub(super) struct Epochs {
 struct Taken {
     capture: TreeCapture,
     at_cut: AtCut,
+    /// What leaves when it is committed.
+    covered: Released,
 }
 
 /// What the arena tells of the container's processes.
@@ -214,33 +219,65 @@ impl Epochs {
         let arena = Arc::clone(&self.shared.arena);
         let mut at_cut = AtCut::default();
         let read = &mut |living: &[u32]| at_cut = AtCut::read(&arena, living);
-        let (capture, timing) = tree.checkpoint(&Slots(&arena), read)?;
+        let covered = self.shared.held.as_ref().map(Held::take);
+        let covered = covered.unwrap_or_default();
+        let (capture, timing) = match tree.checkpoint(&Slots(&arena), read) {
+            Ok(taken) => taken,
+            Err(error) => {
+                self.put_back(covered);
+                return Err(error.into());
+            }
+        };
         self.shared.stats().paused(timing.pause);
         tracing::debug!(?timing, "checkpoint");
-        Ok(Taken { capture, at_cut })
+        Ok(Taken {
+            capture,
+            at_cut,
+            covered,
+        })
     }
 
     /// Brings the fold up to it, and sends it if there is a backup.
-    fn deliver(&mut self, taken: Taken, tree: &mut Tree) -> Result<(), Error> {
+    fn deliver(&mut self, mut taken: Taken, tree: &mut Tree) -> Result<(), Error> {
+        let covered = take(&mut taken.covered);
+        let delivered = self.try_deliver(taken, tree);
+        if !matches!(delivered, Ok(true)) {
+            self.put_back(covered);
+        } else if !covered.is_empty() {
+            self.shared.egress().turn(&covered)?;
+        }
+        delivered.map(drop)
+    }
+
+    fn put_back(&self, covered: Released) {
+        if let Some(held) = &self.shared.held {
+            held.put_back(covered);
+        }
+    }
+
+    /// Whether the backup has committed it.
+    fn try_deliver(&mut self, taken: Taken, tree: &mut Tree) -> Result<bool, Error> {
         let (handshakes, own_position) = self.shared.egress().handshakes();
         let mut cut = self.fold_up_to(&taken.at_cut)?;
         cut.streams.push((OWN_STREAM, own_position));
         let Some(mut link) = self.link.take() else {
             tree.recycle(taken.capture);
-            return Ok(());
+            return Ok(false);
         };
         match self.send(&mut link, taken, cut, handshakes, tree) {
             // The backup is lost, which the log's connection tells of.
-            Err(Error::Stream(error)) => tracing::debug!(%error, "a checkpoint cannot be sent"),
+            Err(Error::Stream(error)) => {
+                tracing::debug!(%error, "a checkpoint cannot be sent");
+                Ok(false)
+            }
             other => {
                 self.link = Some(link);
-                other?;
+                other
             }
         }
-        Ok(())
     }
 
-    /// Sends it with all that belongs to it, and waits until the backup has committed it.
+    /// Sends it with all that belongs to it, and waits until the backup has committed it. Whether it has.
     fn send(
         &mut self,
         (sender, commits): &mut Link,
@@ -248,13 +285,15 @@ impl Epochs {
         cut: Cut,
         handshakes: Vec<u8>,
         tree: &mut Tree,
-    ) -> Result<(), Error> {
-        let Taken { capture, at_cut } = taken;
+    ) -> Result<bool, Error> {
+        let Taken {
+            capture, at_cut, ..
+        } = taken;
         let snapshot = self.merge.snapshot()?;
         let state = codec::encode(&at_cut.state)?;
         let mut images = capture.images();
         let Some(first) = images.first_mut() else {
-            return Ok(());
+            return Ok(false);
         };
         let own = [
             (section::FOLD, snapshot),
@@ -288,13 +327,16 @@ impl Epochs {
             tracing::warn!(id, "the checkpoint is not committed yet");
         };
         match answer {
-            Commit::Done { id } => self.shared.stats().epoch = id,
+            Commit::Done { id } => {
+                self.shared.stats().epoch = id;
+                Ok(true)
+            }
             Commit::Refused { id, reason } => {
                 tracing::warn!(id, reason, "checkpoint refused");
                 tree.make_full();
+                Ok(false)
             }
         }
-        Ok(())
     }
 
     /// Brings the fold up to the cut. The drain thread has to come there first.

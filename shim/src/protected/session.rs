@@ -14,7 +14,7 @@ use stream::keys::Security as Keys;
 
 use crate::Error;
 use crate::container::mac_of;
-use crate::options::{Options, Protection, Security};
+use crate::options::{Mode, Options, Protection, Security};
 
 /// How long the backup may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -79,7 +79,7 @@ impl Session {
             generation: identity.generation,
             timing,
             host: host_traits()?,
-            details: codec::encode(&details(options))?,
+            details: codec::encode(&details(options, protection))?,
         };
         let mut open = |channel| {
             hello.channel = channel;
@@ -108,7 +108,7 @@ impl Control {
     }
 }
 
-fn details(options: &Options) -> Details {
+fn details(options: &Options, protection: &Protection) -> Details {
     let link = &options.link;
     Details {
         name: options.name.clone(),
@@ -122,6 +122,7 @@ fn details(options: &Options) -> Details {
         gateway: link.gateway.map(|gateway| gateway.octets()),
         mac: mac_of(link.address),
         bridge: link.bridge.clone(),
+        replays: protection.mode != Mode::Checkpoint,
     }
 }
 

@@ -128,6 +128,17 @@ impl Trial {
     }
 }
 
+/// What becomes of the log behind the last checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// It is replayed.
+    Replayed,
+    /// Nobody outside knows anything of it.
+    NotNeeded,
+    /// It is left out, though peers know of it: connections do not go on.
+    LeftOut,
+}
+
 /// The attempts of one takeover so far.
 #[derive(Clone, Debug)]
 pub struct Search {
@@ -138,8 +149,8 @@ pub struct Search {
     began: Instant,
     /// Of the attempt that is to come, from 1.
     number: u32,
-    /// Whether the log is left out.
-    without_log: bool,
+    /// What becomes of the log.
+    log: Use,
     timeline: Option<Arc<Timeline>>,
     /// In the order in which they were met.
     steps: Vec<Step>,
@@ -157,7 +168,7 @@ impl Search {
             budget,
             began: Instant::now(),
             number: 1,
-            without_log: false,
+            log: Use::Replayed,
             timeline: None,
             steps: Vec::new(),
             paths: HashMap::new(),
@@ -173,19 +184,24 @@ impl Search {
     /// Whether another attempt may begin.
     #[must_use]
     pub fn may_go_on(&self) -> bool {
-        !self.without_log && self.began.elapsed() < self.budget
+        self.log != Use::LeftOut && self.began.elapsed() < self.budget
     }
 
     /// Leaves the log out of the attempt that is to come, which is the last: the container goes on from its checkpoint.
     pub fn leave_out_log(&mut self) {
-        self.without_log = true;
+        self.log = Use::LeftOut;
         self.budget = self.budget.max(LAST);
         self.steps.clear();
     }
 
-    /// Whether the log is left out.
-    pub(super) const fn is_without_log(&self) -> bool {
-        self.without_log
+    /// Nothing has left the container that the checkpoint does not have: it goes on from there, with its connections.
+    pub fn need_no_log(&mut self) {
+        self.log = Use::NotNeeded;
+    }
+
+    /// What becomes of the log.
+    pub(super) const fn log(&self) -> Use {
+        self.log
     }
 
     /// How the attempt that is to come is timed.

@@ -34,7 +34,7 @@ use super::objects::Objects;
 use super::peers::{self, Peer};
 use super::population::Population;
 use super::process::{self, Processes, Shared};
-use super::search::Search;
+use super::search::{Search, Use};
 use super::session::Session;
 use super::stage::Stage;
 use super::waiting::Tell;
@@ -163,10 +163,9 @@ impl Vacant {
         let guard = Arc::clone(attempt.guard());
         let mut committed = guard.image();
         let checkpoint = &mut committed.image;
-        let log = if search.is_without_log() {
-            Log::none(Arc::clone(&guard))
-        } else {
-            Log::new(Arc::clone(&guard))
+        let log = match search.log() {
+            Use::Replayed => Log::new(Arc::clone(&guard)),
+            Use::NotNeeded | Use::LeftOut => Log::none(Arc::clone(&guard)),
         };
         let merge = Merge::restore(checkpoint.fold()?)?;
         let files = process::files(merge.fold());
@@ -190,11 +189,16 @@ impl Vacant {
             Ok::<_, TakeoverError>((processes, folded?))
         })?;
         let Shared { arena, room } = self.stage.shared.clone();
-        let mut handshakes = Handshakes::read(&committed.image, &Log::new(Arc::clone(&guard)))?;
-        if search.is_without_log() {
-            // What peers have heard since the checkpoint, the container does not know.
-            handshakes.forsake();
-        }
+        let handshakes = match search.log() {
+            Use::Replayed | Use::NotNeeded => Handshakes::read(&committed.image, &log)?,
+            Use::LeftOut => {
+                let log = Log::new(Arc::clone(&guard));
+                let mut all = Handshakes::read(&committed.image, &log)?;
+                // What peers have heard since the checkpoint, the container does not know.
+                all.forsake();
+                all
+            }
+        };
         let restored_bytes = committed.image.page_count() as u64 * 4096;
         drop(committed);
         clock.step("fold");

@@ -221,6 +221,7 @@ fn details() -> Details {
         gateway: Some([10, 0, 0, 1]),
         mac: [2, 0, 0, 0, 0, 1],
         bridge: "br0".into(),
+        replays: true,
     }
 }
 

@@ -182,6 +182,7 @@ fn the_layout_of_details_is_the_documented_one() {
         gateway: Some([10, 0, 0, 2]),
         mac: [2, 0, 0, 0, 0, 9],
         bridge: "br".to_owned(),
+        replays: true,
     };
     let bytes = stored([
         &text("n"),
@@ -189,6 +190,7 @@ fn the_layout_of_details_is_the_documented_one() {
         &text("cd"),
         &[10, 0, 0, 1, 24, 1, 10, 0, 0, 2, 2, 0, 0, 0, 0, 9],
         &text("br"),
+        &[1],
     ]);
     assert_eq!(encode(&details).unwrap(), bytes);
 }

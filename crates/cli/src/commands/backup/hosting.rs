@@ -220,8 +220,12 @@ enum Failed {
     Impossible,
 }
 
+fn details(guard: &Guard<Checkpoint>) -> Result<Details, String> {
+    codec::decode(&guard.hello().details).map_err(|e| e.to_string())
+}
+
 fn standby(guard: &Arc<Guard<Checkpoint>>, manner: &Manner) -> Result<Standby, String> {
-    let details: Details = codec::decode(&guard.hello().details).map_err(|e| e.to_string())?;
+    let details = details(guard)?;
     let bridge = manner.bridge.clone();
     let bridge = bridge.unwrap_or_else(|| details.bridge.clone());
     Standby::prepare(details, &bridge, guard).map_err(|e| e.to_string())
@@ -237,6 +241,9 @@ fn take_over(
 ) -> Option<Live> {
     let name = &guard.hello().name;
     let mut search = manner.retry.search();
+    if details(guard).is_ok_and(|details| !details.replays) {
+        search.need_no_log();
+    }
     let tried = try_until(guard, prepared, manner, (suspicion, last_beat), &mut search);
     let tried = match tried {
         Err(Given::Up) if manner.on_failure == FailureArgument::Checkpoint => {
