@@ -243,8 +243,10 @@ impl Epochs {
         let delivered = self.try_deliver(taken, tree);
         if !matches!(delivered, Ok(true)) {
             self.put_back(covered);
-        } else if !covered.is_empty() {
-            self.shared.egress().turn(&covered)?;
+        } else if !covered.is_empty()
+            && let Err(e) = self.shared.egress().turn(&covered)
+        {
+            eprintln!("understudy: sending failed: {e}");
         }
         delivered.map(drop)
     }

@@ -15,7 +15,7 @@ use super::session::Session;
 
 /// Where number, code, child, its user and its status lie in a SIGCHLD's `siginfo_t`.
 const NUMBER_AT: usize = 0;
-const CODE_AT: usize = 8;
+pub(super) const CODE_AT: usize = 8;
 const CHILD_AT: usize = 16;
 const USER_AT: usize = 20;
 const STATUS_AT: usize = 24;
@@ -60,13 +60,13 @@ fn drop_one(session: &mut Session) -> Result<()> {
     session.flush("SIGCHLD").map(drop)
 }
 
-fn word(info: &SigInfo, at: usize) -> i32 {
+pub(super) fn word(info: &SigInfo, at: usize) -> i32 {
     let mut word = [0; 4];
     word.copy_from_slice(&info[at..at + 4]);
     i32::from_ne_bytes(word)
 }
 
-fn signal_of(info: &SigInfo) -> i32 {
+pub(super) fn signal_of(info: &SigInfo) -> i32 {
     word(info, NUMBER_AT)
 }
 

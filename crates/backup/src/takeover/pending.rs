@@ -11,10 +11,9 @@ use sys::ptrace::SigInfo;
 
 use super::arena::delivered_to;
 use super::checkpoint::Checkpoint;
+use super::children::{CODE_AT, signal_of, word};
 
-/// Where number, code and sender lie in a `siginfo_t`.
-const NUMBER_AT: usize = 0;
-const CODE_AT: usize = 8;
+/// Where the sender lies in a `siginfo_t`.
 const SENDER_AT: usize = 16;
 
 /// By whom, to which process, and which; numbers inside the container.
@@ -68,11 +67,7 @@ fn passed(receiver: u32, info: &SigInfo) -> Option<Passed> {
 }
 
 fn number(info: &SigInfo) -> u32 {
-    word(info, NUMBER_AT).cast_unsigned()
-}
-
-fn word(info: &SigInfo, at: usize) -> i32 {
-    i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]])
+    signal_of(info).cast_unsigned()
 }
 
 #[cfg(test)]
@@ -83,7 +78,7 @@ mod tests {
     fn those_that_processes_have_sent_are_counted() {
         let info = |number: i32, code: i32, sender: i32| {
             let mut info = [0; 128];
-            for (at, word) in [(NUMBER_AT, number), (CODE_AT, code), (SENDER_AT, sender)] {
+            for (at, word) in [(0, number), (CODE_AT, code), (SENDER_AT, sender)] {
                 info[at..at + 4].copy_from_slice(&word.to_ne_bytes());
             }
             info
