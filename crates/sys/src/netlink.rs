@@ -40,6 +40,8 @@ pub struct Link {
     pub kind: String,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether frames pass: for a veth, some time after both its ends were taken up.
+    pub running: bool,
     /// The bridge it is a port of.
     pub master: Option<u32>,
     /// Its hardware address, if it has one of six bytes.
@@ -367,6 +369,7 @@ fn parse_link(body: &[u8]) -> Option<Link> {
         index: word(body, 4)?,
         kind: String::new(),
         up: word(body, 8)? & libc::IFF_UP as u32 != 0,
+        running: word(body, 8)? & libc::IFF_RUNNING as u32 != 0,
         master: None,
         mac: None,
     };

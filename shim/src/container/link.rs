@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use sys::namespaces::in_network;
 use sys::netlink::{End, Netlink};
@@ -129,6 +131,22 @@ fn find(netlink: &mut Netlink, name: &str) -> Result<u32, Error> {
     Ok(netlink.link(name)?.ok_or_else(gone)?.index)
 }
 
+/// Waits until frames pass. The kernel notices on a thread of its own that both ends are up, and drops without a word
+/// what is sent before: what announces the address would be lost.
+fn await_running(netlink: &mut Netlink, name: &str) -> Result<(), Error> {
+    const LONGEST: Duration = Duration::from_secs(1);
+    const AGAIN: Duration = Duration::from_micros(200);
+    let deadline = Instant::now() + LONGEST;
+    while !netlink.link(name)?.is_some_and(|link| link.running) {
+        if Instant::now() > deadline {
+            tracing::warn!(name, "the link does not come up");
+            break;
+        }
+        thread::sleep(AGAIN);
+    }
+    Ok(())
+}
+
 /// Takes `lo` up inside.
 pub(super) fn raise_loopback(network: BorrowedFd<'_>) -> Result<(), Error> {
     inside(network, || {
@@ -178,7 +196,9 @@ impl Attached {
             }
         })?;
         let host = find(&mut netlink, &name)?;
-        match Self::configure(&mut netlink, host, &name, link, network.as_fd()) {
+        let configured = Self::configure(&mut netlink, host, &name, link, network.as_fd())
+            .and_then(|announcer| await_running(&mut netlink, &name).map(|()| announcer));
+        match configured {
             Ok(announcer) => Ok(Self {
                 netlink,
                 host,

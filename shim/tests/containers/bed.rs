@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use shim::container::{Isolation, Link, Program, Spec};
 use sys::namespaces::in_network;
+use sys::netlink::Netlink;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -67,6 +68,13 @@ impl Bed {
         must(&format!("ip -n {c} addr add 10.9.0.1/24 dev eth0"));
         must(&format!("ip -n {c} link set eth0 up"));
         must(&format!("ip -n {c} link set lo up"));
+        host.inside(|| {
+            // Till then what goes to the client is dropped.
+            let mut netlink = Netlink::open().unwrap();
+            while !netlink.link("tap0").unwrap().unwrap().running {
+                std::thread::yield_now();
+            }
+        });
         Self { host, client }
     }
 

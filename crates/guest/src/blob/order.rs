@@ -76,6 +76,17 @@ pub(crate) fn lock_unless<'a>(
     Some(Held(order))
 }
 
+/// Who has a lock that nobody gets any more. No thread has this number.
+const NOBODY: u32 = u32::MAX;
+
+impl Held<'_> {
+    /// Leaves the lock to nobody: it is not free when its owner has ended, either.
+    pub(crate) fn keep_for_good(self) {
+        self.0.owner.store(NOBODY, Release);
+        core::mem::forget(self);
+    }
+}
+
 /// Gives back a lock that a thread had which is not there any more.
 pub(crate) fn unlock_for(tid: u32, order: &Order) {
     let _ = order.owner.compare_exchange(tid, 0, Release, Relaxed);
@@ -83,6 +94,9 @@ pub(crate) fn unlock_for(tid: u32, order: &Order) {
 
 /// Whether a thread has ended, or is a zombie: it has no memory any more.
 fn has_ended(tid: u32) -> bool {
+    if tid == NOBODY {
+        return false;
+    }
     let mut byte = 0_u8;
     let here = [(&raw mut byte) as u64, 1];
     let there = [BLOB_BASE, 1];

@@ -101,7 +101,12 @@ pub(crate) fn exit(t: &ThreadBlock, regs: &Regs) -> i64 {
 /// `exit_group`: the process leaves.
 pub(crate) fn exit_group(t: &ThreadBlock, status: u64) -> i64 {
     signals::block_all();
-    let _till_the_end = nobody_prints(t, is_first(t));
+    let first = is_first(t);
+    let nobody_prints = nobody_prints(t, first);
+    if first && let Some(held) = nobody_prints {
+        // Others run on until init has seen this end.
+        held.keep_for_good();
+    }
     leave(t, status, 1);
     raw::abort(status)
 }
