@@ -165,6 +165,7 @@ impl Container {
         let setup = init::Setup {
             name: spec.name.clone(),
             isolation: spec.isolation,
+            mounts: spec.mounts.clone(),
             control: inner,
             status: status_in,
             caller,

@@ -12,7 +12,7 @@ mod protected;
 pub mod signals;
 mod unprotected;
 
-pub use protected::host_traits;
+pub use protected::{BUILD, host_traits};
 
 /// Runs a command in a container, protected or bare, and gives the exit code a shell would show.
 ///
@@ -47,6 +47,9 @@ pub enum Error {
         /// The switch.
         what: &'static str,
     },
+    /// The mirrored directories cannot be copied.
+    #[error("the files of --mirror cannot be copied: {0}")]
+    Files(String),
     /// The container has no link to put a gate on.
     #[error("the container has no network link")]
     NoLink,

@@ -15,6 +15,7 @@ mod bereft;
 mod drain;
 mod egress;
 mod epochs;
+mod files;
 mod handshakes;
 mod held;
 mod membership;
@@ -51,7 +52,7 @@ use crate::container::{Container, Ended, Isolation, Prepared, Program, Spec};
 use crate::control::{self, Role, Server};
 use crate::options::{Mode, OnBackupLoss, Options, Protection};
 use crate::signals::{Signals, wait_passing};
-pub use session::host_traits;
+pub use session::{BUILD, host_traits};
 
 use drain::{LogSink, Released, Shipper};
 use egress::{Egress, Shared};
@@ -141,6 +142,7 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
         follower.images(),
         protection.epoch,
         links,
+        files::Files::new(session::mirrors(protection)),
     );
     threads.start("epoch", move || epochs.run())?;
     let handler = status::Protected::new(
@@ -209,20 +211,16 @@ fn hand_over(shared: &Shared, pulse: &Pulse) {
 /// Switches that the command line knows and this build does not serve must not be taken for served.
 fn refuse_unbuilt(protection: &Protection) -> Result<(), Error> {
     let unbuilt = |what| Err(Error::Unbuilt { what });
-    match (
-        protection.mode,
-        protection.on_backup_loss,
-        protection.mirrors.is_empty(),
-    ) {
-        (Mode::Hybrid | Mode::Checkpoint, OnBackupLoss::Stall, true) => Ok(()),
-        (Mode::Active, ..) => unbuilt("--mode active"),
-        (_, OnBackupLoss::Continue, _) => unbuilt("--on-backup-loss continue"),
-        (.., false) => unbuilt("--mirror"),
+    match (protection.mode, protection.on_backup_loss) {
+        (Mode::Hybrid | Mode::Checkpoint, OnBackupLoss::Stall) => Ok(()),
+        (Mode::Active, _) => unbuilt("--mode active"),
+        (_, OnBackupLoss::Continue) => unbuilt("--on-backup-loss continue"),
     }
 }
 
 fn prepare(options: &Options, arena: &Arena, room: &OwnedFd) -> Result<Prepared, Error> {
     let spec = Spec {
+        mounts: Vec::new(),
         name: options.name.clone(),
         isolation: Isolation::FULL,
         link: Some(options.link.clone()),

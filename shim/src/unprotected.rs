@@ -13,6 +13,7 @@ use crate::signals::{Signals, wait_passing};
 pub(crate) fn run(options: &Options) -> Result<i32, Error> {
     let signals = Signals::block()?;
     let spec = Spec {
+        mounts: Vec::new(),
         name: options.name.clone(),
         isolation: Isolation::FULL,
         link: Some(options.link.clone()),

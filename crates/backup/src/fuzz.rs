@@ -35,6 +35,7 @@ pub fn fuzz_store(data: &[u8]) {
                     if let Some(Whole {
                         begin,
                         image: bytes,
+                        ..
                     }) = stage(&mut staging, part)
                     {
                         commit(&mut log, &mut image, &begin, bytes);
@@ -103,6 +104,7 @@ fn stage(staging: &mut Staging, part: Part<'_>) -> Option<Whole> {
             staging.chunk(offset, bytes).map(|()| None).unwrap_or(None)
         }
         Part::Finish(finish) => staging.finish(&finish).ok(),
+        Part::Files { changes, len } => staging.files(changes, len).map(|()| None).unwrap_or(None),
     }
 }
 

@@ -1,6 +1,6 @@
 //! One protected container: its log, its checkpoint, and who may speak, shared by its connections' threads.
 //!
-//! Locks are taken in this order: image, log, watch. The watch is held for moments only, since heartbeats
+//! Locks are taken in this order: image, mirror, log, watch. The watch is held for moments only, since heartbeats
 //! wait for it; the log is never held while an image is applied, since acknowledgements wait for it.
 
 mod attempt;
@@ -15,6 +15,7 @@ use std::sync::mpsc::Sender as EventSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 
+use eventlog::change::Change;
 use stream::checkpoint::Begin;
 use stream::control::Held;
 use stream::hello::{Channel, Hello};
@@ -26,6 +27,7 @@ use stream::{Clocks, Nanos, StreamError};
 use crate::arbiter::{Arbiter, Phase, TakeoverError};
 use crate::detector::{Detector, Status, Suspicion};
 use crate::generation::GenerationFile;
+use crate::mirror::{FilesError, Mirror};
 use crate::store::{Image, LogStore, StoreError, Whole};
 
 /// What a backup tells whoever acts on it.
@@ -96,6 +98,7 @@ pub struct Guard<I> {
     log: Mutex<LogStore>,
     log_moved: Condvar,
     image: Mutex<Committed<I>>,
+    mirror: Mutex<Option<Mirror>>,
     /// A commit holds the image, or is next.
     committing: AtomicBool,
     watch: Mutex<Watch>,
@@ -137,11 +140,18 @@ impl<I: Image> Guard<I> {
             log: Mutex::new(log),
             log_moved: Condvar::new(),
             image: Mutex::new(Committed { image, begin: None }),
+            mirror: Mutex::new(None),
             committing: AtomicBool::new(false),
             watch: Mutex::new(watch),
             watch_moved: Condvar::new(),
             events,
         }
+    }
+
+    /// The same, with copies of the container's files to keep.
+    pub(crate) fn with_mirror(self, mirror: Option<Mirror>) -> Self {
+        let mirror = Mutex::new(mirror);
+        Self { mirror, ..self }
     }
 
     /// What the primary said first: name, session, details.
@@ -247,6 +257,22 @@ impl<I: Image> Guard<I> {
     /// The log.
     pub fn log(&self) -> MutexGuard<'_, LogStore> {
         locked(&self.log)
+    }
+
+    /// The copies of the container's directories, if there are any to keep.
+    pub fn mirror(&self) -> MutexGuard<'_, Option<Mirror>> {
+        locked(&self.mirror)
+    }
+
+    /// A part of a whole copy of the container's files.
+    pub(crate) fn copy_files(&self, changes: &[Change]) -> Result<(), FilesError> {
+        let _no_commit = self.image();
+        if !locked(&self.watch).arbiter.may_commit() {
+            return Ok(());
+        }
+        self.mirror()
+            .as_mut()
+            .map_or(Ok(()), |mirror| mirror.copy(changes))
     }
 
     /// The committed checkpoint. Commits wait while this is held.
@@ -359,7 +385,11 @@ impl<I: Image> Guard<I> {
     ///
     /// Returns false, and changes nothing, if the log cannot reach it any more or a takeover is under way.
     pub(crate) fn commit(self: &Arc<Self>, whole: Whole) -> Result<bool, StoreError> {
-        let Whole { begin, image } = whole;
+        let Whole {
+            begin,
+            image,
+            files,
+        } = whole;
         {
             let log = locked(&self.log);
             let waits = |log: &mut LogStore| !log.reached(&begin.cut) && self.is_open(Channel::Log);
@@ -372,7 +402,7 @@ impl<I: Image> Guard<I> {
             }
         }
         self.committing.store(true, Ordering::Release);
-        let replaced = self.replace(begin, image);
+        let replaced = self.replace(begin, image, &files);
         self.committing.store(false, Ordering::Release);
         let follower = locked(&self.watch).follower.clone();
         if let Some(follower) = follower {
@@ -397,7 +427,7 @@ impl<I: Image> Guard<I> {
     }
 
     /// Makes a checkpoint the committed one; false if a takeover is under way.
-    fn replace(&self, begin: Begin, image: Vec<u8>) -> Result<bool, StoreError> {
+    fn replace(&self, begin: Begin, image: Vec<u8>, files: &[Change]) -> Result<bool, StoreError> {
         let mut committed = locked(&self.image);
         if !locked(&self.watch).arbiter.may_commit() {
             return Ok(false);
@@ -417,6 +447,12 @@ impl<I: Image> Guard<I> {
             .image
             .apply(&begin, image)
             .map_err(|reason| StoreError::Image { id, reason })?;
+        if let Some(mirror) = self.mirror().as_mut() {
+            // The log goes on from the checkpoint, and so must they.
+            mirror
+                .commit(files)
+                .map_err(|source| StoreError::Files { id, source })?;
+        }
         locked(&self.log).drop_before(&begin.cut);
         committed.begin = Some(begin);
         Ok(true)

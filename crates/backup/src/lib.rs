@@ -19,6 +19,7 @@ pub mod evidence;
 pub mod fuzz;
 pub mod generation;
 pub mod guard;
+pub mod mirror;
 mod serve;
 pub mod server;
 pub mod store;

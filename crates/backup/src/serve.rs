@@ -129,6 +129,16 @@ fn checkpoints<I: Image>(
                 };
                 (id, staging.chunk(offset, bytes).map(|()| None))
             }
+            Part::Files { changes, len } => match staging.under_way().map(|b| b.id) {
+                Some(id) => (id, staging.files(changes, len).map(|()| None)),
+                None => {
+                    if let Err(error) = guard.copy_files(&changes) {
+                        // The checkpoint that follows is refused for it.
+                        tracing::warn!(name = guard.hello().name, %error, "the container's files cannot be copied");
+                    }
+                    continue;
+                }
+            },
             Part::Finish(_) if staging.under_way().is_none() => continue,
             Part::Finish(finish) => (
                 finish.id,

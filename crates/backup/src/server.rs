@@ -10,6 +10,8 @@ use std::sync::mpsc::Sender as EventSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use eventlog::codec;
+use eventlog::handover::Details;
 use stream::connect::{self, Pending};
 use stream::hello::{Channel, Hello, Refusal, Welcome};
 use stream::keys::Security;
@@ -18,6 +20,7 @@ use stream::{Nanos, StreamError};
 use crate::arbiter::Phase;
 use crate::generation::{GenerationFile, Reached};
 use crate::guard::{Event, Guard};
+use crate::mirror::Mirror;
 use crate::serve::serve;
 use crate::store::{Image, LogStore, Spill, StoreError};
 
@@ -344,6 +347,9 @@ impl<I: Image> Shared<I> {
             file.set(reached).map_err(|e| state(&e))?;
         }
         known.reached.insert(hello.name.clone(), reached);
+        let details: Details = codec::decode(&hello.details).map_err(|e| state(&e))?;
+        let mirror = Mirror::open(self.options.state.as_deref(), &hello.name, &details.mirrors)
+            .map_err(|e| state(&e))?;
         let log = LogStore::new(self.options.log_cap, spill);
         let image = (self.new_image)(&self.options);
         let guard = Guard::new(
@@ -355,7 +361,7 @@ impl<I: Image> Shared<I> {
             file,
             self.events.clone(),
         );
-        let guard = Arc::new(guard);
+        let guard = Arc::new(guard.with_mirror(mirror));
         known.guards.insert(hello.name.clone(), Arc::clone(&guard));
         guard.tell(Event::Connected(Arc::clone(&guard)));
         Ok(guard)

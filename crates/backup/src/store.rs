@@ -13,6 +13,8 @@ pub use staging::{Staging, Whole};
 use std::io;
 use std::path::PathBuf;
 
+use crate::mirror::FilesError;
+
 /// Why something cannot be kept.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -131,6 +133,14 @@ pub enum StoreError {
         found: u32,
         /// The checksum of the bytes.
         computed: u32,
+    },
+    /// The copies of the container's files.
+    #[error("checkpoint {id} cannot be committed: {source}")]
+    Files {
+        /// Its number.
+        id: u64,
+        /// Why.
+        source: FilesError,
     },
     /// The image does not fit the one before.
     #[error("checkpoint {id} cannot be applied: {reason}")]

@@ -126,7 +126,7 @@ pub struct OpeningRecord {
 }
 
 /// What a primary says of its container when it connects (`details` of its hello).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Details {
     /// The container's name.
     pub name: String,
@@ -145,6 +145,8 @@ pub struct Details {
     /// Whether a takeover replays the log behind the last checkpoint. Without, nothing has left the container that no
     /// checkpoint has (`--mode checkpoint`).
     pub replays: bool,
+    /// Directories of which the backup keeps copies: absolute paths without links.
+    pub mirrors: Vec<Vec<u8>>,
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! * [`record`]: one event of one thread, as the guest writes it into its ring.
 //! * [`payload`]: what lies behind the header of a record of a system call.
 //! * [`fold`]: descriptors, sockets, epoll sets and the rest of the kernel's state, from records alone.
+//! * [`change`]: what happened to files, for copies of them.
 //! * [`frame`]: a run of records of one stream, with position, length and checksum: the unit on the
 //!   wire and on disk.
 //! * [`image`], [`handover`]: a process at a cut, and what a primary tells its backup beside it.
@@ -22,6 +23,8 @@
 pub mod payload;
 pub mod record;
 
+#[cfg(feature = "std")]
+pub mod change;
 #[cfg(feature = "std")]
 pub mod codec;
 #[cfg(feature = "std")]

@@ -10,7 +10,7 @@
 //!    of the arguments, as the call left it. `OutVec` is one part with all its bytes; `OutMsg` is four: name,
 //!    control data, flags (4 bytes, with [`MSG_PEEK`] added if the call asked for it), bytes.
 //! 3. **Data** of a suppressed call: the bytes that were written, to the end of the payload, if they went to a
-//!    file; nothing if they went to a connection, since replay makes them again; for standard output and error
+//!    file (behind the position, `u64`, if the call is one of [`POSITIONED`]); nothing if they went to a connection, since replay makes them again; for standard output and error
 //!    instead the place in the container's order of such writes (`u64`). Of sendmsg it is instead a part with
 //!    the control data, if there is any.
 //!
@@ -34,6 +34,12 @@ use sysabi::{Arg, Class, Len, Syscall};
 pub const MAX_INPUT: usize = 64 << 10;
 /// The flag of a receiving call that leaves the data where it was.
 pub const MSG_PEEK: u32 = 2;
+/// Calls that write at a position, which for a file is recorded before the bytes: pwrite64, pwritev, pwritev2.
+pub const POSITIONED: [u16; 3] = [18, 296, 328];
+/// A position that stands for the descriptor's own offset.
+pub const AT_OFFSET: u64 = u64::MAX;
+/// A position that stands for the file's end, wherever it is.
+pub const AT_END: u64 = u64::MAX - 1;
 
 /// clone, fork, vfork, clone3.
 const MAKES_THREADS: [u16; 4] = [56, 57, 58, 435];
@@ -51,6 +57,8 @@ pub struct Parsed<'a> {
     pub message: Option<Message<'a>>,
     /// Bytes received in pieces, or written to a file or an internal channel.
     pub data: &'a [u8],
+    /// Where in a file they were written, if the call said so: a byte, [`AT_OFFSET`] or [`AT_END`].
+    pub position: Option<u64>,
     /// The thread that was made.
     pub child: Option<Child>,
 }
@@ -195,6 +203,9 @@ pub fn parse<'a>(
                 ..Message::default()
             });
         } else {
+            if POSITIONED.contains(&row.nr) && !intent {
+                parsed.position = Some(rest.u64()?);
+            }
             parsed.data = core::mem::take(&mut rest.bytes);
         }
     }
@@ -462,10 +473,13 @@ mod tests {
                 if arg == Arg::OutMsg { bytes.extend([part(b"name"), part(b"control"), part(&[1, 0, 0, 0])].concat()); }
                 if matches!(arg, Arg::OutMsg | Arg::OutVec) { bytes.extend(part(&run)); runs = true; }
             }
+            let position = (POSITIONED.contains(&row.nr) && data > 0).then_some(args[3]);
+            bytes.extend(position.iter().flat_map(|position| position.to_le_bytes()));
             if row.class == Class::Suppressed && !shape.contains(&Arg::InMsg) { bytes.extend(&run); runs = true; }
             if MAKES_THREADS.contains(&row.nr) { return Ok(()); }
             let parsed = parse(row, &header(data as i64), &bytes).unwrap();
             prop_assert_eq!(parsed.data.len(), if runs { data } else { 0 });
+            prop_assert_eq!(parsed.position, position);
             if bytes.is_empty() { return Ok(()); }
             for (i, arg) in shape.iter().enumerate() {
                 let expected = |yes: bool| yes.then(|| buffer(arg, i));

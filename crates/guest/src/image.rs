@@ -43,6 +43,12 @@ pub struct Blob {
 }
 
 impl Blob {
+    /// The file that is embedded: two hosts whose are equal record and replay alike.
+    #[must_use]
+    pub fn file() -> &'static [u8] {
+        BYTES
+    }
+
     /// Parses the embedded blob.
     ///
     /// # Panics

@@ -7,13 +7,17 @@
 //! |---|---|---|
 //! | [`part::BEGIN`] | primary | [`Begin`] |
 //! | [`part::CHUNK`] | primary | bytes of the image |
+//! | [`part::FILES`] | primary | what happened to mirrored files: a list of [`Change`] |
 //! | [`part::FINISH`] | primary | [`Finish`] |
 //! | [`part::ANSWER`] | backup | [`Commit`] |
 //!
-//! A [`part::BEGIN`] while another checkpoint is under way drops that one.
+//! A [`part::BEGIN`] while another checkpoint is under way drops that one. Changes of files that come with a checkpoint
+//! happened before its cut, and count when it is committed; those that come between two checkpoints make a whole copy, as
+//! the files are at the next one's cut.
 
 use core::time::Duration;
 
+use eventlog::change::{Change, MAX_WRITTEN};
 use eventlog::codec::{self, CodecError};
 use eventlog::frame::{Frame, Header, Kind, MAX_BODY};
 use serde::{Deserialize, Serialize};
@@ -32,6 +36,8 @@ pub mod part {
     pub const FINISH: u32 = 2;
     /// What became of it.
     pub const ANSWER: u32 = 3;
+    /// What happened to mirrored files.
+    pub const FILES: u32 = 4;
 }
 
 /// Where a checkpoint cuts the log.
@@ -97,6 +103,13 @@ pub enum Part<'a> {
     },
     /// It is whole.
     Finish(Finish),
+    /// What happened to mirrored files, in order.
+    Files {
+        /// It.
+        changes: Vec<Change>,
+        /// Bytes of the frame's body.
+        len: usize,
+    },
 }
 
 /// Why a frame is no part of a checkpoint.
@@ -128,6 +141,10 @@ pub fn decode<'a>(frame: &Frame<'a>) -> Result<Part<'a>, PartError> {
             bytes: frame.body,
         },
         part::FINISH => Part::Finish(codec::decode(frame.body)?),
+        part::FILES => Part::Files {
+            changes: codec::decode(frame.body)?,
+            len: frame.body.len(),
+        },
         other => return Err(PartError::Unknown(other)),
     })
 }
@@ -195,6 +212,14 @@ impl CheckpointSender {
         Ok(())
     }
 
+    /// Sends what happened to files: of the checkpoint that is under way, or between two for a whole copy.
+    ///
+    /// # Errors
+    /// As sending; [`StreamError::Message`] if there is more than one message holds: see [`Batch`].
+    pub fn files(&mut self, changes: &[Change]) -> Result<(), StreamError> {
+        self.message(part::FILES, &changes)
+    }
+
     /// Ends the checkpoint; the answer comes on the [`CommitReceiver`].
     ///
     /// # Errors
@@ -225,6 +250,42 @@ impl CheckpointSender {
 
     fn message<T: Serialize>(&self, part: u32, message: &T) -> Result<(), StreamError> {
         self.sender.message(&self.header(part, self.id), message)
+    }
+}
+
+/// Changes of files gathered for one message.
+#[derive(Debug, Default)]
+pub struct Batch {
+    changes: Vec<Change>,
+    bytes: usize,
+}
+
+impl Batch {
+    /// Adds a change, after sending those gathered so far if it does not fit.
+    ///
+    /// # Errors
+    /// As sending.
+    pub fn add(&mut self, change: Change, to: &mut CheckpointSender) -> Result<(), StreamError> {
+        let bytes = change.bytes();
+        if self.bytes + bytes > MAX_WRITTEN {
+            self.flush(to)?;
+        }
+        self.bytes += bytes;
+        self.changes.push(change);
+        Ok(())
+    }
+
+    /// Sends what is gathered.
+    ///
+    /// # Errors
+    /// As sending.
+    pub fn flush(&mut self, to: &mut CheckpointSender) -> Result<(), StreamError> {
+        self.bytes = 0;
+        let changes = std::mem::take(&mut self.changes);
+        if changes.is_empty() {
+            return Ok(());
+        }
+        to.files(&changes)
     }
 }
 
@@ -328,7 +389,13 @@ mod tests {
             refused,
             [&[1, 0, 0, 0][..], &longs(&[5, 2]), b"no"].concat()
         );
-        let parts = [part::BEGIN, part::CHUNK, part::FINISH, part::ANSWER];
-        assert_eq!(parts, [0, 1, 2, 3]);
+        let parts = [
+            part::BEGIN,
+            part::CHUNK,
+            part::FINISH,
+            part::ANSWER,
+            part::FILES,
+        ];
+        assert_eq!(parts, [0, 1, 2, 3, 4]);
     }
 }

@@ -10,9 +10,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use eventlog::change::Change;
 use eventlog::codec;
 use eventlog::frame::{Decoder, Header, Kind, MAX_BODY, VERSION, VERSION_AT};
-use stream::checkpoint::{self, Begin, Commit, Cut, Part};
+use stream::checkpoint::{self, Batch, Begin, Commit, Cut, Part};
 use stream::connect::{self, Connection};
 use stream::control::{self, Request, Response};
 use stream::hello::{Channel, Hello, Refusal, Timing, Welcome};
@@ -427,7 +428,7 @@ fn checkpoints_cross_whole() {
                 mut receiver,
                 welcome,
             } = backup;
-            let (mut image, mut begun) = (Vec::new(), None);
+            let (mut image, mut begun, mut files) = (Vec::new(), None, Vec::new());
             loop {
                 let frame = receiver.recv(Some(WITHIN)).unwrap().unwrap();
                 match checkpoint::decode(&frame).unwrap() {
@@ -436,12 +437,16 @@ fn checkpoints_cross_whole() {
                         assert_eq!(offset, image.len() as u64);
                         image.extend_from_slice(bytes);
                     }
+                    Part::Files { changes, len } => {
+                        assert!(len <= MAX_BODY);
+                        files.extend(changes);
+                    }
                     Part::Finish(f) => {
                         let begin: Begin = begun.unwrap();
                         assert_eq!((f.id, f.crc), (begin.id, crc32c::crc32c(&image)));
                         checkpoint::answer(&sender, welcome.generation, &Commit::Done { id: f.id })
                             .unwrap();
-                        return (begin, image);
+                        return (begin, image, files);
                     }
                 }
             }
@@ -459,6 +464,16 @@ fn checkpoints_cross_whole() {
         };
         let (mut sender, mut commits) = checkpoint::primary(primary);
         sender.begin(&begin).unwrap();
+        let written = |at| Change::Written {
+            path: b"/srv/file".to_vec(),
+            at: Some(at),
+            bytes: vec![at as u8; 300 << 10],
+        };
+        let mut batch = Batch::default();
+        for at in 0..5 {
+            batch.add(written(at), &mut sender).unwrap();
+        }
+        batch.flush(&mut sender).unwrap();
         sender.chunk(&image[..77]).unwrap();
         sender.chunk(&image[77..]).unwrap();
         sender.finish().unwrap();
@@ -466,7 +481,8 @@ fn checkpoints_cross_whole() {
             commits.recv(Some(WITHIN)).unwrap(),
             Some(Commit::Done { id: 12 })
         );
-        assert!(server.join().unwrap() == (begin, image));
+        let files: Vec<Change> = (0..5).map(written).collect();
+        assert!(server.join().unwrap() == (begin, image, files));
     }
 }
 

@@ -197,6 +197,22 @@ where
     })
 }
 
+/// Runs `work` in the network and the mount namespace behind these descriptors (of `/proc/PID/ns`); the calling thread
+/// stays where it is.
+pub fn in_container<T, F>(network: BorrowedFd<'_>, mounts: BorrowedFd<'_>, work: F) -> io::Result<T>
+where
+    T: Send,
+    F: FnOnce() -> io::Result<T> + Send,
+{
+    on_helper_thread(move || {
+        setns(network, CloneFlags::CLONE_NEWNET)?;
+        // A thread that shares root and working directory with others may not (setns(2)).
+        unshare(CloneFlags::CLONE_FS)?;
+        setns(mounts, CloneFlags::CLONE_NEWNS)?;
+        work()
+    })
+}
+
 /// A descriptor for a process of this PID namespace.
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: the call takes two integers.

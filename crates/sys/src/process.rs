@@ -106,6 +106,18 @@ pub fn queue_to_thread(pid: pid_t, tid: pid_t, signal: i32, code: i32) -> io::Re
     check(unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid, signal, at) }).map(drop)
 }
 
+/// The calling process's file mode creation mask, read without changing it.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn umask() -> io::Result<u32> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let mut lines = status.lines();
+    let mask = lines.find_map(|line| line.strip_prefix("Umask:"));
+    mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok())
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
 /// Head and length of a thread's list of robust futexes.
 ///
 /// # Errors

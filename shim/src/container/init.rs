@@ -9,7 +9,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -50,6 +50,8 @@ pub(super) struct Plan {
 pub(super) struct Setup {
     pub(super) name: String,
     pub(super) isolation: Isolation,
+    /// Directories that the container has in places of others: where they lie, and where it has them.
+    pub(super) mounts: Vec<(PathBuf, PathBuf)>,
     pub(super) control: OwnedFd,
     pub(super) status: OwnedFd,
     /// Stands for the process that made the container.
@@ -135,6 +137,9 @@ fn isolate(setup: &Setup) -> Result<(), Failure> {
     unshare(flags).map_err(at(Step::Namespaces))?;
     if setup.isolation.rest {
         mounts().map_err(at(Step::Mounts))?;
+        for (here, inside) in &setup.mounts {
+            bind(here, inside).map_err(at(Step::Mounts))?;
+        }
         nix::unistd::sethostname(&setup.name).map_err(at(Step::HostName))?;
     }
     Ok(())
@@ -162,6 +167,13 @@ fn mounts() -> nix::Result<()> {
         Err(Errno::ENOENT) => Ok(()),
         other => other,
     }
+}
+
+/// Puts a directory in the place of another, which is made if there is none.
+fn bind(here: &Path, inside: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(inside)?;
+    let none: Option<&str> = None;
+    Ok(mount(Some(here), inside, none, MsFlags::MS_BIND, none)?)
 }
 
 /// Serves signals and requests until there is a reason to end.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 
 use sys::namespaces::pidfd_signal;
 
@@ -45,6 +46,8 @@ pub struct Spec {
     pub isolation: Isolation,
     /// Its link to a bridge; only with [`Isolation::network`].
     pub link: Option<Link>,
+    /// Directories that it has in places of others: where they lie, and where it has them. Only with its own mounts.
+    pub mounts: Vec<(PathBuf, PathBuf)>,
 }
 
 /// What runs in it.

@@ -27,6 +27,7 @@ use sys::process::{PidFd, lock_memory};
 use super::bereft;
 use super::drain::Released;
 use super::egress::Shared;
+use super::files::Files;
 use super::held::Held;
 use crate::Error;
 
@@ -56,6 +57,7 @@ pub(super) struct Epochs {
     links: Receiver<Link>,
     merge: Merge,
     known_streams: BTreeSet<u32>,
+    files: Files,
 }
 
 /// A checkpoint that was taken and not sent.
@@ -114,8 +116,10 @@ impl Epochs {
         images: Images,
         epoch: Duration,
         links: Receiver<Link>,
+        files: Files,
     ) -> Self {
-        let (merge, known_streams) = (Merge::new(), BTreeSet::new());
+        let (mut merge, known_streams) = (Merge::new(), BTreeSet::new());
+        files.begin(&mut merge);
         Self {
             shared,
             program,
@@ -125,6 +129,7 @@ impl Epochs {
             links,
             merge,
             known_streams,
+            files,
         }
     }
 
@@ -173,7 +178,9 @@ impl Epochs {
                     tracing::debug!(%error, "pause given up");
                     thread::sleep(AGAIN);
                 }
-                Err(Error::Checkpoint(error)) if failures < MOST_FAILURES => {
+                Err(error @ (Error::Checkpoint(_) | Error::Files(_)))
+                    if failures < MOST_FAILURES =>
+                {
                     tracing::debug!(%error, "a checkpoint failed; the next one is a full one");
                     failures += 1;
                     thread::sleep(AGAIN);
@@ -197,6 +204,7 @@ impl Epochs {
     /// The next checkpoint is for a backup that has none.
     fn join(&mut self, link: Link, tree: &mut Tree) {
         self.link = Some(link);
+        self.files.make_whole();
         tree.make_full();
     }
 
@@ -215,10 +223,16 @@ impl Epochs {
     }
 
     /// Takes a checkpoint of all processes.
-    fn take(&self, tree: &mut Tree) -> Result<Taken, Error> {
+    fn take(&mut self, tree: &mut Tree) -> Result<Taken, Error> {
         let arena = Arc::clone(&self.shared.arena);
         let mut at_cut = AtCut::default();
-        let read = &mut |living: &[u32]| at_cut = AtCut::read(&arena, living);
+        let (files, link) = (&mut self.files, &mut self.link);
+        let read = &mut |living: &[u32]| {
+            at_cut = AtCut::read(&arena, living);
+            if let Some((sender, _)) = link {
+                files.copy_at_cut(sender);
+            }
+        };
         let covered = self.shared.held.as_ref().map(Held::take);
         let covered = covered.unwrap_or_default();
         let (capture, timing) = match tree.checkpoint(&Slots(&arena), read) {
@@ -228,6 +242,7 @@ impl Epochs {
                 return Err(error.into());
             }
         };
+        self.files.copied()?;
         self.shared.stats().paused(timing.pause);
         tracing::debug!(?timing, "checkpoint");
         Ok(Taken {
@@ -262,7 +277,9 @@ impl Epochs {
         let (handshakes, own_position) = self.shared.egress().handshakes();
         let mut cut = self.fold_up_to(&taken.at_cut)?;
         cut.streams.push((OWN_STREAM, own_position));
+        self.files.changed(self.merge.take_changes());
         let Some(mut link) = self.link.take() else {
+            self.files.make_whole();
             tree.recycle(taken.capture);
             return Ok(false);
         };
@@ -319,6 +336,7 @@ impl Epochs {
             cut,
             image_len: bytes.len() as u64,
         })?;
+        self.files.send(sender)?;
         sender.chunk(&bytes)?;
         sender.finish()?;
         // A backup that stands still may go on.
@@ -330,11 +348,13 @@ impl Epochs {
         };
         match answer {
             Commit::Done { id } => {
+                self.files.committed();
                 self.shared.stats().epoch = id;
                 Ok(true)
             }
             Commit::Refused { id, reason } => {
                 tracing::warn!(id, reason, "checkpoint refused");
+                self.files.make_whole();
                 tree.make_full();
                 Ok(false)
             }

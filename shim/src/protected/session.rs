@@ -123,8 +123,20 @@ fn details(options: &Options, protection: &Protection) -> Details {
         mac: mac_of(link.address),
         bridge: link.bridge.clone(),
         replays: protection.mode != Mode::Checkpoint,
+        mirrors: mirrors(protection),
     }
 }
+
+/// The mirrored directories' paths, as bytes.
+pub(super) fn mirrors(protection: &Protection) -> Vec<Vec<u8>> {
+    let paths = protection.mirrors.iter();
+    paths
+        .map(|path| path.as_os_str().as_bytes().to_vec())
+        .collect()
+}
+
+/// The name of that which tells builds of this program apart, among [`host_traits`].
+pub const BUILD: &str = "understudy";
 
 /// What has to be equal on both hosts, as name and value.
 ///
@@ -138,12 +150,19 @@ pub fn host_traits() -> Result<Vec<(String, String)>, Error> {
         .find_map(|l| l.strip_prefix("flags"))
         .unwrap_or_default();
     Ok(vec![
+        (BUILD.into(), own_build()),
         ("kernel".into(), kernel.trim().into()),
         (
             "processor features".into(),
             format!("{:08x}", crc(flags.as_bytes())),
         ),
     ])
+}
+
+/// Which build this is: its version, and a sum of the code that it puts into processes.
+fn own_build() -> String {
+    let guest = crc(guest::Blob::file());
+    format!("{} {guest:08x}", env!("CARGO_PKG_VERSION"))
 }
 
 /// Features are compared, not read: a short sum of the line will do.

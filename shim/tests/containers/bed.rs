@@ -105,6 +105,7 @@ pub(crate) fn unique(kind: &str) -> String {
 
 pub(crate) fn spec(name: &str, isolation: Isolation, link: Option<Link>) -> Spec {
     Spec {
+        mounts: Vec::new(),
         name: name.into(),
         isolation,
         link,

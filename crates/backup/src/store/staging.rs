@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use eventlog::change::Change;
 use stream::checkpoint::{Begin, Finish};
 
 use super::StoreError;
@@ -19,6 +20,8 @@ struct Building {
     begin: Begin,
     image: Vec<u8>,
     crc: u32,
+    files: Vec<Change>,
+    files_len: u64,
 }
 
 /// A checkpoint that came whole and undamaged.
@@ -28,6 +31,8 @@ pub struct Whole {
     pub begin: Begin,
     /// Its image.
     pub image: Vec<u8>,
+    /// What happened to mirrored files between the checkpoint before and this one.
+    pub files: Vec<Change>,
 }
 
 impl Staging {
@@ -74,7 +79,28 @@ impl Staging {
             begin,
             image: Vec::new(),
             crc: 0,
+            files: Vec::new(),
+            files_len: 0,
         });
+        Ok(())
+    }
+
+    /// What happened to mirrored files before its cut, `len` bytes of it.
+    ///
+    /// # Errors
+    /// [`StoreError::NotBegun`], or [`StoreError::ImageTooLong`] if it is more than an image may have; the checkpoint is
+    /// dropped.
+    pub fn files(&mut self, changes: Vec<Change>, len: usize) -> Result<(), StoreError> {
+        let mut building = self.building.take().ok_or(StoreError::NotBegun)?;
+        building.files_len += len as u64;
+        if building.files_len > self.max {
+            return Err(StoreError::ImageTooLong {
+                len: building.files_len,
+                max: self.max,
+            });
+        }
+        building.files.extend(changes);
+        self.building = Some(building);
         Ok(())
     }
 
@@ -110,7 +136,13 @@ impl Staging {
     /// # Errors
     /// [`StoreError::NotBegun`], [`StoreError::Number`], [`StoreError::Short`] or [`StoreError::Checksum`].
     pub fn finish(&mut self, finish: &Finish) -> Result<Whole, StoreError> {
-        let Building { begin, image, crc } = self.building.take().ok_or(StoreError::NotBegun)?;
+        let Building {
+            begin,
+            image,
+            crc,
+            files,
+            ..
+        } = self.building.take().ok_or(StoreError::NotBegun)?;
         let id = begin.id;
         if finish.id != id {
             return Err(StoreError::Number {
@@ -132,7 +164,11 @@ impl Staging {
                 computed: crc,
             });
         }
-        Ok(Whole { begin, image })
+        Ok(Whole {
+            begin,
+            image,
+            files,
+        })
     }
 
     /// Drops the checkpoint that is under way.

@@ -92,6 +92,9 @@ pub enum TakeoverError {
         /// Its answer.
         source: io::Error,
     },
+    /// The copies of the container's files.
+    #[error(transparent)]
+    Files(#[from] crate::mirror::FilesError),
     /// A thread of ours ended by a panic.
     #[error("the thread that {what} panicked")]
     Panicked {

@@ -37,6 +37,7 @@ pub fn rehearse(guard: &Arc<Guard<Checkpoint>>, search: &mut Search, mut tell: T
 
 fn once(guard: &Arc<Guard<Checkpoint>>, search: &mut Search, tell: &mut Tell) -> Result<()> {
     let mut stage = Stage::prepare(&Spec {
+        mounts: Vec::new(),
         name: format!("replay-{}", std::process::id()),
         isolation: Isolation::FULL,
         link: None,

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Release;
 use std::thread;
@@ -18,6 +19,7 @@ use nix::sched::{CloneFlags, setns};
 use shim::container::{Isolation, Link, Spec};
 use stream::Nanos;
 use sys::arena::{Arena, futex_wake};
+use sys::namespaces::in_container;
 use sys::packet::PacketSocket;
 
 use super::checkpoint::Checkpoint;
@@ -41,6 +43,7 @@ use super::waiting::Tell;
 use super::{backlog, children, options, place, privileges, resets, spinning, timers};
 use crate::detector::Suspicion;
 use crate::guard::{Attempt, Guard};
+use crate::mirror::Mirror;
 
 /// Frames are looked at from this long before the primary's last sign of life: what a client sent then may
 /// not be in the log.
@@ -92,9 +95,14 @@ impl fmt::Display for Report {
 }
 
 impl Vacant {
-    /// Makes it, with its link on `bridge`.
-    pub(super) fn prepare(details: Details, bridge: &str) -> Result<Self> {
+    /// Makes it, with its link on `bridge` and directories in the places of others.
+    pub(super) fn prepare(
+        details: Details,
+        bridge: &str,
+        mounts: Vec<(PathBuf, PathBuf)>,
+    ) -> Result<Self> {
         let spec = Spec {
+            mounts,
             name: details.name.clone(),
             isolation: Isolation::FULL,
             link: Some(Link {
@@ -167,11 +175,12 @@ impl Vacant {
             Use::Replayed => Log::new(Arc::clone(&guard)),
             Use::NotNeeded | Use::LeftOut => Log::none(Arc::clone(&guard)),
         };
-        let merge = Merge::restore(checkpoint.fold()?)?;
+        let mut merge = Merge::restore(checkpoint.fold()?)?;
+        merge.note_changes_below(&self.details.mirrors);
         let files = process::files(merge.fold());
         let clocks = Continued::begin(guard.clocks(), &self.stage.container);
         clock.step("prepare");
-        let (processes, folded) = thread::scope(|scope| {
+        let (processes, mut folded) = thread::scope(|scope| {
             let folding = scope.spawn(|| folding::fold(merge, &log));
             let mut between = |number, error: &TakeoverError| {
                 attempt.confirm()?;
@@ -208,6 +217,10 @@ impl Vacant {
         attempt.wait_until_clear();
         attempt.confirm()?;
         clock.step("fence");
+        if let Some(mirror) = guard.mirror().as_mut() {
+            mirror.finish(&folded.merge.take_changes())?;
+            clock.step("files");
+        }
         let replayed = Replayed {
             folded,
             processes,
@@ -215,6 +228,7 @@ impl Vacant {
         };
         let reconnected = self.reconnect(handshakes, &replayed, suspicion, &clocks, &mut clock)?;
         let generation = attempt.go_live().map_err(|(_, error)| error)?;
+        let lived = Arc::clone(&guard);
         let mut report = Report {
             replayed_events: replayed.folded.events,
             restored_bytes,
@@ -226,6 +240,12 @@ impl Vacant {
         let live = self.go_live(processes, arena, room, reconnected, suspicion, &mut report)?;
         clock.step("go live");
         report.steps = clock.steps;
+        // Takes as long as the disk does.
+        thread::spawn(move || {
+            if let Some(Err(error)) = lived.mirror().as_ref().map(Mirror::goes_live) {
+                tracing::error!(%error, "another run of that name could take the place of the container's files");
+            }
+        });
         tracing::info!(generation, ?report, "live");
         Ok((live, report))
     }
@@ -263,7 +283,7 @@ impl Vacant {
         clock.step("probe");
         let except: BTreeSet<DescriptionId> = ids.values().copied().collect();
         // Listeners come before the connections that share their ports.
-        let mut objects = Objects::make(fold, &numbers, &except)?;
+        let mut objects = self.inside(|| Objects::make(fold, &numbers, &except))?;
         let built = connections::build(all, arena, &self.gate)?;
         let ready = connections::go_live(built, arena, &self.gate, &mut prober)?;
         for one in &ready {
@@ -316,6 +336,14 @@ impl Vacant {
             ready,
             forsaken,
         })
+    }
+
+    /// Does something where paths mean what they mean in the container.
+    fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let container = &self.stage.container;
+        let (network, mounts) = (container.namespace("net")?, container.namespace("mnt")?);
+        let done = in_container(network.as_fd(), mounts.as_fd(), || Ok(work()));
+        done.map_err(io("entering the container's mounts"))?
     }
 
     /// From here on the container runs.

@@ -45,7 +45,11 @@ impl Standby {
     /// # Errors
     /// When the container, its gate or its thread cannot be made.
     pub fn prepare(details: Details, bridge: &str, guard: &Arc<Guard<Checkpoint>>) -> Result<Self> {
-        let vacant = Vacant::prepare(details, bridge)?;
+        let mounts = guard
+            .mirror()
+            .as_ref()
+            .map(|mirror| mirror.mounts().collect());
+        let vacant = Vacant::prepare(details, bridge, mounts.unwrap_or_default())?;
         let (orders, inbox) = channel();
         let committing = Arc::downgrade(guard);
         let thread = thread::Builder::new()

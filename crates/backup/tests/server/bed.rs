@@ -10,6 +10,8 @@ use std::thread::{self, JoinHandle};
 use backup::server::Handle;
 use backup::store::Chain;
 use backup::{Event, Guard, Options, Server};
+use eventlog::codec;
+use eventlog::handover::Details;
 use stream::StreamError;
 use stream::checkpoint::{self, Begin, CheckpointSender, Commit, CommitReceiver, Cut};
 use stream::connect::{self, Connection};
@@ -94,7 +96,7 @@ pub(crate) fn hello(channel: Channel) -> Hello {
             detect: Duration::from_millis(150),
         },
         host: vec![("kernel".to_owned(), "6.18".to_owned())],
-        details: Vec::new(),
+        details: codec::encode(&Details::default()).unwrap(),
     }
 }
 

@@ -34,6 +34,7 @@ pub(crate) fn run(arguments: RecordArguments) -> Result<i32, Failure> {
         .descriptors
         .push((arena.file().try_clone_to_owned()?, ARENA_FD));
     let spec = Spec {
+        mounts: Vec::new(),
         name: format!("record-{}", std::process::id()),
         isolation: Isolation::PIDS,
         link: None,

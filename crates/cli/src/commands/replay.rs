@@ -55,6 +55,7 @@ pub(crate) fn run(arguments: ReplayArguments) -> Result<i32, Failure> {
         ),
     ];
     let spec = Spec {
+        mounts: Vec::new(),
         name: format!("replay-{}", std::process::id()),
         isolation: Isolation::PIDS,
         link: None,

@@ -1,5 +1,8 @@
 //! `understudy run`: a container around a command.
 
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
 use shim::container::Link;
 use shim::options::{Mode, OnBackupLoss, Options, Protection};
 
@@ -19,9 +22,7 @@ fn options(arguments: RunArguments) -> Result<Options, Failure> {
         .name
         .map_or_else(|| values::default_name(&command[0]), Ok);
     let name = name.map_err(Failure::usage)?;
-    for directory in &arguments.mirror {
-        existing_directory(directory, "--mirror", "name one that is there")?;
-    }
+    let mirrors = mirrors(&arguments.mirror)?;
     let (heartbeat, detect) = (arguments.heartbeat, arguments.detect);
     if detect <= heartbeat {
         return Err(Failure::usage(format!(
@@ -34,7 +35,7 @@ fn options(arguments: RunArguments) -> Result<Options, Failure> {
         Backup::At(backup) => Some(Protection {
             backup,
             security: security(arguments.security)?,
-            mirrors: arguments.mirror,
+            mirrors,
             mode: match arguments.mode {
                 ModeArgument::Hybrid => Mode::Hybrid,
                 ModeArgument::Checkpoint => Mode::Checkpoint,
@@ -62,6 +63,43 @@ fn options(arguments: RunArguments) -> Result<Options, Failure> {
         link,
         protection,
     })
+}
+
+/// The directories that are mirrored, by their absolute paths. What a program does to files is known by the paths that it
+/// names, so no symbolic link may lead there.
+fn mirrors(named: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+    let mut mirrors: Vec<PathBuf> = Vec::new();
+    for directory in named {
+        existing_directory(directory, "--mirror", "name one that is there")?;
+        let refused =
+            |why: String| Failure::usage(format!("--mirror {}: {why}", directory.display()));
+        let unread = |error: io::Error| refused(format!("it cannot be looked up: {error}"));
+        let real = fs::canonicalize(directory).map_err(unread)?;
+        let plain: PathBuf = std::path::absolute(directory)
+            .map_err(unread)?
+            .components()
+            .collect();
+        if real != plain {
+            let real = real.display();
+            return Err(refused(format!(
+                "a link leads there; name {real}, and let the program use that path, too"
+            )));
+        }
+        if real == Path::new("/") {
+            return Err(refused("all files of a host cannot be mirrored; name the directories that the program writes to".to_owned()));
+        }
+        let nested = mirrors
+            .iter()
+            .find(|other| real.starts_with(other) || other.starts_with(&real));
+        if let Some(other) = nested {
+            return Err(refused(format!(
+                "it and {} lie within one another; name the outer one alone",
+                other.display()
+            )));
+        }
+        mirrors.push(real);
+    }
+    Ok(mirrors)
 }
 
 #[cfg(test)]

@@ -110,6 +110,18 @@ fn wrong_command_lines() {
             &format!("{run} --insecure --mirror /no/where -- true"),
             &["--mirror /no/where"],
         ),
+        (
+            &format!("{run} --insecure --mirror /bin -- true"),
+            &["--mirror /bin", "/usr/bin"],
+        ),
+        (
+            &format!("{run} --insecure --mirror / -- true"),
+            &["--mirror /", "directories"],
+        ),
+        (
+            &format!("{run} --insecure --mirror /usr --mirror /usr/lib -- true"),
+            &["--mirror /usr/lib", "/usr lie", "outer"],
+        ),
         (&format!("{run} --insecure --epoch"), &["--epoch", "value"]),
         ("backup --insecure", &["--listen", "missing"]),
         ("backup --listen 10.9.0.2:0 --insecure", &["\"10.9.0.2:0\""]),

@@ -222,6 +222,7 @@ fn details() -> Details {
         mac: [2, 0, 0, 0, 0, 1],
         bridge: "br0".into(),
         replays: true,
+        mirrors: vec![b"/srv".to_vec()],
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::timers::SIGINFO;
 use super::{DescriptionId, Fold, FoldError, Intent, Pid, StreamId, nr};
-use crate::payload::{self, Parsed};
+use crate::payload::{self, AT_OFFSET, Parsed};
 use crate::record::{Header, Record};
 
 /// −EINTR.
@@ -149,9 +149,11 @@ impl Fold {
     }
 
     fn succeeded(&mut self, call: &Call<'_>) -> Result<(), FoldError> {
+        self.note_changes(call);
         match call.nr {
             nr::READ | nr::READV | nr::RECVFROM | nr::RECVMSG => self.read(call)?,
             nr::WRITE | nr::WRITEV | nr::SENDTO | nr::SENDMSG => self.wrote(call)?,
+            nr::PWRITEV2 if call.parsed.position == Some(AT_OFFSET) => self.wrote(call)?,
             nr::SENDFILE | nr::SPLICE | nr::TEE | nr::VMSPLICE | nr::COPY_FILE_RANGE => {
                 self.moved(call)?
             }

@@ -329,7 +329,7 @@ impl Fold {
                 self.resolve(call.pid, AT_FDCWD, text(call.input(0).unwrap_or_default()))
             }
             nr::FCHDIR => self.resolve(call.pid, call.fd, b""),
-            nr::GETCWD => text(call.filled(0)).to_vec(),
+            nr::GETCWD => self.resolve(call.pid, AT_FDCWD, text(call.filled(0))),
             _ => Vec::new(),
         };
         let Some(process) = self.processes.get_mut(&call.pid) else {
@@ -344,10 +344,11 @@ impl Fold {
         Ok(())
     }
 
-    /// A path as the process names it, joined with its working directory or a directory it has open.
-    fn resolve(&self, pid: Pid, directory: i32, path: &[u8]) -> Vec<u8> {
+    /// A path as the process names it, joined with its root directory, its working directory or a directory it has open.
+    pub(super) fn resolve(&self, pid: Pid, directory: i32, path: &[u8]) -> Vec<u8> {
         if path.starts_with(b"/") {
-            return path.to_vec();
+            let root = self.processes.get(&pid).map(|process| &process.root[..]);
+            return [root.unwrap_or_default(), path].concat();
         }
         let base = if directory == AT_FDCWD {
             self.processes.get(&pid).map(|process| process.cwd.clone())

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sysabi::Object;
 
 use super::{Fold, FoldError, Pid, SpaceId, StreamId};
+use crate::change::Change;
 use crate::record::{self, Header, Record, kind};
 
 /// Most bytes of records that wait for their turn.
@@ -64,6 +65,21 @@ impl Merge {
     #[must_use]
     pub const fn fold(&self) -> &Fold {
         &self.fold
+    }
+
+    /// See [`Fold::start_in`].
+    pub fn start_in(&mut self, directory: &[u8], umask: u32) {
+        self.fold.start_in(directory, umask);
+    }
+
+    /// See [`Fold::note_changes_below`].
+    pub fn note_changes_below(&mut self, directories: &[Vec<u8>]) {
+        self.fold.note_changes_below(directories);
+    }
+
+    /// See [`Fold::take_changes`].
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        self.fold.take_changes()
     }
 
     /// Drops a closed connection that the client has acknowledged; true if there was one.

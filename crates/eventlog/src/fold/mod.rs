@@ -27,6 +27,7 @@
 
 mod by_time;
 mod calls;
+mod changed;
 mod channel;
 mod credentials;
 mod describe;
@@ -88,6 +89,10 @@ pub struct Fold {
     next_id: u64,
     closes: u64,
     strays: u64,
+    /// Files whose changes are noted; no part of the state.
+    watched: changed::Watched,
+    /// Where the first process starts, and its umask.
+    start: (Vec<u8>, Option<u32>),
 }
 
 impl Fold {
@@ -95,6 +100,11 @@ impl Fold {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Says in which directory the container's first process starts, and with which umask; before anything else.
+    pub fn start_in(&mut self, directory: &[u8], umask: u32) {
+        self.start = (directory.to_vec(), Some(umask));
     }
 
     /// Names the thread that a stream belongs to; the host knows it from the ring. The first one makes the

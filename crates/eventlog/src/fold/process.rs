@@ -41,6 +41,8 @@ impl Fold {
             Process {
                 table,
                 space,
+                cwd: self.start.0.clone(),
+                umask: self.start.1,
                 ..Process::default()
             },
         )?;

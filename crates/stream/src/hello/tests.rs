@@ -183,6 +183,7 @@ fn the_layout_of_details_is_the_documented_one() {
         mac: [2, 0, 0, 0, 0, 9],
         bridge: "br".to_owned(),
         replays: true,
+        mirrors: vec![b"/srv".to_vec()],
     };
     let bytes = stored([
         &text("n"),
@@ -191,6 +192,8 @@ fn the_layout_of_details_is_the_documented_one() {
         &[10, 0, 0, 1, 24, 1, 10, 0, 0, 2, 2, 0, 0, 0, 0, 9],
         &text("br"),
         &[1],
+        &1u64.to_le_bytes(),
+        &text("/srv"),
     ]);
     assert_eq!(encode(&details).unwrap(), bytes);
 }

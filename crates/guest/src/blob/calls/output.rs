@@ -2,6 +2,7 @@
 
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 
+use eventlog::payload::{AT_END, POSITIONED};
 use eventlog::record::{Header, MAX_PAYLOAD, kind};
 use guest::abi::{REPLAY_STDERR_FD, REPLAY_STDOUT_FD, ThreadBlock, failure};
 use sysabi::{Arg, Len, Syscall};
@@ -66,11 +67,11 @@ fn made(t: &ThreadBlock, regs: &Regs, row: &'static Syscall, part: Part, target:
     let Some(data) = data_of(row, &args) else {
         return -raw::EINVAL;
     };
-    let keeps_data = matches!(target, Kind::File | Kind::Internal);
-    let data = if keeps_data {
-        shorten(row, &mut args, data)
-    } else {
-        data
+    let mut first = [0; 2];
+    let data = match target {
+        Kind::File => shorten_vector(shorten(row, &mut args, data), &mut args, &mut first),
+        Kind::Internal => shorten(row, &mut args, data),
+        _ => data,
     };
     let Some(shape) = Shape::of(row, args) else {
         return -raw::EINVAL;
@@ -141,8 +142,8 @@ fn between_descriptors(t: &ThreadBlock, regs: &Regs, row: &'static Syscall, args
         },
         // The others say EINVAL where they cannot, and their callers then copy.
         (Some(_), _) => -raw::EINVAL,
-        // What is printed goes through the program's memory, where replay has it.
-        (None, _) if matches!(to, Kind::Stdout | Kind::Stderr) => -raw::EINVAL,
+        // What is printed goes through the program's memory, where replay has it; what goes to a file, into the log.
+        (None, _) if matches!(to, Kind::Stdout | Kind::Stderr | Kind::File) => -raw::EINVAL,
         (None, _) => fed(t, regs, row),
     }
 }
@@ -186,9 +187,11 @@ fn data_of(row: &Syscall, args: &[u64; 6]) -> Option<Run> {
     None
 }
 
+/// Bytes of one write that its record holds.
+const MOST: u64 = (MAX_PAYLOAD - 4096) as u64;
+
 /// Keeps what one record has to hold below its limit: a plain write may always write less.
 fn shorten(row: &Syscall, args: &mut [u64; 6], data: Run) -> Run {
-    const MOST: u64 = (MAX_PAYLOAD - 4096) as u64;
     match (row.nr, data) {
         // write, pwrite64
         (1 | 18, Run::Flat(at, n)) => {
@@ -197,6 +200,49 @@ fn shorten(row: &Syscall, args: &mut [u64; 6], data: Run) -> Run {
         }
         _ => data,
     }
+}
+
+/// The same for a vector: as many of its pieces as fit, or a part of the first, which `first` then describes.
+fn shorten_vector(data: Run, args: &mut [u64; 6], first: &mut [u64; 2]) -> Run {
+    let Run::Vector(at, count, len) = data else {
+        return data;
+    };
+    if len <= MOST {
+        return data;
+    }
+    let (mut pieces, mut bytes) = (0, 0);
+    let mut fits = true;
+    data.each(|_, n| {
+        fits &= bytes + n <= MOST;
+        if fits {
+            (pieces, bytes) = (pieces + 1, bytes + n);
+        }
+    });
+    if pieces == 0 {
+        data.each(|piece, n| {
+            if first[1] == 0 {
+                *first = [piece, n.min(MOST)];
+            }
+        });
+        args[1] = first.as_ptr() as u64;
+        args[2] = 1;
+        return Run::Vector(args[1], 1, first[1]);
+    }
+    // Pieces of no length are passed over by `each`, and count here.
+    let whole = (0..count).take_while(|n| Run::vector_len(at, n + 1).is_ok_and(|len| len <= bytes));
+    args[2] = whole.count() as u64;
+    Run::Vector(at, args[2], bytes)
+}
+
+/// Where in a file a call writes that says so itself.
+fn position(row: &Syscall, args: &[u64; 6]) -> Option<u64> {
+    const PWRITEV2: u16 = 328;
+    const RWF_APPEND: u64 = 0x10;
+    if !POSITIONED.contains(&row.nr) {
+        return None;
+    }
+    let appends = row.nr == PWRITEV2 && args[5] & RWF_APPEND != 0;
+    Some(if appends { AT_END } else { args[3] })
 }
 
 fn written(data: Run, result: i64) -> Run {
@@ -228,9 +274,11 @@ fn intent(t: &ThreadBlock, shape: &Shape, data: Run, done: u64) {
 }
 
 fn log_output(t: &ThreadBlock, shape: &Shape, result: i64, data: Run, target: Kind, stamp: u64) {
+    let position = position(shape.row, &shape.args).filter(|_| target == Kind::File);
     let payload = match target {
         Kind::Stdout | Kind::Stderr => 8,
-        Kind::File => data.len().min(MAX_PAYLOAD as u64),
+        Kind::File if data.len() == 0 => 0,
+        Kind::File => data.len() + position.map_or(0, |_| 8),
         _ => 0,
     };
     let header = Header {
@@ -245,7 +293,12 @@ fn log_output(t: &ThreadBlock, shape: &Shape, result: i64, data: Run, target: Ki
     let mut w = log::begin(t, header);
     match target {
         Kind::Stdout | Kind::Stderr => w.value(stamp),
-        Kind::File => data.each(|at, n| w.bytes(at, n)),
+        Kind::File if payload > 0 => {
+            if let Some(position) = position {
+                w.value(position);
+            }
+            data.each(|at, n| w.bytes(at, n));
+        }
         _ => {}
     }
     // What is written here is not held back: nobody waits for the log.
@@ -265,7 +318,7 @@ fn replay(
     if target == Kind::Internal && t.intended.swap(0, Relaxed) == 0 {
         let intent = log::take(t, kind::INTENT)?;
         intent.check_hash(intent_hash(shape, done));
-        check_data(&intent, data);
+        check_data(&intent, 0, data);
         intent.finish();
     }
     if target == Kind::Internal && done == 0 {
@@ -283,7 +336,8 @@ fn replay(
         log::diverge(t, failure::OUTPUT, logged, data.hash());
     }
     if target == Kind::File {
-        check_data(&taken, data);
+        let behind = position(row, &shape.args).map_or(0, |_| 8);
+        check_data(&taken, behind, data);
     }
     // Before it is over: who waits for the end of this thread's log ends the thread.
     let stamp = taken.value::<u64>(0);
@@ -311,13 +365,12 @@ fn write_on(t: &ThreadBlock, shape: &Shape, data: Run) -> Option<i64> {
     Some(done.cast_signed())
 }
 
-/// Compares the bytes that the log has of a write, if it has any, with those that the program writes.
-fn check_data(taken: &Taken<'_>, data: Run) {
+/// Compares the bytes that the log has of a write from an offset on, if it has any, with those that the program writes.
+fn check_data(taken: &Taken<'_>, mut offset: u64, data: Run) {
     let len = data.len().min(MAX_PAYLOAD as u64);
     if taken.header.payload_len == 0 {
         return;
     }
-    let mut offset = 0;
     data.part(0, len).each(|at, n| {
         taken.check_bytes(offset, at, n);
         offset += n;
