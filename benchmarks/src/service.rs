@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -360,7 +360,9 @@ impl Service {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let backup = bed.host("backup")?;
         let end = Instant::now() + PATIENCE;
-        while !backup.processes_named(UNDERSTUDY).is_empty() {
+        // Of one that was killed the listener may go later than the process.
+        let listens = || backup.inside(|| Ok(TcpStream::connect(*listen).is_ok()));
+        while !backup.processes_named(UNDERSTUDY).is_empty() || listens()? {
             ensure!(Instant::now() < end, "the backup still runs");
             std::thread::park_timeout(Duration::from_millis(1));
         }

@@ -20,12 +20,21 @@ use understudy_tests::{options, repeats, scratch, understudy};
 
 /// Starts a server whose files `prepare` puts into a directory, and takes it through losses.
 fn survives<C: Client>(port: u16, prepare: impl Fn(&Path) -> Vec<String>) {
+    leaves::<C>(port, prepare, |_| {});
+}
+
+/// The same, and looks at the backup's copy of that directory, with which the server has gone on.
+fn leaves<C: Client>(port: u16, prepare: impl Fn(&Path) -> Vec<String>, look: impl Fn(&Path)) {
     for seed in 1..=u64::from(repeats()) {
         let (bed, scratch) = (Bed::new().unwrap(), scratch().unwrap());
-        let command = prepare(scratch.path());
+        let files = scratch.path().canonicalize().unwrap().join("files");
+        std::fs::create_dir(&files).unwrap();
+        let command = prepare(&files);
+        let mut options = options();
+        options.extend(["--mirror".to_owned(), files.display().to_string()]);
         let protection = Protection {
             understudy: understudy().unwrap(),
-            options: options(),
+            options,
             ..Protection::default()
         };
         let directory = scratch.path().join("service");
@@ -36,5 +45,8 @@ fn survives<C: Client>(port: u16, prepare: impl Fn(&Path) -> Vec<String>) {
             panic!("{seed}: {e:#}; the server said: {run}; the backup: {backup}")
         });
         println!("{seed}: longest reply {longest:.0?}, {line}");
+        let name = Path::new(&command[0]).file_name().unwrap();
+        drop(service);
+        look(&directory.join("state/mirrors").join(name).join("0"));
     }
 }

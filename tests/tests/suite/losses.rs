@@ -48,10 +48,8 @@ fn programs_that_stand() {
 fn all_survive(state: State) {
     let built = Built::all();
     let mut failures = Vec::new();
-    let mut programs = built.programs.clone();
-    programs.retain(|program| program.at_work || state == State::Standing);
     for seed in 1..=u64::from(repeats()) {
-        for group in programs.chunks(TOGETHER) {
+        for group in built.programs.chunks(TOGETHER) {
             let outcome = survive(&built, group, state, seed);
             let failed = outcome.unwrap_or_else(|e| vec![("all of them".to_owned(), e)]);
             failures.extend(failed.into_iter().map(|(name, e)| {
@@ -71,9 +69,14 @@ fn survive(
     seed: u64,
 ) -> Result<Vec<(String, Error)>> {
     let (bed, scratch) = (Bed::new()?, scratch()?);
+    // In a directory of their own, of which the backup has a copy.
+    let files = scratch.path().canonicalize()?.join("files");
+    std::fs::create_dir(&files)?;
+    let mut options = options();
+    options.extend(["--mirror".to_owned(), files.display().to_string()]);
     let protection = Protection {
         understudy: understudy()?,
-        options: options(),
+        options,
         ..Protection::default()
     };
     let ports = FIRST_PORT..;
@@ -82,10 +85,9 @@ fn survive(
         .zip(ports.clone())
         .map(|(program, port)| format!("{} {port} &", built.path(program).display()))
         .collect();
-    // In a directory of their own, which both hosts have.
     let script = format!(
         "cd {} && {{ {} wait; }}",
-        scratch.path().display(),
+        files.display(),
         commands.join(" ")
     );
     let command = ["sh", "-c", &script].map(str::to_owned);

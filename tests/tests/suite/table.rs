@@ -6,19 +6,10 @@ use std::process::Command;
 pub(crate) struct Program {
     /// The file in `programs`.
     pub(crate) file: &'static str,
-    /// Whether it is taken through a loss while it is at work.
-    pub(crate) at_work: bool,
 }
 
 const fn program(file: &'static str) -> Program {
-    let at_work = true;
-    Program { file, at_work }
-}
-
-/// One that is lost only while it stands: at work it does not come through every loss.
-const fn standing(file: &'static str) -> Program {
-    let at_work = false;
-    Program { file, at_work }
+    Program { file }
 }
 
 pub(crate) const PROGRAMS: &[Program] = &[
@@ -26,8 +17,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("clocks.c"),
     program("conditions.c"),
     program("events.c"),
-    // What it wrote behind the end of the log is on the disk, and written again.
-    standing("files.c"),
+    program("files.c"),
     program("meetings.c"),
     program("mutexes.c"),
     program("mutexes_robust.c"),

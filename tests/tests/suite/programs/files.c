@@ -47,6 +47,40 @@ static void shares_offsets(int fd) {
   close(copy);
 }
 
+enum { PIECE = 300 << 10, PIECES = 3 };
+
+// More than goes at once, perhaps; a piece may be written in part.
+static void is_large(int fd, char *bytes, const size_t lengths[PIECES], off_t at) {
+  size_t sum = 0, done = 0;
+  for (int i = 0; i < PIECES; i++) sum += lengths[i];
+  for (size_t i = 0; i < sum; i++) bytes[i] = i * 31 >> 8 ^ lengths[0];
+  while (done < sum) {
+    struct iovec parts[PIECES];
+    size_t begin = 0;
+    for (int i = 0; i < PIECES; i++) {
+      size_t skip = done <= begin ? 0 : done - begin < lengths[i] ? done - begin : lengths[i];
+      parts[i] = (struct iovec){ bytes + begin + skip, lengths[i] - skip };
+      begin += lengths[i];
+    }
+    ssize_t n = good("pwritev", pwritev(fd, parts, PIECES, at + done));
+    expect("something is written", n > 0, 1);
+    done += n;
+  }
+  char *back = bytes + sum;
+  for (size_t got = 0; got < sum;) {
+    ssize_t n = good("pread", pread(fd, back + got, sum - got, at + got));
+    expect("something is there", n > 0, 1);
+    got += n;
+  }
+  expect("what was written", memcmp(bytes, back, sum), 0);
+}
+
+static void large(int fd) {
+  static char bytes[2 * PIECES * PIECE];
+  is_large(fd, bytes, (size_t[]){ PIECE, PIECE, PIECE }, 5);
+  is_large(fd, bytes, (size_t[]){ 0, PIECES * PIECE - 1, 1 }, 0);
+}
+
 static void locks(int fd) {
   struct flock whole = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
   good("F_SETLK", fcntl(fd, F_SETLK, &whole));
@@ -78,6 +112,7 @@ static void names(void) {
 static void turn(unsigned number) {
   int fd = good("open", open(name, O_RDWR | O_CREAT | O_TRUNC, 0600));
   shares_offsets(fd);
+  if (number % 8 == 3) large(fd);
   locks(fd);
   good("ftruncate", ftruncate(fd, 0));
   pthread_t threads[3];
