@@ -11,6 +11,7 @@
 //! * [`tail`]: the log since the last cut, for the fold.
 //! * [`bereft`]: connections whose last holder was killed.
 
+mod at_cut;
 mod bereft;
 mod drain;
 mod egress;

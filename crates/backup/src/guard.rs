@@ -443,16 +443,18 @@ impl<I: Image> Guard<I> {
                 committed: last,
             });
         }
-        committed
-            .image
-            .apply(&begin, image)
-            .map_err(|reason| StoreError::Image { id, reason })?;
-        if let Some(mirror) = self.mirror().as_mut() {
-            // The log goes on from the checkpoint, and so must they.
-            mirror
-                .commit(files)
-                .map_err(|source| StoreError::Files { id, source })?;
+        // The log goes on from the checkpoint, and so must both. Files that do not come along are made anew; an image
+        // cannot be.
+        let mut mirror = self.mirror();
+        if let Some(mirror) = mirror.as_mut() {
+            let kept = mirror.commit(files);
+            kept.map_err(|source| StoreError::Files { id, source })?;
         }
+        let applied = committed.image.apply(&begin, image);
+        if let (Err(_), Some(mirror)) = (&applied, mirror.as_mut()) {
+            mirror.forget();
+        }
+        applied.map_err(|reason| StoreError::Image { id, reason })?;
         locked(&self.log).drop_before(&begin.cut);
         committed.begin = Some(begin);
         Ok(true)

@@ -116,15 +116,25 @@ impl Mirror {
         pairs.map(move |(inside, here)| (here.clone(), path(inside)))
     }
 
-    /// A part of a whole copy: what there was is of no use any more.
+    /// A part of a whole copy, whose first part begins by emptying the first directory: what there was is of no use any
+    /// more.
     ///
     /// # Errors
-    /// [`FilesError::Change`].
+    /// [`FilesError::Change`]; [`FilesError::NotWhole`] for a part behind one that could not be applied.
     pub fn copy(&mut self, changes: &[Change]) -> Result<(), FilesError> {
+        let (first, _) = &self.directories[0];
+        if matches!(changes, [Change::Emptied { path }, ..] if path == first) {
+            self.state = State::Coming;
+        }
+        if self.state != State::Coming {
+            return Err(FilesError::NotWhole);
+        }
+        self.apply_or_forget(changes)
+    }
+
+    /// They are not those of the committed checkpoint any more.
+    pub fn forget(&mut self) {
         self.state = State::Unknown;
-        self.apply(changes)?;
-        self.state = State::Coming;
-        Ok(())
     }
 
     /// What happened to the files up to a checkpoint that is being committed.
@@ -150,7 +160,7 @@ impl Mirror {
             return Err(FilesError::NotWhole);
         }
         self.apply_or_forget(changes)?;
-        self.state = State::Unknown;
+        self.forget();
         Ok(())
     }
 
@@ -168,8 +178,7 @@ impl Mirror {
     }
 
     fn apply_or_forget(&mut self, changes: &[Change]) -> Result<(), FilesError> {
-        self.apply(changes)
-            .inspect_err(|_| self.state = State::Unknown)
+        self.apply(changes).inspect_err(|_| self.forget())
     }
 
     fn apply(&self, changes: &[Change]) -> Result<(), FilesError> {
@@ -242,6 +251,25 @@ mod tests {
         mirror.copy(&[emptied(), made("c")]).unwrap();
         mirror.commit(&[]).unwrap();
         assert!(!copy.join("a").exists() && copy.join("c").is_dir());
+    }
+
+    #[test]
+    fn a_copy_of_which_a_part_failed_is_none() {
+        let state = TempDir::new().unwrap();
+        let mut mirror = open(&state);
+        mirror.copy(&[emptied(), made("a")]).unwrap();
+        assert!(matches!(
+            mirror.copy(&[made("a")]),
+            Err(FilesError::Change(_))
+        ));
+        assert!(matches!(
+            mirror.copy(&[made("b")]),
+            Err(FilesError::NotWhole)
+        ));
+        assert!(matches!(mirror.commit(&[]), Err(FilesError::NotWhole)));
+        mirror.copy(&[emptied(), made("a")]).unwrap();
+        mirror.copy(&[made("b")]).unwrap();
+        mirror.commit(&[]).unwrap();
     }
 
     #[test]

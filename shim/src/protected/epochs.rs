@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::mem::take;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::Acquire;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,16 +14,17 @@ use std::time::{Duration, Instant};
 use checkpointer::{Census, CheckpointError, Guest, Settings, Tree, TreeCapture};
 use eventlog::codec;
 use eventlog::fold::Merge;
-use eventlog::handover::{ConnectionCut, GuestState, ThreadState, section};
+use eventlog::handover::section;
 use eventlog::recording::OWN_STREAM;
 use guest::Blob;
-use guest::abi::{ARENA_BASE, ARENA_LEN, MAX_CONNS, MAX_SLOTS, conn, slot};
+use guest::abi::{ARENA_BASE, ARENA_LEN, MAX_SLOTS, slot};
 use stream::checkpoint::{Begin, CheckpointSender, Commit, CommitReceiver, Cut};
 use sys::arena::Arena;
 use sys::follow::Images;
 use sys::memory::Range;
 use sys::process::{PidFd, lock_memory};
 
+use super::at_cut::AtCut;
 use super::bereft;
 use super::drain::Released;
 use super::egress::Shared;
@@ -96,17 +97,6 @@ impl Census for Slots<'_> {
     fn changes(&self) -> u64 {
         self.0.control().changes.load(Acquire)
     }
-}
-
-/// What is read from the arena while all processes stand still.
-#[derive(Debug, Default)]
-struct AtCut {
-    state: GuestState,
-    /// The processes that live.
-    living: Vec<u32>,
-    /// Streams of processes that were killed, and where they end.
-    killed: Vec<(u32, u64)>,
-    output: Vec<u8>,
 }
 
 impl Epochs {
@@ -242,7 +232,20 @@ impl Epochs {
                 return Err(error.into());
             }
         };
-        self.files.copied()?;
+        match self.files.copied() {
+            Ok(()) => {}
+            // The backup is lost, which the log's connection tells of.
+            Err(Error::Stream(error)) => {
+                tracing::debug!(%error, "the container's files cannot be sent");
+                self.link = None;
+            }
+            Err(error) => {
+                self.put_back(covered);
+                tree.recycle(capture);
+                tree.make_full();
+                return Err(error);
+            }
+        }
         self.shared.stats().paused(timing.pause);
         tracing::debug!(?timing, "checkpoint");
         Ok(Taken {
@@ -404,79 +407,6 @@ impl Epochs {
             streams: positions.into_iter().collect(),
             next_stream: state.next_stream,
         })
-    }
-}
-
-impl AtCut {
-    /// Every thread of the container stands still; `living` are its processes.
-    fn read(arena: &Arena, living: &[u32]) -> Self {
-        let control = arena.control();
-        let mut cut = Self {
-            living: living.to_vec(),
-            ..Self::default()
-        };
-        cut.state.next_stream = control.next_stream.load(Acquire);
-        cut.state.pids = control.pids.version.load(Acquire);
-        cut.state.stdio = control.stdio.version.load(Acquire);
-        for index in 0..MAX_SLOTS {
-            let ring = arena.slot(index);
-            if ring.state.load(Acquire) == slot::LIVE {
-                let pid = ring.pid.load(Acquire);
-                if pid != 0 && !living.contains(&pid) {
-                    // Killed: nobody says so but the kernel.
-                    let end = (ring.stream.load(Acquire), ring.head.load(Acquire));
-                    cut.killed.push(end);
-                    ring.state.store(slot::DONE, Release);
-                    continue;
-                }
-                cut.state.threads.push(ThreadState {
-                    slot: index as u32,
-                    stream: ring.stream.load(Acquire),
-                    tid: ring.tid.load(Acquire),
-                    pid: ring.pid.load(Acquire),
-                    block: ring.block.load(Acquire),
-                    position: ring.head.load(Acquire),
-                });
-            }
-        }
-        for word in 0..MAX_CONNS / 64 {
-            let mut left = control.taken[word].load(Acquire);
-            while left != 0 {
-                cut.connection(arena, word * 64 + left.trailing_zeros() as usize);
-                left &= left - 1;
-            }
-        }
-        cut
-    }
-
-    fn connection(&mut self, arena: &Arena, index: usize) {
-        let c = arena.conn(index);
-        let (written, trimmed) = (c.written.load(Acquire), c.trimmed.load(Acquire));
-        let state = c.state.load(Acquire);
-        if state != conn::OPEN && state != conn::CLOSED {
-            return;
-        }
-        self.state.connections.push(ConnectionCut {
-            index: index as u32,
-            generation: c.generation.load(Acquire),
-            state,
-            refs: c.refs.load(Acquire),
-            fd: c.fd.load(Acquire),
-            pid: c.pid.load(Acquire),
-            shut: c.shut.load(Acquire),
-            read_end: c.read_end.load(Acquire),
-            holder: c.holder.load(Acquire),
-            read: c.read.load(Acquire),
-            written,
-            trimmed,
-            ends: c.ends.load(Acquire),
-        });
-        if written > trimmed {
-            self.output.extend_from_slice(&(index as u32).to_le_bytes());
-            self.output
-                .extend_from_slice(&((written - trimmed) as u32).to_le_bytes());
-            arena.read_output(index, trimmed, written, &mut self.output);
-        }
     }
 }
 

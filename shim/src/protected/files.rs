@@ -29,7 +29,7 @@ enum Copy {
     There,
     /// It needs one, of the next cut.
     Due,
-    /// That of this cut is sent, or why it is not.
+    /// That of this cut is sent, or why not.
     Sent(Result<(), Error>),
 }
 
@@ -81,21 +81,16 @@ impl Files {
         Ok(batch.flush(to)?)
     }
 
-    /// The pause is over: whether a copy that was due is made. A backup that is lost meanwhile is noticed elsewhere.
+    /// The pause is over: why a copy that was due is not made.
     pub(super) fn copied(&mut self) -> Result<(), Error> {
-        match &mut self.copy {
-            Copy::Sent(result) => {
-                let result = std::mem::replace(result, Ok(()));
-                if result.is_err() {
-                    self.copy = Copy::Due;
-                }
-                match result {
-                    Err(Error::Stream(_)) => Ok(()),
-                    other => other,
-                }
-            }
-            Copy::There | Copy::Due => Ok(()),
+        let Copy::Sent(result) = &mut self.copy else {
+            return Ok(());
+        };
+        let result = std::mem::replace(result, Ok(()));
+        if result.is_err() {
+            self.copy = Copy::Due;
         }
+        result
     }
 
     /// What happened up to the cut. A copy that was made at it has that.
@@ -120,5 +115,50 @@ impl Files {
         if matches!(self.copy, Copy::Sent(_)) {
             self.copy = Copy::There;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change() -> Change {
+        let path = b"/srv/data".to_vec();
+        Change::Emptied { path }
+    }
+
+    fn files(copy: Copy) -> Files {
+        let mut files = Files::new(vec![b"/srv/data".to_vec()]);
+        files.copy = copy;
+        files
+    }
+
+    #[test]
+    fn a_copy_has_what_happened_before_it_and_changes_follow() {
+        let mut files = files(Copy::Sent(Ok(())));
+        files.copied().unwrap();
+        files.changed(vec![change()]);
+        assert!(files.changes.is_empty());
+        files.committed();
+        files.changed(vec![change()]);
+        // Of a checkpoint that was not committed, they are sent with the next one.
+        files.changed(vec![change()]);
+        assert_eq!(files.changes.len(), 2);
+        files.committed();
+        assert!(files.changes.is_empty() && matches!(files.copy, Copy::There));
+    }
+
+    #[test]
+    fn a_copy_that_failed_or_is_of_no_use_is_made_again() {
+        let mut files = files(Copy::Sent(Err(Error::Files("gone".into()))));
+        assert!(matches!(files.copied(), Err(Error::Files(_))));
+        assert!(matches!(files.copy, Copy::Due));
+        files.committed();
+        files.changed(vec![change()]);
+        assert!(matches!(files.copy, Copy::Due) && files.changes.is_empty());
+        files.copy = Copy::There;
+        files.changed(vec![change()]);
+        files.make_whole();
+        assert!(matches!(files.copy, Copy::Due) && files.changes.is_empty());
     }
 }

@@ -228,7 +228,6 @@ impl Vacant {
         };
         let reconnected = self.reconnect(handshakes, &replayed, suspicion, &clocks, &mut clock)?;
         let generation = attempt.go_live().map_err(|(_, error)| error)?;
-        let lived = Arc::clone(&guard);
         let mut report = Report {
             replayed_events: replayed.folded.events,
             restored_bytes,
@@ -242,7 +241,7 @@ impl Vacant {
         report.steps = clock.steps;
         // Takes as long as the disk does.
         thread::spawn(move || {
-            if let Some(Err(error)) = lived.mirror().as_ref().map(Mirror::goes_live) {
+            if let Some(Err(error)) = guard.mirror().as_ref().map(Mirror::goes_live) {
                 tracing::error!(%error, "another run of that name could take the place of the container's files");
             }
         });

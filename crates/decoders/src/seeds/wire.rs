@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
+use eventlog::change::Change;
 use eventlog::codec::{self, CodecError};
 use eventlog::frame::file::Writer;
 use eventlog::frame::{self, Kind};
@@ -84,11 +85,42 @@ fn checkpoint(image: &[u8]) -> Result<Vec<u8>, CodecError> {
     })?;
     let crc = crc32c::crc32c(image);
     let finish = codec::encode(&Finish { id: 1, crc })?;
+    let files = codec::encode(&changes())?;
     Ok(connection(&[
+        (Kind::Checkpoint, part::FILES, 0, &files),
         (Kind::Checkpoint, part::BEGIN, 1, &begin),
+        (Kind::Checkpoint, part::FILES, 1, &files),
         (Kind::Checkpoint, part::CHUNK, 0, image),
         (Kind::Checkpoint, part::FINISH, 1, &finish),
     ]))
+}
+
+/// What happened to mirrored files.
+fn changes() -> Vec<Change> {
+    let path = || b"/srv/file".to_vec();
+    vec![
+        Change::Opened {
+            path: path(),
+            makes: Some((0o644, (0, 0))),
+            empties: true,
+        },
+        Change::Written {
+            path: path(),
+            at: Some(4),
+            bytes: b"text".to_vec(),
+        },
+        Change::Renamed {
+            from: path(),
+            to: b"/srv/other".to_vec(),
+            flags: 2,
+        },
+        Change::Attribute {
+            path: path(),
+            name: b"user.n".to_vec(),
+            value: None,
+            follows: false,
+        },
+    ]
 }
 
 fn file(log: &[u8]) -> Option<Vec<u8>> {
@@ -144,6 +176,7 @@ fn bodies() -> Vec<Body> {
             image_len: 4096,
         })),
         part(part::FINISH)(codec::encode(&Finish { id: 2, crc: 9 })),
+        part(part::FILES)(codec::encode(&changes())),
         part(part::ANSWER)(codec::encode(&Commit::Done { id: 2 })),
         part(part::ANSWER)(codec::encode(&Commit::Refused {
             id: 2,
