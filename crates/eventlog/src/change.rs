@@ -160,27 +160,37 @@ impl Change {
     #[must_use]
     pub fn bytes(&self) -> usize {
         const FIELDS: usize = 64;
-        let variable = match self {
-            Self::Written { path, bytes, .. } => path.len() + bytes.len(),
-            Self::Symlinked { path, target, .. } => path.len() + target.len(),
-            Self::Linked { from, path } => from.len() + path.len(),
-            Self::Renamed { from, to, .. } => from.len() + to.len(),
-            Self::Attribute {
-                path, name, value, ..
-            } => path.len() + name.len() + value.as_ref().map_or(0, Vec::len),
+        let beside = match self {
+            Self::Written { bytes, .. } => bytes.len(),
+            Self::Symlinked { target, .. } => target.len(),
+            Self::Attribute { name, value, .. } => name.len() + value.as_ref().map_or(0, Vec::len),
+            _ => 0,
+        };
+        let (first, second) = self.paths();
+        FIELDS + first.len() + second.map_or(0, <[u8]>::len) + beside
+    }
+
+    /// The paths that it names: one, or that of a file and its other name.
+    #[must_use]
+    pub fn paths(&self) -> (&[u8], Option<&[u8]>) {
+        match self {
+            Self::Linked { from, path } => (path, Some(from)),
+            Self::Renamed { from, to, .. } => (from, Some(to)),
             Self::Opened { path, .. }
+            | Self::Written { path, .. }
             | Self::Resized { path, .. }
             | Self::Allocated { path, .. }
             | Self::DirectoryMade { path, .. }
             | Self::FifoMade { path, .. }
             | Self::SocketMade { path, .. }
+            | Self::Symlinked { path, .. }
             | Self::Removed { path, .. }
             | Self::Mode { path, .. }
             | Self::Owner { path, .. }
             | Self::Times { path, .. }
-            | Self::Emptied { path } => path.len(),
-        };
-        FIELDS + variable
+            | Self::Attribute { path, .. }
+            | Self::Emptied { path } => (path, None),
+        }
     }
 }
 

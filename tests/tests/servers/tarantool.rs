@@ -26,7 +26,7 @@ fn tarantool_whose_clients_come_and_go() {
 }
 
 #[test]
-#[ignore = "each request goes through another thread then, woken by a flag without a lock: about one takeover of six fails"]
+#[ignore = "each request goes through another thread then, woken by a flag without a lock: two takeovers of seven failed"]
 fn tarantool_that_writes_its_log() {
     leaves::<Client>(3301, |directory| command(directory, "write"), is_read_again);
 }

@@ -53,7 +53,7 @@ impl Fold {
         let Some(change) = self.change_by(call) else {
             return;
         };
-        let (first, second) = paths(&change);
+        let (first, second) = change.paths();
         let is_watched = |path: &[u8]| {
             let mut directories = self.watched.directories.iter();
             directories.any(|directory| below(path, directory).is_some())
@@ -234,27 +234,6 @@ impl Fold {
         let credentials = self.processes.get(&pid).map(|process| &process.credentials);
         let effective = |ids: [Option<u32>; 3]| ids[1].unwrap_or(0);
         credentials.map_or((0, 0), |c| (effective(c.users), effective(c.groups)))
-    }
-}
-
-fn paths(change: &Change) -> (&[u8], Option<&[u8]>) {
-    match change {
-        Change::Linked { from, path } => (path, Some(from)),
-        Change::Renamed { from, to, .. } => (from, Some(to)),
-        Change::Opened { path, .. }
-        | Change::Written { path, .. }
-        | Change::Resized { path, .. }
-        | Change::Allocated { path, .. }
-        | Change::DirectoryMade { path, .. }
-        | Change::FifoMade { path, .. }
-        | Change::SocketMade { path, .. }
-        | Change::Symlinked { path, .. }
-        | Change::Removed { path, .. }
-        | Change::Mode { path, .. }
-        | Change::Owner { path, .. }
-        | Change::Times { path, .. }
-        | Change::Attribute { path, .. }
-        | Change::Emptied { path } => (path, None),
     }
 }
 
