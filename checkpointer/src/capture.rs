@@ -13,7 +13,7 @@ use sys::pagemap::Pagemap;
 use sys::proc_maps::Mapping;
 use sys::uffd::Uffd;
 
-use crate::CheckpointError;
+use crate::{CheckpointError, names};
 
 const PAGE: usize = 4096;
 /// Written ranges longer than this are looked at more closely: they may be holes (MADV_DONTNEED).
@@ -112,9 +112,9 @@ fn shared_kind(mapping: &Mapping, maps: &[Mapping]) -> Kind {
     }
 }
 
-/// Whether a mapping is memory that is shared and has no file that could be opened again.
+/// Whether a mapping is memory that is shared, and no file that could be opened again.
 pub(crate) fn is_shared_memory(mapping: &Mapping) -> bool {
-    let names = ["/memfd:", "/dev/zero (deleted)", "/SYSV"];
+    let names = ["/memfd:", "/dev/zero (deleted)", "/SYSV", names::DIRECTORY];
     mapping.shared && names.iter().any(|name| mapping.path.starts_with(name))
 }
 

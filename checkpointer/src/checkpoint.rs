@@ -18,6 +18,7 @@ use crate::build::Capture;
 use crate::capture::{Common, Copier, is_shared_memory};
 use crate::facts::{self, Facts};
 use crate::kin;
+use crate::names;
 use crate::pending;
 use crate::settle::{Guest, image_regs, is_interrupted, settle};
 use crate::stop::{Stopped, StoppedThread, list_threads};
@@ -37,6 +38,8 @@ pub struct Settings {
     pub settle: Duration,
     /// Addresses whose contents are not the image's (and whose mappings are left out of it).
     pub skip: Vec<Range>,
+    /// Whether `/dev/shm` is the container's own, and belongs to the checkpoint ([`crate::names`]).
+    pub names: bool,
 }
 
 impl Default for Settings {
@@ -46,6 +49,7 @@ impl Default for Settings {
             guest: None,
             settle: Duration::from_micros(200),
             skip: Vec::new(),
+            names: false,
         }
     }
 }
@@ -439,7 +443,9 @@ impl Checkpointer {
         } else {
             Backing::File
         };
-        if mapping.path.starts_with("anon_inode:") {
+        // Of a private mapping of shared memory the pages that were not written would be somebody else's.
+        let is_copy = !mapping.shared && names::is_named(&mapping.path);
+        if is_copy || mapping.path.starts_with("anon_inode:") {
             return Err(CheckpointError::Unsupported {
                 pid: self.pid,
                 path: mapping.path.clone(),

@@ -23,6 +23,7 @@ mod changes;
 mod checkpoint;
 mod facts;
 mod kin;
+pub mod names;
 mod pending;
 mod restore;
 mod settle;
@@ -94,6 +95,14 @@ pub enum CheckpointError {
     Busy {
         /// The process.
         pid: i32,
+    },
+    /// Something in the directory of shared memory that cannot be made elsewhere.
+    #[error(
+        "/dev/shm/{name} cannot be checkpointed: it is no file, has no name in UTF-8, or holds too much that nobody maps"
+    )]
+    Named {
+        /// Its name.
+        name: String,
     },
     /// A mapping that cannot be rebuilt elsewhere.
     #[error("process {pid} maps {path}, which cannot be checkpointed")]

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use eventlog::image::{Dead, Image, Mapping, PAGE, Process, Run, Span, Thread};
+use eventlog::image::{Dead, Image, Mapping, NamedMemory, PAGE, Process, Run, Span, Thread};
 
 use crate::changes::Changes;
 
@@ -34,6 +34,7 @@ pub struct ImageStore {
     process: Process,
     threads: Vec<Thread>,
     dead: Vec<Dead>,
+    names: Vec<NamedMemory>,
     mappings: Vec<Mapping>,
     vdso: Vec<u8>,
     opaque: Vec<(u32, Vec<u8>)>,
@@ -72,6 +73,12 @@ impl ImageStore {
     #[must_use]
     pub fn dead(&self) -> &[Dead] {
         &self.dead
+    }
+
+    /// Names of its container's shared memory: in the store of the program.
+    #[must_use]
+    pub fn names(&self) -> &[NamedMemory] {
+        &self.names
     }
 
     /// Its memory map.
@@ -144,6 +151,7 @@ impl ImageStore {
         self.process = image.process.clone();
         self.threads.clone_from(&image.threads);
         self.dead.clone_from(&image.dead);
+        self.names.clone_from(&image.names);
         self.opaque = image
             .opaque
             .iter()
@@ -178,6 +186,7 @@ impl ImageStore {
             process: self.process.clone(),
             threads: self.threads.clone(),
             dead: self.dead.clone(),
+            names: self.names.clone(),
             mappings: Some(self.mappings.clone()),
             dropped: Vec::new(),
             runs,

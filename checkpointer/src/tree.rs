@@ -12,7 +12,7 @@ use std::fs;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::Instant;
 
-use eventlog::image::{Dead, Image, PAGE};
+use eventlog::image::{Dead, Image, NamedMemory, PAGE};
 use libc::pid_t;
 use sys::follow::Images;
 use sys::process::RealTime;
@@ -22,6 +22,7 @@ use crate::build::Capture;
 use crate::capture::{Common, is_shared_memory, object};
 use crate::checkpoint::{Checkpointer, Cut, Lap, PRIORITY, Settings, Timing};
 use crate::kin::{self, Listed};
+use crate::names;
 use crate::settle::settle;
 use crate::stop::Stopped;
 
@@ -86,6 +87,7 @@ struct Member {
 pub struct TreeCapture {
     captures: Vec<(pid_t, Capture)>,
     dead: Vec<Dead>,
+    names: Vec<NamedMemory>,
 }
 
 impl TreeCapture {
@@ -96,6 +98,7 @@ impl TreeCapture {
         let mut images: Vec<_> = self.captures.iter().map(|(_, c)| c.image()).collect();
         if let Some(first) = images.first_mut() {
             first.dead.clone_from(&self.dead);
+            first.names.clone_from(&self.names);
         }
         images
     }
@@ -211,7 +214,7 @@ impl Tree {
         timing.pause = began.elapsed();
         drop(real_time);
         drop(held);
-        let (cuts, dead) = cut?;
+        let WholeCut { cuts, dead, names } = cut?;
         resumed?;
         let captures = cuts
             .into_iter()
@@ -221,7 +224,12 @@ impl Tree {
                 Ok((member.checkpointer.pid(), capture))
             });
         let captures = captures.collect::<Result<_, CheckpointError>>()?;
-        Ok((TreeCapture { captures, dead }, timing))
+        let taken = TreeCapture {
+            captures,
+            dead,
+            names,
+        };
+        Ok((taken, timing))
     }
 
     /// Watches these processes and no others.
@@ -281,7 +289,7 @@ impl Tree {
         census: &dyn Census,
         at_cut: &mut dyn FnMut(&[u32]),
         timing: &mut Timing,
-    ) -> Result<(Vec<Cut>, Vec<Dead>), CheckpointError> {
+    ) -> Result<WholeCut, CheckpointError> {
         let gone = self.stop(pause)?;
         timing.stop = pause.lap.time();
         self.settle(&mut pause.stopped)?;
@@ -301,6 +309,7 @@ impl Tree {
         for (member, stopped) in self.members.iter_mut().zip(&pause.stopped) {
             cuts.push(member.checkpointer.look(stopped)?);
         }
+        let names = self.names(&cuts)?;
         at_cut(&self.numbers());
         timing.threads = pause.lap.time();
         let common = self.written.common(census.forks(), &cuts);
@@ -309,7 +318,15 @@ impl Tree {
             timing.pause_pages += member.checkpointer.copy(cut)?;
         }
         timing.pages = pause.lap.time();
-        Ok((cuts, dead))
+        Ok(WholeCut { cuts, dead, names })
+    }
+
+    fn names(&self, cuts: &[Cut]) -> Result<Vec<NamedMemory>, CheckpointError> {
+        if !self.settings.names {
+            return Ok(Vec::new());
+        }
+        let maps: Vec<_> = cuts.iter().map(|cut| &cut.maps[..]).collect();
+        names::read(self.init, &maps)
     }
 
     /// Whether anything was changed that the members have to be asked about again.
@@ -411,6 +428,13 @@ struct Pause {
     lap: Lap,
     /// In the order of the members.
     stopped: Vec<Stopped>,
+}
+
+/// What all processes were when they stood still.
+struct WholeCut {
+    cuts: Vec<Cut>,
+    dead: Vec<Dead>,
+    names: Vec<NamedMemory>,
 }
 
 /// Keeps processes from executing another program.

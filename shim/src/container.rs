@@ -5,9 +5,9 @@
 //!                           └── forks ──> the program, PID 2: waits at the gate, then execve
 //! ```
 //!
-//! Three uses. A protected or plain run: [`Container::prepare`] with [`Isolation::FULL`] and a
+//! Three uses. A protected or plain run: [`Container::prepare`] with [`Isolation::Full`] and a
 //! [`Link`]; the program waits at its gate, so that a recorder can attach before it runs its first
-//! instruction. An offline recording: the same with [`Isolation::PIDS`]. A backup's standby:
+//! instruction. An offline recording: the same with [`Isolation::ButNetwork`]. A backup's standby:
 //! [`Container::stand_by`] makes everything in advance, link included but not attached;
 //! [`Container::spawn`] then makes empty processes with given numbers for a restore to fill, and
 //! [`Container::attach`] puts the container on the bridge.
@@ -193,7 +193,7 @@ impl Container {
     }
 
     fn connect(&mut self, spec: &Spec, live: bool) -> Result<(), Error> {
-        if !spec.isolation.network {
+        if spec.isolation != Isolation::Full {
             return Ok(());
         }
         let network = self.namespace("net")?;

@@ -15,7 +15,7 @@ pub(crate) fn run(options: &Options) -> Result<i32, Error> {
     let spec = Spec {
         mounts: Vec::new(),
         name: options.name.clone(),
-        isolation: Isolation::FULL,
+        isolation: Isolation::Full,
         link: Some(options.link.clone()),
     };
     // Addresses stay random: nobody will have to find them again.

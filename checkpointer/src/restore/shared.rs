@@ -1,5 +1,9 @@
 //! Memory files in place of what the image's process shared between mappings.
 //!
+//! What has, or had, a name in the directory of shared memory is a file there, under the name of a
+//! [stand-in](names::stand_in): whichever process maps it finds it, and the caller gives it its own name in the end.
+//! Other objects are memory files without a name, which children inherit.
+//!
 //! The pages of an object are written into its file. Which page of which mapping was the newest is not
 //! known once mappings of the object come or go, or pages go: its file is then written anew, whole.
 
@@ -18,7 +22,11 @@ use sys::remote::Batch;
 use super::data::Data;
 use super::difference::is_writable;
 use super::{RestoreError, Result};
+use crate::names;
 use crate::store::ImageStore;
+
+/// Memory files that a process makes with one batch of calls at most.
+const MADE: usize = 256;
 
 /// Device and inode in the image.
 type Id = (u64, u64);
@@ -82,12 +90,15 @@ impl Shared {
     /// Makes the files that these mappings need and lets go of those that they do not.
     pub(super) fn provide(&mut self, pid: pid_t, scratch: u64, mappings: &[Mapping]) -> Result<()> {
         let mut lengths: HashMap<Id, u64> = HashMap::new();
+        let mut named: HashSet<Id> = HashSet::new();
         for mapping in of_shared_memory(mappings) {
             let len = lengths.entry(id(mapping)).or_default();
             *len = (*len).max(mapping.offset + mapping.end - mapping.start);
+            if names::is_named(&mapping.path) {
+                named.insert(id(mapping));
+            }
         }
         let mut batch = Batch::new();
-        let mut data = Data::new(pid, scratch);
         self.objects.retain(|id, object| {
             let stays = lengths.contains_key(id);
             if !stays {
@@ -96,24 +107,33 @@ impl Shared {
             stays
         });
         self.stale.retain(|id| lengths.contains_key(id));
-        let closed = batch.len();
-        let made: Vec<Id> = lengths
-            .keys()
-            .filter(|id| !self.objects.contains_key(*id))
-            .copied()
-            .collect();
-        if !made.is_empty() {
-            let name = data.put_path("restored")?;
-            let flags = u64::from(libc::MFD_CLOEXEC);
-            for _ in &made {
-                batch.push(libc::SYS_memfd_create, [name, flags, 0, 0, 0, 0]);
-            }
-        }
         if !batch.is_empty() {
-            let results = batch.run_checked(pid, scratch)?;
-            self.adopt(pid, &made, &results[closed..])?;
+            batch.run_checked(pid, scratch)?;
+        }
+        let all = lengths.keys().copied();
+        let made: Vec<Id> = all.filter(|id| !self.objects.contains_key(id)).collect();
+        for part in made.chunks(MADE) {
+            self.make(pid, scratch, part, &named)?;
         }
         self.resize(&lengths)
+    }
+
+    /// Has the process make, or open, files.
+    fn make(&mut self, pid: pid_t, scratch: u64, made: &[Id], named: &HashSet<Id>) -> Result<()> {
+        let (mut batch, mut data) = (Batch::new(), Data::new(pid, scratch));
+        let nameless = data.put_path("restored")?;
+        for id in made {
+            if named.contains(id) {
+                let path = data.put_path(&names::path_of_stand_in(id.0, id.1))?;
+                let flags = (libc::O_RDWR | libc::O_CREAT | libc::O_CLOEXEC) as u64;
+                batch.push(libc::SYS_open, [path, flags, 0o600, 0, 0, 0]);
+            } else {
+                let flags = u64::from(libc::MFD_CLOEXEC);
+                batch.push(libc::SYS_memfd_create, [nameless, flags, 0, 0, 0, 0]);
+            }
+        }
+        let numbers = batch.run_checked(pid, scratch)?;
+        self.adopt(pid, made, &numbers)
     }
 
     /// Takes hold of files that the process has just made.
@@ -124,11 +144,13 @@ impl Shared {
             let file = process
                 .take_descriptor(number)
                 .map_err(failed("sharing a memory file"))?;
-            let object = Object {
-                number,
-                file: file.into(),
-                len: 0,
-            };
+            let file = File::from(file);
+            // Another process may have made it, and map more of it.
+            let len = file
+                .metadata()
+                .map_err(failed("looking at a memory file"))?
+                .len();
+            let object = Object { number, file, len };
             self.objects.insert(*id, object);
         }
         Ok(())

@@ -37,6 +37,7 @@ mod killed;
 mod late;
 mod live;
 mod log;
+mod names;
 mod objects;
 mod options;
 mod pairs;

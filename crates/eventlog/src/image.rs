@@ -21,6 +21,7 @@
 //! * [`section::PAGES`]: a count (u64), as many runs (address u64, pages u64), then the pages' bytes.
 //! * [`section::VDSO`]: the kernel's vDSO, in full images: whoever restores must run the same one.
 //! * [`section::DEAD`]: processes that have ended and nobody has waited for ([`Dead`]), 32 bytes each.
+//! * [`section::NAMES`]: the files in the container's directory of shared memory ([`NamedMemory`]).
 //! * [`section::OPAQUE`] and above: the caller's (the fold's snapshot, unacknowledged output).
 //!
 //! A page that is stored nowhere holds what its mapping gives: zeroes, or the file's bytes.
@@ -37,7 +38,7 @@ use std::borrow::Cow;
 /// First word of an image: `USIMAGE1`.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"USIMAGE1");
 /// Version of the layout.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Bytes of the header.
 pub const HEADER_LEN: usize = 48;
 /// Offset of the version.
@@ -70,6 +71,8 @@ pub const MAX_PROCESSES: usize = 4096;
 pub const MAX_XSTATE: usize = 16 << 10;
 /// Most bytes of a path.
 pub const MAX_PATH: usize = 4096;
+/// Most bytes that the files of one image hold which nobody maps ([`NamedMemory::contents`]).
+pub const MAX_UNMAPPED: usize = 64 << 20;
 
 /// Kinds of section.
 pub mod section {
@@ -87,6 +90,8 @@ pub mod section {
     pub const VDSO: u32 = 6;
     /// [`super::Dead`]s.
     pub const DEAD: u32 = 7;
+    /// [`super::NamedMemory`].
+    pub const NAMES: u32 = 8;
     /// The first of the caller's own kinds.
     pub const OPAQUE: u32 = 0x1000;
 }
@@ -112,6 +117,8 @@ pub struct Image<'a> {
     pub pieces: Vec<Cow<'a, [u8]>>,
     /// Processes that have ended and nobody has waited for: in the image of the container's program.
     pub dead: Vec<Dead>,
+    /// Names of shared memory, by name: in the image of the container's program.
+    pub names: Vec<NamedMemory>,
     /// The vDSO's bytes; empty when the section is absent.
     pub vdso: Cow<'a, [u8]>,
     /// The caller's sections.
@@ -158,6 +165,28 @@ pub struct Dead {
     pub status: u32,
     /// Its place.
     pub kin: Kin,
+}
+
+/// A file in the container's directory of shared memory (`shm_open`, `sem_open`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NamedMemory {
+    /// Its name in that directory.
+    pub name: String,
+    /// As in [`Mapping::device`].
+    pub device: u64,
+    /// As in [`Mapping::inode`]; two names may have the same.
+    pub inode: u64,
+    /// Permissions.
+    pub mode: u32,
+    /// Its owner.
+    pub owner: u32,
+    /// Its group.
+    pub group: u32,
+    /// Its length, bytes.
+    pub len: u64,
+    /// Its bytes from the first on, where no process maps all of them; zeroes behind them. Else the pages of the
+    /// mappings have them.
+    pub contents: Vec<u8>,
 }
 
 /// What belongs to the process as a whole.
@@ -320,6 +349,9 @@ pub enum ImageError {
     /// Addresses that are not whole pages in ascending order.
     #[error("the addresses of the image are not whole pages in order at {0:#x}")]
     Order(u64),
+    /// What is no name in a directory.
+    #[error("{0:?} of the image is no name of shared memory")]
+    Name(String),
     /// A path or name that is not UTF-8.
     #[error("a path of the image is not valid text")]
     Text,

@@ -127,22 +127,16 @@ fn open(fd: RawFd) -> bool {
 }
 
 fn isolate(setup: &Setup) -> Result<(), Failure> {
-    let mut flags = CloneFlags::empty();
-    if setup.isolation.network {
+    let mut flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+    if setup.isolation == Isolation::Full {
         flags |= CloneFlags::CLONE_NEWNET;
     }
-    if setup.isolation.rest {
-        flags |= CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
-    }
     unshare(flags).map_err(at(Step::Namespaces))?;
-    if setup.isolation.rest {
-        mounts().map_err(at(Step::Mounts))?;
-        for (here, inside) in &setup.mounts {
-            bind(here, inside).map_err(at(Step::Mounts))?;
-        }
-        nix::unistd::sethostname(&setup.name).map_err(at(Step::HostName))?;
+    mounts().map_err(at(Step::Mounts))?;
+    for (here, inside) in &setup.mounts {
+        bind(here, inside).map_err(at(Step::Mounts))?;
     }
-    Ok(())
+    nix::unistd::sethostname(&setup.name).map_err(at(Step::HostName))
 }
 
 fn mounts() -> nix::Result<()> {

@@ -8,32 +8,15 @@ use sys::namespaces::pidfd_signal;
 
 use super::{Error, Link};
 
-/// What the container does not share with its caller. It always has a PID namespace of its own.
+/// What the container does not share with its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Isolation {
-    /// A network of its own, with nothing but `lo` and, if asked for, the link `eth0`.
-    pub network: bool,
-    /// Mounts of its own (a copy of the caller's, detached), with `/proc` and `/dev/shm` made anew;
-    /// host name and IPC objects of its own.
-    pub rest: bool,
-}
-
-impl Isolation {
-    /// Everything of its own: what `run` and the backup use.
-    pub const FULL: Self = Self {
-        network: true,
-        rest: true,
-    };
-    /// Process numbers alone: what `record` uses. `/proc` still shows the caller's numbers.
-    pub const PIDS: Self = Self {
-        network: false,
-        rest: false,
-    };
-    /// Process numbers with a matching `/proc`, and the caller's network.
-    pub const PIDS_AND_MOUNTS: Self = Self {
-        network: false,
-        rest: true,
-    };
+pub enum Isolation {
+    /// Everything: process numbers, mounts (a copy of the caller's, detached, with `/proc` and `/dev/shm` made anew), host
+    /// name, IPC objects, and a network with nothing but `lo` and, if asked for, the link `eth0`. What `run` and the
+    /// backup use.
+    Full,
+    /// The same with the caller's network: what `record` and `replay` use.
+    ButNetwork,
 }
 
 /// What a container is made of, beside its program.
@@ -44,9 +27,9 @@ pub struct Spec {
     pub name: String,
     /// What it does not share.
     pub isolation: Isolation,
-    /// Its link to a bridge; only with [`Isolation::network`].
+    /// Its link to a bridge; only with [`Isolation::Full`].
     pub link: Option<Link>,
-    /// Directories that it has in places of others: where they lie, and where it has them. Only with its own mounts.
+    /// Directories that it has in places of others: where they lie, and where it has them.
     pub mounts: Vec<(PathBuf, PathBuf)>,
 }
 

@@ -146,6 +146,7 @@ impl Epochs {
         let settings = Settings {
             guest: Some(guest_labels()),
             skip,
+            names: true,
             ..Settings::default()
         };
         let images = self.images.clone();

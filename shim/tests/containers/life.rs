@@ -32,9 +32,12 @@ fn alive(pid: i32) -> bool {
 
 #[test]
 fn the_program_ends_as_it_ends() {
-    assert_eq!(run(Isolation::FULL, shell("exit 7")).1, Ended::Exited(7));
-    assert_eq!(run(Isolation::PIDS, shell("exit 0")).1, Ended::Exited(0));
-    let ended = run(Isolation::FULL, shell("kill -TERM $$")).1;
+    assert_eq!(run(Isolation::Full, shell("exit 7")).1, Ended::Exited(7));
+    assert_eq!(
+        run(Isolation::ButNetwork, shell("exit 0")).1,
+        Ended::Exited(0)
+    );
+    let ended = run(Isolation::Full, shell("kill -TERM $$")).1;
     assert_eq!((ended, ended.code()), (Ended::Signaled(15), 143));
 }
 
@@ -42,14 +45,18 @@ fn the_program_ends_as_it_ends() {
 fn numbers_names_and_session_are_its_own() {
     let script =
         "echo $$ $PPID; hostname; ls -d /proc/[0-9]* | head -n 2; cut -d' ' -f5,6 /proc/$$/stat";
-    let (text, _) = run(Isolation::FULL, shell(script));
+    let (text, _) = run(Isolation::Full, shell(script));
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines[0], "2 1");
     assert!(lines[1].starts_with("test."), "{text}");
     assert_eq!(lines[2..], ["/proc/1", "/proc/2", "2 2"]);
     // A recording's numbers repeat.
     assert_eq!(
-        run(Isolation::PIDS, shell("echo $$; sh -c 'echo $$; exit'")).0,
+        run(
+            Isolation::ButNetwork,
+            shell("echo $$; sh -c 'echo $$; exit'")
+        )
+        .0,
         "2\n3\n"
     );
 }
@@ -59,7 +66,7 @@ fn addresses_repeat_only_where_asked() {
     let maps = |fixed| {
         let mut program = Program::new(vec!["cat".into(), "/proc/self/maps".into()]);
         program.fixed_addresses = fixed;
-        run(Isolation::FULL, program).0
+        run(Isolation::Full, program).0
     };
     assert_eq!(maps(true), maps(true));
     assert_ne!(maps(false), maps(false));
@@ -74,7 +81,7 @@ fn descriptors_arrive_on_their_numbers_and_no_others() {
     program
         .descriptors
         .push((OwnedFd::from(file), guest::abi::ARENA_FD));
-    let (text, _) = run(Isolation::FULL, program);
+    let (text, _) = run(Isolation::Full, program);
     // 3 is the directory that `ls` reads.
     assert_eq!(text, "arena0\n1\n1022\n2\n3\n");
 }
@@ -83,7 +90,7 @@ fn descriptors_arrive_on_their_numbers_and_no_others() {
 fn the_environment_is_the_one_given() {
     let mut program = Program::new(vec!["env".into()]);
     program.environment = Some(vec![("ONLY".into(), "this".into())]);
-    assert_eq!(run(Isolation::FULL, program).0, "ONLY=this\n");
+    assert_eq!(run(Isolation::Full, program).0, "ONLY=this\n");
 }
 
 #[test]
@@ -91,7 +98,7 @@ fn orphans_are_reaped() {
     // A number that still answers to signal 0 is a zombie nobody reaped.
     let script = "p=$(sh -c 'true & echo $!'); i=0
         while kill -0 $p 2>/dev/null; do i=$((i+1)); [ $i -lt 300000 ] || exit 1; done; exit 5";
-    assert_eq!(run(Isolation::FULL, shell(script)).1, Ended::Exited(5));
+    assert_eq!(run(Isolation::Full, shell(script)).1, Ended::Exited(5));
 }
 
 #[test]
@@ -102,7 +109,7 @@ fn signals_reach_the_program_directly_and_through_init() {
          while :; do sleep 1000 & wait; done",
     );
     program.descriptors.push((input, 1));
-    let prepared = prepare(Isolation::FULL, program).unwrap();
+    let prepared = prepare(Isolation::Full, program).unwrap();
     let init = prepared.init_pid;
     let mut container = prepared.start().unwrap();
     let mut output = fs::File::from(output);
@@ -133,7 +140,7 @@ fn signals_reach_the_program_directly_and_through_init() {
 
 #[test]
 fn the_gate_holds_until_opened_and_lets_a_tracer_in() {
-    let prepared = prepare(Isolation::FULL, shell("exit 4")).unwrap();
+    let prepared = prepare(Isolation::Full, shell("exit 4")).unwrap();
     let program = Pid::from_raw(prepared.program_pid);
     let own = fs::read_link("/proc/self/exe").unwrap();
     assert_eq!(fs::read_link(format!("/proc/{program}/exe")).unwrap(), own);
@@ -154,7 +161,7 @@ fn the_gate_holds_until_opened_and_lets_a_tracer_in() {
 #[test]
 fn dropping_ends_everything_even_while_it_is_traced() {
     let prepared = prepare(
-        Isolation::FULL,
+        Isolation::Full,
         shell("sleep 1000 & sleep 1000 & sleep 1000"),
     )
     .unwrap();
@@ -174,7 +181,7 @@ fn dropping_ends_everything_even_while_it_is_traced() {
 
 #[test]
 fn what_is_traced_here_is_cleared() {
-    let several = spec(&unique("traced"), Isolation::FULL, None);
+    let several = spec(&unique("traced"), Isolation::Full, None);
     let mut container = Container::stand_by(&several).unwrap();
     for _ in 0..2 {
         let main = container.spawn(Some(2), true, &[]).unwrap();
@@ -183,7 +190,7 @@ fn what_is_traced_here_is_cleared() {
         assert!(!alive(main.pid));
     }
     // A thread that is not its process's first: the process has ended, and its parent does not hear of it.
-    let prepared = prepare(Isolation::FULL, python(THREAD)).unwrap();
+    let prepared = prepare(Isolation::Full, python(THREAD)).unwrap();
     let program = prepared.program_pid;
     let mut container = prepared.start().unwrap();
     let thread = second_thread(program);
@@ -211,7 +218,7 @@ fn second_thread(process: i32) -> i32 {
 
 #[test]
 fn an_unstarted_program_goes_with_its_container() {
-    let prepared = prepare(Isolation::FULL, shell("echo must not run >&2")).unwrap();
+    let prepared = prepare(Isolation::Full, shell("echo must not run >&2")).unwrap();
     let (init, program) = (prepared.init_pid, prepared.program_pid);
     drop(prepared);
     assert!(!alive(init) && !alive(program));
@@ -219,7 +226,7 @@ fn an_unstarted_program_goes_with_its_container() {
 
 #[test]
 fn killing_the_container_is_told_apart_from_the_programs_end() {
-    let prepared = prepare(Isolation::FULL, shell("sleep 1000")).unwrap();
+    let prepared = prepare(Isolation::Full, shell("sleep 1000")).unwrap();
     let mut container = prepared.start().unwrap();
     container.kill().unwrap();
     assert_eq!(container.wait().unwrap(), Ended::Lost);
@@ -229,7 +236,7 @@ fn killing_the_container_is_told_apart_from_the_programs_end() {
 #[test]
 fn a_program_that_cannot_run_is_named() {
     let missing = prepare(
-        Isolation::FULL,
+        Isolation::Full,
         Program::new(vec!["no-such-program".into()]),
     );
     assert!(matches!(missing, Err(Error::CommandNotFound(_))));
@@ -239,7 +246,7 @@ fn a_program_that_cannot_run_is_named() {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(&garbage, mode).unwrap();
     let program = Program::new(vec![garbage.clone().into()]);
-    let error = prepare(Isolation::FULL, program)
+    let error = prepare(Isolation::Full, program)
         .unwrap()
         .start()
         .unwrap_err();
@@ -254,7 +261,7 @@ fn a_program_that_cannot_run_is_named() {
 
 #[test]
 fn a_standby_makes_processes_with_given_numbers() {
-    let spec = spec(&unique("standby"), Isolation::FULL, None);
+    let spec = spec(&unique("standby"), Isolation::Full, None);
     let mut container = Container::stand_by(&spec).unwrap();
     let (output, input) = pipe2(OFlag::O_CLOEXEC).unwrap();
     let main = container
@@ -292,7 +299,7 @@ fn a_standby_makes_processes_with_given_numbers() {
 
 #[test]
 fn a_process_can_become_the_program_later() {
-    let spec = spec(&unique("later"), Isolation::FULL, None);
+    let spec = spec(&unique("later"), Isolation::Full, None);
     let mut container = Container::stand_by(&spec).unwrap();
     let first = container.spawn(Some(2), false, &[]).unwrap();
     nix::sys::signal::kill(Pid::from_raw(first.pid), nix::sys::signal::Signal::SIGKILL).unwrap();
@@ -311,7 +318,7 @@ fn a_process_can_become_the_program_later() {
 
 #[test]
 fn a_container_is_cleared_and_used_again() {
-    let spec = spec(&unique("cleared"), Isolation::FULL, None);
+    let spec = spec(&unique("cleared"), Isolation::Full, None);
     let mut container = Container::stand_by(&spec).unwrap();
     let mut before = Vec::new();
     let spared = container.spawn(Some(901), false, &[]).unwrap();
@@ -336,12 +343,12 @@ fn a_container_is_cleared_and_used_again() {
 #[test]
 fn many_come_and_go_and_leave_nothing() {
     let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
-    drop(run(Isolation::FULL, shell("exit 0")));
+    drop(run(Isolation::Full, shell("exit 0")));
     let threads: Vec<_> = (0..4)
         .map(|_| {
             std::thread::spawn(|| {
                 for code in 0..10 {
-                    let ended = run(Isolation::FULL, shell(&format!("exit {code}"))).1;
+                    let ended = run(Isolation::Full, shell(&format!("exit {code}"))).1;
                     assert_eq!(ended, Ended::Exited(code));
                 }
             })

@@ -43,7 +43,7 @@ fn a_server_is_reachable_and_everything_goes_with_it() {
     let bed = Bed::new();
     let name = unique("r");
     let mut container = bed.host.inside(|| {
-        let spec = spec(&name, Isolation::FULL, Some(link()));
+        let spec = spec(&name, Isolation::Full, Some(link()));
         Container::prepare(&spec, redis()).unwrap().start().unwrap()
     });
     assert_eq!(ping(&bed).as_deref(), Some("+PONG\r\n"));
@@ -75,7 +75,7 @@ fn a_standby_is_silent_until_attached_and_can_be_detached() {
     let answers = |bed: &Bed| bed.host.inside(|| link().check().is_err());
     let mut container = bed
         .host
-        .inside(|| Container::stand_by(&spec(&name, Isolation::FULL, Some(link()))).unwrap());
+        .inside(|| Container::stand_by(&spec(&name, Isolation::Full, Some(link()))).unwrap());
     assert!(!answers(&bed));
     let begin = Instant::now();
     container.attach().unwrap();
@@ -102,7 +102,7 @@ fn attaching_announces_the_address_to_the_neighbours() {
     let name = unique("a");
     let mut container = bed
         .host
-        .inside(|| Container::stand_by(&spec(&name, Isolation::FULL, Some(link()))).unwrap());
+        .inside(|| Container::stand_by(&spec(&name, Isolation::Full, Some(link()))).unwrap());
     container.attach().unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
     // A request and a reply, both to everybody and from the container's address.
@@ -136,7 +136,7 @@ fn a_name_that_is_taken_is_refused_and_nothing_of_its_holder_is_touched() {
             namespace: None,
         };
         netlink.add_veth(end(&taken, 1), end("other", 2)).unwrap();
-        let spec = spec(&name, Isolation::FULL, Some(link()));
+        let spec = spec(&name, Isolation::Full, Some(link()));
         let error = Container::prepare(&spec, shell("exit 0")).unwrap_err();
         assert!(matches!(error, Error::NameTaken { .. }), "{error}");
     });

@@ -19,6 +19,7 @@ pub(crate) const PROGRAMS: &[Program] = &[
     program("events.c"),
     program("files.c"),
     program("meetings.c"),
+    program("memory_named.c"),
     program("mutexes.c"),
     program("mutexes_robust.c"),
     program("pipes.c"),

@@ -2,7 +2,7 @@
 
 mod template;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -27,6 +27,7 @@ use sys::remote::Batch;
 use super::arena;
 use super::checkpoint::Checkpoint;
 use super::error::{Result, TakeoverError, io as failed};
+use super::names;
 
 /// Where the process keeps its end of the socket by which descriptors come.
 pub(super) const PASS_FD: RawFd = 1018;
@@ -51,6 +52,8 @@ pub(super) struct OpenFile {
     number: RawFd,
     path: Vec<u8>,
     flags: u32,
+    /// From where it would be read or written next.
+    offset: u64,
 }
 
 /// The regular files of each process, by number, the highest first.
@@ -70,6 +73,7 @@ fn files_of(fold: &Fold, pid: u32) -> Vec<OpenFile> {
                 number: *number,
                 path: file.path.clone(),
                 flags: file.flags,
+                offset: file.offset,
             }),
             _ => None,
         }
@@ -106,6 +110,8 @@ pub(super) struct Making {
     /// Whether the only one is a template: it has another number, never runs, and each attempt gets a copy of it. A process
     /// with children cannot be: they would not be the copy's.
     template: bool,
+    /// Shared memory with names, or that had some, which they map.
+    memory: BTreeSet<names::Id>,
     pass: OwnedFd,
     /// The end that every process has as [`PASS_FD`].
     inner: OwnedFd,
@@ -131,6 +137,7 @@ impl Making {
         Ok(Self {
             members: Vec::new(),
             template,
+            memory: BTreeSet::new(),
             pass,
             inner,
         })
@@ -161,6 +168,9 @@ impl Making {
             }
             done &= member.prepared.update(store, most)?;
         }
+        let memory = names::mapped(checkpoint.processes());
+        names::forget(container.init_pid(), self.memory.difference(&memory))?;
+        self.memory = memory;
         if self.template && self.members.iter().any(|m| !m.prepared.can_be_copied()) {
             self.members.clear();
             self.template = false;
@@ -289,6 +299,7 @@ impl Making {
                 parent.prepared.beget_dead(dead)?;
             }
         }
+        names::put(container.init_pid(), checkpoint.program().names())?;
         members.iter().try_for_each(Member::join_clocks)?;
         let number = checkpoint.program().process().pid;
         let mut program = None;
@@ -393,6 +404,16 @@ fn open_files(restored: &Restored, files: &[OpenFile]) -> Result<()> {
             batch.push(libc::SYS_dup3, to);
             batch.push(libc::SYS_close, [0; 6]);
         }
+        // Replay writes to memory.
+        let start = [
+            file.number as u64,
+            file.offset,
+            libc::SEEK_SET as u64,
+            0,
+            0,
+            0,
+        ];
+        batch.push(libc::SYS_lseek, start);
         at += path.len() as u64;
     }
     restored.run(restored.pid(), &batch)?;
@@ -401,5 +422,9 @@ fn open_files(restored: &Restored, files: &[OpenFile]) -> Result<()> {
 
 fn is_regular(path: &[u8]) -> bool {
     let path = Path::new(std::ffi::OsStr::from_bytes(path));
+    // Those have their names in the container alone.
+    if path.to_str().is_some_and(checkpointer::names::is_named) {
+        return true;
+    }
     fs::metadata(path).is_ok_and(|m| m.is_file())
 }

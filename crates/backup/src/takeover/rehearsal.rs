@@ -39,7 +39,7 @@ fn once(guard: &Arc<Guard<Checkpoint>>, search: &mut Search, tell: &mut Tell) ->
     let mut stage = Stage::prepare(&Spec {
         mounts: Vec::new(),
         name: format!("replay-{}", std::process::id()),
-        isolation: Isolation::FULL,
+        isolation: Isolation::Full,
         link: None,
     })?;
     // As a standby does before it is needed.

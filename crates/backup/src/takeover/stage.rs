@@ -23,7 +23,7 @@ use super::log::Log;
 use super::process::{OpenFiles, Processes, Shared};
 use super::search::Search;
 use super::timing::Timing;
-use super::{arena, late, spinning};
+use super::{arena, late, names, spinning};
 use crate::guard::Guard;
 use crate::store::StreamRange;
 
@@ -80,12 +80,14 @@ impl Stage {
     /// Ends what an attempt has left: the container is as it was before it.
     fn clear(&mut self) -> Result<()> {
         let template = self.ahead.template();
+        if template.is_none() {
+            self.ahead = Ahead::default();
+        }
+        self.container.clear(template)?;
+        names::clear(self.container.init_pid())?;
         if template.is_some() {
-            self.container.clear(template)?;
             return arena::clear(&self.shared.arena);
         }
-        self.ahead = Ahead::default();
-        self.container.clear(None)?;
         self.shared = Shared::new()?;
         Ok(())
     }

@@ -104,7 +104,7 @@ impl Vacant {
         let spec = Spec {
             mounts,
             name: details.name.clone(),
-            isolation: Isolation::FULL,
+            isolation: Isolation::Full,
             link: Some(Link {
                 address: Ipv4Addr::from(details.address),
                 prefix: details.prefix,

@@ -36,7 +36,7 @@ pub(crate) fn run(arguments: RecordArguments) -> Result<i32, Failure> {
     let spec = Spec {
         mounts: Vec::new(),
         name: format!("record-{}", std::process::id()),
-        isolation: Isolation::PIDS,
+        isolation: Isolation::ButNetwork,
         link: None,
     };
     let prepared = Container::prepare(&spec, program)?;

@@ -57,7 +57,7 @@ pub(crate) fn run(arguments: ReplayArguments) -> Result<i32, Failure> {
     let spec = Spec {
         mounts: Vec::new(),
         name: format!("replay-{}", std::process::id()),
-        isolation: Isolation::PIDS,
+        isolation: Isolation::ButNetwork,
         link: None,
     };
     let prepared = Container::prepare(&spec, program)?;

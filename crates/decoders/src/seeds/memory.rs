@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use eventlog::fold::Merge;
 use eventlog::handover::{ConnectionCut, GuestState, ThreadState, section};
 use eventlog::image::{
-    Backing, Dead, Image, Kin, Mapping, PAGE, Process, Run, Span, Thread, encode,
+    Backing, Dead, Image, Kin, Mapping, NamedMemory, PAGE, Process, Run, Span, Thread, encode,
 };
 use eventlog::{codec, record};
 
@@ -51,6 +51,13 @@ pub(crate) fn images() -> Vec<Vec<u8>> {
             pid: 19,
             status: 9,
             kin: process().kin,
+        }],
+        names: vec![NamedMemory {
+            name: "sem.x".to_owned(),
+            inode: 7,
+            len: 32,
+            contents: vec![1; 32],
+            ..NamedMemory::default()
         }],
         ..Image::default()
     };

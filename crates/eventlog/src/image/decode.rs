@@ -6,8 +6,9 @@ use std::borrow::Cow;
 use super::encode::section_crc;
 use super::{
     BASE_AT, Backing, Dead, HEADER_CRC_AT, HEADER_LEN, Image, ImageError, Kin, LENGTH_AT, MAGIC,
-    MAX_PATH, MAX_PROCESSES, MAX_SECTIONS, MAX_XSTATE, Mapping, PAGE, Process, Run, SECTION_LEN,
-    SECTIONS_AT, SEQUENCE_AT, Span, Thread, VERSION, VERSION_AT, layout, section,
+    MAX_PATH, MAX_PROCESSES, MAX_SECTIONS, MAX_UNMAPPED, MAX_XSTATE, Mapping, NamedMemory, PAGE,
+    Process, Run, SECTION_LEN, SECTIONS_AT, SEQUENCE_AT, Span, Thread, VERSION, VERSION_AT, layout,
+    section,
 };
 
 type Result<T> = std::result::Result<T, ImageError>;
@@ -119,6 +120,7 @@ fn read_section<'a>(image: &mut Image<'a>, kind: u32, payload: &'a [u8]) -> Resu
             image.pieces = vec![Cow::Borrowed(bytes)];
         }
         section::DEAD => image.dead = all(payload, dead)?,
+        section::NAMES => image.names = names(payload)?,
         section::VDSO => image.vdso = Cow::Borrowed(payload),
         section::OPAQUE.. => image.opaque.push((kind, Cow::Borrowed(payload))),
         _ => return Err(ImageError::Section(kind)),
@@ -261,6 +263,41 @@ fn dead(rest: &mut Rest<'_>) -> Result<Dead> {
         pid: half(fixed, at::PID),
         status: half(fixed, at::STATUS),
         kin: kin(&fixed[at::KIN..]),
+    })
+}
+
+fn names(payload: &[u8]) -> Result<Vec<NamedMemory>> {
+    let names = all(payload, name)?;
+    let contents: usize = names.iter().map(|named| named.contents.len()).sum();
+    bound(
+        "the length of memory that nobody maps",
+        contents as u64,
+        MAX_UNMAPPED as u64,
+    )?;
+    Ok(names)
+}
+
+fn name(rest: &mut Rest<'_>) -> Result<NamedMemory> {
+    use layout::name as at;
+    let fixed = rest.take(at::LEN)?;
+    let name = text(rest.take_padded(half(fixed, at::NAME_LEN) as usize)?)?;
+    // It is a name in a directory, and no way out of it.
+    if matches!(name.as_str(), "" | "." | "..") || name.contains(['/', '\0']) {
+        return Err(ImageError::Name(name));
+    }
+    let (len, contents) = (word(fixed, at::LENGTH), word(fixed, at::CONTENTS_LEN));
+    bound("the length of named memory", contents, len)?;
+    let contents = rest.take_long(contents)?.to_vec();
+    rest.skip_padding(contents.len())?;
+    Ok(NamedMemory {
+        name,
+        device: word(fixed, at::DEVICE),
+        inode: word(fixed, at::INODE),
+        mode: half(fixed, at::MODE),
+        owner: half(fixed, at::OWNER),
+        group: half(fixed, at::GROUP),
+        len,
+        contents,
     })
 }
 

@@ -1,8 +1,8 @@
 //! Values to bytes.
 
 use super::{
-    Backing, Dead, HEADER_CRC_AT, HEADER_LEN, Image, Kin, LENGTH_AT, MAGIC, Mapping, Process,
-    SECTION_LEN, SECTIONS_AT, Thread, VERSION, layout, section,
+    Backing, Dead, HEADER_CRC_AT, HEADER_LEN, Image, Kin, LENGTH_AT, MAGIC, Mapping, NamedMemory,
+    Process, SECTION_LEN, SECTIONS_AT, Thread, VERSION, layout, section,
 };
 
 /// The bytes of an image.
@@ -62,6 +62,11 @@ pub fn encode(image: &Image<'_>) -> Vec<u8> {
     if !image.dead.is_empty() {
         add(&mut out, section::DEAD, &|out| {
             image.dead.iter().for_each(|one| dead(out, one))
+        });
+    }
+    if !image.names.is_empty() {
+        add(&mut out, section::NAMES, &|out| {
+            image.names.iter().for_each(|one| name(out, one))
         });
     }
     for (kind, bytes) in &image.opaque {
@@ -145,6 +150,19 @@ fn kin(out: &mut Vec<u8>, kin: &Kin) {
 fn dead(out: &mut Vec<u8>, dead: &Dead) {
     halves(out, &[dead.pid, dead.status]);
     kin(out, &dead.kin);
+}
+
+fn name(out: &mut Vec<u8>, named: &NamedMemory) {
+    let at = out.len();
+    let contents = named.contents.len() as u64;
+    words(out, &[named.device, named.inode, named.len, contents]);
+    let name = named.name.len() as u32;
+    halves(out, &[named.mode, named.owner, named.group, name]);
+    debug_assert_eq!(out.len() - at, layout::name::LEN);
+    for bytes in [named.name.as_bytes(), &named.contents] {
+        out.extend_from_slice(bytes);
+        pad(out);
+    }
 }
 
 fn thread(out: &mut Vec<u8>, thread: &Thread) {

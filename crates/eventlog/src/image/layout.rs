@@ -54,6 +54,28 @@ pub(super) mod dead {
     pub(crate) const LEN: usize = KIN + super::kin::LEN;
 }
 
+/// NAMES: for each file this fixed part, then its name and its contents, each padded.
+pub(super) mod name {
+    /// Device.
+    pub(crate) const DEVICE: usize = 0;
+    /// Inode.
+    pub(crate) const INODE: usize = 8;
+    /// Length.
+    pub(crate) const LENGTH: usize = 16;
+    /// Length of the contents.
+    pub(crate) const CONTENTS_LEN: usize = 24;
+    /// Permissions.
+    pub(crate) const MODE: usize = 32;
+    /// Owner.
+    pub(crate) const OWNER: usize = 36;
+    /// Group.
+    pub(crate) const GROUP: usize = 40;
+    /// Length of the name.
+    pub(crate) const NAME_LEN: usize = 44;
+    /// Bytes of the fixed part.
+    pub(crate) const LEN: usize = NAME_LEN + 4;
+}
+
 /// THREADS: for each thread this fixed part, then extended state and pending signals, each padded.
 pub(super) mod thread {
     use super::REGISTERS;

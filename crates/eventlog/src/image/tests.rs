@@ -67,6 +67,16 @@ fn sample() -> Image<'static> {
     Image {
         sequence: 12,
         dead: vec![dead],
+        names: vec![NamedMemory {
+            name: "sem.x".into(),
+            device: 0x0000_0000_0031,
+            inode: 7,
+            mode: 0o640,
+            owner: 33,
+            group: 34,
+            len: 32,
+            contents: vec![1, 2, 3],
+        }],
         base: 11,
         process,
         threads: vec![thread(17), thread(18)],

@@ -23,8 +23,10 @@ pub(crate) fn special(t: &ThreadBlock, regs: &mut Regs, row: &'static Syscall) -
         // dup, dup2, fcntl, dup3
         32 | 33 | 72 | 292 => files::duplicate(t, regs, row),
         436 => files::close_range(t, regs, row),
-        // ftruncate, fallocate
-        77 | 285 => files::resize(t, regs, row),
+        // ftruncate, fchmod, fchown, fallocate
+        77 | 91 | 93 | 285 => files::change(t, regs, row),
+        // rename, link, unlink, chmod, chown; fchownat, unlinkat, renameat, linkat, fchmodat, renameat2, fchmodat2
+        82 | 86 | 87 | 90 | 92 | 260 | 263..=265 | 268 | 316 | 452 => files::named(t, regs, row),
         // connect, accept, accept4
         42 | 43 | 288 => connections::made(t, regs, row),
         // recvfrom

@@ -3,6 +3,7 @@
 use guest::abi::ThreadBlock;
 use sysabi::Syscall;
 
+use crate::calls::files;
 use crate::tables::{self, Kind};
 use crate::{connections, user};
 
@@ -10,6 +11,8 @@ const AF_UNIX: u64 = 1;
 const SOCK_STREAM: u64 = 1;
 const SOCK_TYPE: u64 = 15;
 const EINPROGRESS: i64 = 115;
+const SEEK_SET: u64 = 0;
+const SEEK_CUR: u64 = 1;
 
 /// Notes what a call of class `Fed` did to the descriptor table.
 #[inline]
@@ -24,7 +27,14 @@ pub(crate) fn note(t: &ThreadBlock, row: &Syscall, args: &[u64; 6], result: i64)
         // socket
         41 => set.set_kind(made, socket_kind(args[0], args[1])),
         // read, readv, recvfrom, recvmsg
-        0 | 19 | 45 | 47 => count_read(t, set.kind(args[0]), row.nr, args, result),
+        0 | 19 | 45 | 47 => {
+            count_read(t, set.kind(args[0]), row.nr, args, result);
+            if matches!(row.nr, 0 | 19) {
+                files::moved(t, args[0], result, SEEK_CUR);
+            }
+        }
+        // lseek
+        8 => files::moved(t, args[0], result, SEEK_SET),
         // connect
         42 if set.kind(args[0]) == Kind::Tcp => set.set_kind(args[0], Kind::Connection(0)),
         // accept, accept4: of the listener's family

@@ -53,6 +53,7 @@ pub(crate) const EFAULT: i64 = 14;
 pub(crate) const EBUSY: i64 = 16;
 pub(crate) const EINVAL: i64 = 22;
 pub(crate) const EBADF: i64 = 9;
+pub(crate) const ENOENT: i64 = 2;
 pub(crate) const EPERM: i64 = 1;
 pub(crate) const EDEADLK: i64 = 35;
 pub(crate) const ENOSYS: i64 = 38;

@@ -39,8 +39,11 @@ static SETS: [Tables; TABLES] = [const {
 pub(crate) enum Kind {
     /// Not open.
     Closed,
-    /// A regular file or memory file: replay opens it, too, so that it can be mapped.
+    /// A regular file: replay opens it, too, so that it can be mapped.
     File,
+    /// Memory in the shape of a file: a memory file, or one in `/dev/shm`. It is the container's, so replay makes, maps and
+    /// writes it as the program did.
+    Memory,
     /// A connection to the outside; the number is its output entry plus one, 0 without one.
     Connection(u32),
     /// A TCP socket that is not connected.
@@ -72,7 +75,13 @@ impl Kind {
             Self::Stderr => inherited::STDERR,
             Self::Other => 8,
             Self::Signals => 9,
+            Self::Memory => 10,
         }
+    }
+
+    /// Whether replay has a descriptor of its own with the same number.
+    pub(crate) const fn is_real(self) -> bool {
+        matches!(self, Self::File | Self::Memory)
     }
 
     /// Reads a stored kind.
@@ -87,6 +96,7 @@ impl Kind {
             inherited::STDOUT => Self::Stdout,
             inherited::STDERR => Self::Stderr,
             9 => Self::Signals,
+            10 => Self::Memory,
             _ => Self::Other,
         }
     }

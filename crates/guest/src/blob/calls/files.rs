@@ -2,6 +2,9 @@
 //!
 //! In replay a descriptor is real only where its file can be mapped: regular files and memory files are
 //! opened for real, at the logged numbers. All others exist in the log alone.
+//!
+//! Files in `/dev/shm` are memory with a name (`shm_open`, `sem_open`), and the directory is the container's own: there
+//! replay makes them, and what is done to their names is done again.
 
 use guest::abi::{ARENA_FD, REPLAY_STDERR_FD, REPLAY_STDOUT_FD, ROOM_FD, ThreadBlock};
 use sysabi::Syscall;
@@ -40,10 +43,13 @@ pub(crate) fn open(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
         taken.finish();
         if result >= 0 {
             dispatch::in_turn(t, version, || {
-                let kind = if reopen(regs.rax, &args, result.cast_unsigned()) {
-                    Kind::File
-                } else {
+                let is_memory = makes_memory(row, &args);
+                let kind = if !reopen(regs.rax, &args, result.cast_unsigned(), is_memory) {
                     Kind::Other
+                } else if is_memory {
+                    Kind::Memory
+                } else {
+                    Kind::File
                 };
                 tables::of(t).set_kind(result.cast_unsigned(), kind);
             });
@@ -56,10 +62,12 @@ pub(crate) fn open(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
         held,
     } = dispatch::change_descriptors(t, regs, &args);
     if result >= 0 {
-        let kind = if is_regular(result.cast_unsigned()) {
-            Kind::File
-        } else {
+        let kind = if !is_regular(result.cast_unsigned()) {
             Kind::Other
+        } else if makes_memory(row, &args) {
+            Kind::Memory
+        } else {
+            Kind::File
         };
         tables::of(t).set_kind(result.cast_unsigned(), kind);
     }
@@ -70,27 +78,78 @@ pub(crate) fn open(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
     result
 }
 
-/// Opens a file again in replay, without making or emptying it, and moves it to its logged number.
-fn reopen(call: u64, args: &[u64; 6], number: u64) -> bool {
-    const MAKES: u64 = O_CREAT | O_EXCL | O_TRUNC;
+/// Whether a call that opens opens memory.
+fn makes_memory(row: &Syscall, args: &[u64; 6]) -> bool {
+    match u64::from(row.nr) {
+        MEMFD_CREATE => true,
+        OPEN | CREAT => names_memory(args[0]),
+        _ => names_memory(args[1]),
+    }
+}
+
+/// Whether a path leads to the container's directory of shared memory.
+fn names_memory(path: u64) -> bool {
+    crate::user::read::<[u8; 9]>(path).is_ok_and(|start| start == *b"/dev/shm/")
+}
+
+/// Calls on names: link, unlink, rename, chmod, chown and their kin. Replay does to shared memory what they did.
+pub(crate) fn named(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
+    // unlink, link, rename, chmod, chown; the others begin with a directory
+    let path = if matches!(row.nr, 82 | 86 | 87 | 90 | 92) {
+        regs.rdi
+    } else {
+        regs.rsi
+    };
+    if names_memory(path) {
+        executed(t, regs, row)
+    } else {
+        fed(t, regs, row)
+    }
+}
+
+/// Brings the position of memory to where a call has left it that replay does not make.
+pub(crate) fn moved(t: &ThreadBlock, fd: u64, by: i64, from: u64) {
+    const LSEEK: u64 = 8;
+    if log::now() == Mode::Replay && tables::of(t).kind(fd) == Kind::Memory {
+        raw::call(LSEEK, [fd, by.cast_unsigned(), from, 0, 0, 0]);
+    }
+}
+
+/// Opens a file again in replay, and moves it to its logged number. It is not made or emptied, unless it is memory.
+fn reopen(call: u64, args: &[u64; 6], number: u64, is_memory: bool) -> bool {
+    // Who came first is in the log; both may find it here.
+    let left_out = match is_memory {
+        true => O_EXCL,
+        false => O_CREAT | O_EXCL | O_TRUNC,
+    };
     let mut again = *args;
     let mut call = call;
     let how: [u64; 3];
     match call {
-        OPEN => again[1] &= !MAKES,
+        OPEN => again[1] &= !left_out,
+        CREAT if is_memory => {}
         CREAT => (call, again[1]) = (OPEN, 1),
-        nr::OPENAT => again[2] &= !MAKES,
+        nr::OPENAT => again[2] &= !left_out,
         MEMFD_CREATE => {}
         _ => {
             let Ok(asked) = crate::user::read::<[u64; 3]>(args[2]) else {
                 return false;
             };
-            how = [asked[0] & !MAKES, 0, asked[2]];
+            let mode = if is_memory { asked[1] } else { 0 };
+            how = [asked[0] & !left_out, mode, asked[2]];
             again[2] = how.as_ptr() as u64;
             again[3] = 24;
         }
     }
-    let got = raw::call(call, again);
+    let mut spins = 0;
+    let got = loop {
+        let got = raw::call(call, again);
+        // Somebody else makes it, or gives it its name, and is not there yet. Who waits in vain is found by his standing still.
+        if got != -raw::ENOENT || !is_memory || log::now() != Mode::Replay {
+            break got;
+        }
+        order::pause(&mut spins);
+    };
     if got < 0 {
         return false;
     }
@@ -109,10 +168,12 @@ fn reopen(call: u64, args: &[u64; 6], number: u64) -> bool {
     regular
 }
 
-/// `ftruncate`, `fallocate`. Replay makes memory files as long as they were; what has a name is so already, and longer by
-/// what was written since.
-pub(crate) fn resize(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
-    if log::now() == Mode::Replay && has_name(regs.rdi) {
+/// `ftruncate`, `fallocate`, `fchmod`, `fchown`. Replay does to memory what they did; a file that has a name is so already,
+/// and longer by what was written since.
+pub(crate) fn change(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
+    let resizes = matches!(row.nr, 77 | 285);
+    let again = || tables::of(t).kind(regs.rdi) == Kind::Memory || resizes && !has_name(regs.rdi);
+    if log::now() == Mode::Replay && !again() {
         fed(t, regs, row)
     } else {
         executed(t, regs, row)
@@ -169,7 +230,7 @@ pub(crate) fn close(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 
         }
         let before = set.kind(fd);
         connection = connections::index_of(before);
-        if before == Kind::File && log::now() == Mode::Replay {
+        if before.is_real() && log::now() == Mode::Replay {
             close_raw(fd);
         }
         set.set_kind(fd, Kind::Closed);
@@ -208,9 +269,9 @@ pub(crate) fn duplicate(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> 
         }
         let (kind, before) = (set.kind(fd), set.kind(made));
         if log::now() == Mode::Replay {
-            if kind == Kind::File {
+            if kind.is_real() {
                 raw::call(nr::DUP3, [fd, made, O_CLOEXEC, 0, 0, 0]);
-            } else if before == Kind::File {
+            } else if before.is_real() {
                 close_raw(made);
             }
         }
@@ -293,7 +354,7 @@ fn close_around(first: u64, last: u64, flags: u64) -> i64 {
 fn close_files(t: &ThreadBlock, first: u64, last: u64) {
     let set = tables::of(t);
     for fd in first..=last.min(set.end()) {
-        if set.kind(fd) == Kind::File {
+        if set.kind(fd).is_real() {
             close_raw(fd);
         }
     }

@@ -15,7 +15,7 @@ use crate::order::{self, MEMORY};
 use crate::patch;
 use crate::raw;
 use crate::shapes::Shape;
-use crate::stacks;
+use crate::{stacks, tables};
 
 const MMAP: u16 = 9;
 const MPROTECT: u16 = 10;
@@ -80,7 +80,9 @@ fn repeat(t: &ThreadBlock, call: u16, args: &[u64; 6], result: i64) {
         MMAP => {
             again[0] = at;
             again[3] = (args[3] & !MAP_FIXED_NOREPLACE) | MAP_FIXED;
-            if again[3] & MAP_ANONYMOUS == 0 && again[3] & MAP_TYPE != MAP_PRIVATE {
+            let is_file = again[3] & MAP_ANONYMOUS == 0
+                && tables::of(t).kind(again[4]) != tables::Kind::Memory;
+            if is_file && again[3] & MAP_TYPE != MAP_PRIVATE {
                 // A shared mapping of a file must not write to the file while it is only replayed.
                 again[3] = (again[3] & !MAP_TYPE) | MAP_PRIVATE;
             }

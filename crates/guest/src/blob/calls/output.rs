@@ -71,7 +71,7 @@ fn made(t: &ThreadBlock, regs: &Regs, row: &'static Syscall, part: Part, target:
     let data = match target {
         Kind::Internal => shorten(row, &mut args, data),
         // A file that replay does not find is another kind there, and the call must be the same.
-        Kind::File | Kind::Other if is_plain(row) => {
+        Kind::File | Kind::Memory | Kind::Other if is_plain(row) => {
             shorten_vector(shorten(row, &mut args, data), &mut args, &mut first)
         }
         _ => data,
@@ -146,7 +146,7 @@ fn between_descriptors(t: &ThreadBlock, regs: &Regs, row: &'static Syscall, args
         // The others say EINVAL where they cannot, and their callers then copy.
         (Some(_), _) => -raw::EINVAL,
         // What is printed goes through the program's memory, where replay has it; what goes to a file, into the log.
-        (None, _) if matches!(to, Kind::Stdout | Kind::Stderr | Kind::File) => -raw::EINVAL,
+        (None, _) if matches!(to, Kind::Stdout | Kind::Stderr) || to.is_real() => -raw::EINVAL,
         (None, _) => fed(t, regs, row),
     }
 }
@@ -282,11 +282,11 @@ fn intent(t: &ThreadBlock, shape: &Shape, data: Run, done: u64) {
 }
 
 fn log_output(t: &ThreadBlock, shape: &Shape, result: i64, data: Run, target: Kind, stamp: u64) {
-    let position = position(shape.row, &shape.args).filter(|_| target == Kind::File);
+    let position = position(shape.row, &shape.args).filter(|_| target.is_real());
     let payload = match target {
         Kind::Stdout | Kind::Stderr => 8,
-        Kind::File if data.len() == 0 => 0,
-        Kind::File => data.len() + position.map_or(0, |_| 8),
+        Kind::File | Kind::Memory if data.len() == 0 => 0,
+        Kind::File | Kind::Memory => data.len() + position.map_or(0, |_| 8),
         _ => 0,
     };
     let header = Header {
@@ -301,7 +301,7 @@ fn log_output(t: &ThreadBlock, shape: &Shape, result: i64, data: Run, target: Ki
     let mut w = log::begin(t, header);
     match target {
         Kind::Stdout | Kind::Stderr => w.value(stamp),
-        Kind::File if payload > 0 => {
+        Kind::File | Kind::Memory if payload > 0 => {
             if let Some(position) = position {
                 w.value(position);
             }
@@ -343,7 +343,7 @@ fn replay(
     if result > 0 && data.hash() != logged {
         log::diverge(t, failure::OUTPUT, logged, data.hash());
     }
-    if matches!(target, Kind::File | Kind::Other) && is_plain(row) {
+    if matches!(target, Kind::File | Kind::Memory | Kind::Other) && is_plain(row) {
         let behind = position(row, &shape.args).map_or(0, |_| 8);
         check_data(&taken, behind, data);
     }
@@ -352,10 +352,21 @@ fn replay(
     match target {
         Kind::Stdout => print(t, REPLAY_STDOUT_FD, data, stamp),
         Kind::Stderr => print(t, REPLAY_STDERR_FD, data, stamp),
+        Kind::Memory if result > 0 && is_plain(row) => write_again(shape, result),
         _ => {}
     }
     taken.finish();
     Some(result)
+}
+
+/// Writes to memory what was written.
+fn write_again(shape: &Shape, result: i64) {
+    let mut args = shape.args;
+    // write, pwrite64
+    if matches!(shape.row.nr, 1 | 18) {
+        args[2] = result.cast_unsigned();
+    }
+    raw::call(u64::from(shape.row.nr), args);
 }
 
 /// Goes live in a write that was announced: behind what a reader has of it. `None` if that is nothing: it is made.
