@@ -1,4 +1,4 @@
-//! Processor time of processes, as the kernel's scheduler counts it.
+//! Processor time of processes, as the kernel's scheduler counts it, and their memory.
 
 use std::collections::HashMap;
 use std::fs;
@@ -69,6 +69,20 @@ impl Reading {
     pub fn total(&self) -> Spent {
         self.0.values().copied().sum()
     }
+}
+
+/// Bytes of memory without a file behind it that these processes hold; what several of them share counts once.
+#[must_use]
+pub fn memory(processes: &[i32]) -> u64 {
+    let of = |pid: &i32| {
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+        let line = rollup
+            .lines()
+            .find_map(|line| line.strip_prefix("Pss_Anon:"));
+        let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+        kib.unwrap_or(0) * 1024
+    };
+    processes.iter().map(of).sum()
 }
 
 /// Binds every thread of `processes` to one processor. What they start is bound, too.

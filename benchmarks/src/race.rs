@@ -19,13 +19,14 @@ use crate::rng::Rng;
 use crate::service::{Loss, Protection, Service, whereabouts};
 
 /// The races that the server knows.
-pub const KINDS: [&str; 6] = [
+pub const KINDS: [&str; 7] = [
     "unlocked-counter",
     "double-checked",
     "flag",
     "statistics",
     "publication",
     "two-flags",
+    "own-lock",
 ];
 
 const SOURCE: &str = include_str!("racy.c");

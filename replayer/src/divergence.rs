@@ -93,6 +93,7 @@ pub(crate) fn name(event: u16) -> String {
         kind::OUTPUT => "output",
         kind::CONNECTION => "connection",
         kind::ONCE => "once",
+        kind::BATON => "baton",
         _ => {
             return sysabi::lookup(u64::from(event))
                 .map_or_else(|| format!("event {event}"), |r| r.name.to_owned());

@@ -67,6 +67,8 @@ pub struct Protection {
     pub detect: Duration,
     /// What to do without it.
     pub on_backup_loss: OnBackupLoss,
+    /// One thread of the container runs at a time.
+    pub serial: bool,
     /// Bridges flood what is for the container, so that the backup hears it, too.
     pub tap: bool,
 }

@@ -70,7 +70,9 @@ const BUSY: Duration = Duration::from_millis(1);
 pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Error> {
     refuse_unbuilt(protection)?;
     let signals = Signals::block()?;
-    let arena = Arc::new(Arena::new(mode::RECORD, flag::OWN_OUTPUT).map_err(Error::Arena)?);
+    let serial = if protection.serial { flag::SERIAL } else { 0 };
+    let arena = Arena::new(mode::RECORD, flag::OWN_OUTPUT | serial);
+    let arena = Arc::new(arena.map_err(Error::Arena)?);
     let room = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
         .map_err(Error::descriptor)?;
     let room: Arc<OwnedFd> = Arc::new(room.as_fd().try_clone_to_owned().map_err(Error::Arena)?);
@@ -223,7 +225,7 @@ fn prepare(options: &Options, arena: &Arena, room: &OwnedFd) -> Result<Prepared,
     let spec = Spec {
         mounts: Vec::new(),
         name: options.name.clone(),
-        isolation: Isolation::FULL,
+        isolation: Isolation::Full,
         link: Some(options.link.clone()),
     };
     let mut program = Program::new(options.command.clone());

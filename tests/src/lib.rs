@@ -51,6 +51,12 @@ pub fn repeats() -> u32 {
     number("UNDERSTUDY_REPEAT").unwrap_or(1)
 }
 
+/// What chooses the moments of as many losses: numbers from `UNDERSTUDY_FIRST` on, or from 1.
+pub fn seeds() -> impl Iterator<Item = u64> {
+    let first = number("UNDERSTUDY_FIRST").unwrap_or(1);
+    (u64::from(first)..).take(repeats() as usize)
+}
+
 /// How many requests of each kind a server is sent that is recorded: `UNDERSTUDY_REQUESTS`, or a few.
 #[must_use]
 pub fn requests() -> u32 {

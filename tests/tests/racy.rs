@@ -11,18 +11,28 @@ const ONE_IN: u32 = 2000;
 
 #[test]
 fn every_kind_of_race() {
+    recovered(ONE_IN, &[]);
+}
+
+#[test]
+fn races_in_every_request_where_one_thread_runs_at_a_time() {
+    recovered(1, &["--serial"]);
+}
+
+fn recovered(one_in: u32, more: &[&str]) {
     let scratch = TempDir::new().unwrap();
     let program = compile(scratch.path()).unwrap();
+    let given = options().into_iter();
     let protection = Protection {
         understudy: understudy().unwrap(),
-        options: options(),
+        options: given.chain(more.iter().map(|&o| o.to_owned())).collect(),
         ..Protection::default()
     };
     for seed in 1..=u64::from(repeats()) {
         for kind in KINDS {
             let race = Race {
                 kind: kind.to_owned(),
-                one_in: ONE_IN,
+                one_in,
                 connections: 4,
                 seed,
             };

@@ -26,7 +26,7 @@ use clap::Args;
 use tempfile::TempDir;
 use understudy_bench::bed::Bed;
 use understudy_bench::exchange::{self, Exchange};
-use understudy_bench::processor::{Reading, bind};
+use understudy_bench::processor::{Reading, bind, memory};
 use understudy_bench::servers;
 use understudy_bench::service::{Service, redis};
 use understudy_bench::steady::Load;
@@ -263,6 +263,7 @@ impl Running {
         bind(&server, SERVER)?;
         Ok(Look {
             server: Reading::of(&server),
+            memory: memory(&server),
             shim: Reading::of(&primary.processes_named(&understudy)),
             backup: Reading::of(&backup.processes_named(&understudy)),
             log,
@@ -289,6 +290,7 @@ impl Running {
             records: each(records),
             bytes: each(bytes),
             epochs: epochs as f64,
+            memory: after.memory as f64 / f64::from(1 << 20),
         })
     }
 }
@@ -309,6 +311,8 @@ fn recorded(understudy: &Path, directory: &Path, command: &[String]) -> Vec<Stri
 /// What all processes have taken, and how long the log is.
 struct Look {
     server: Reading,
+    /// The server's memory, bytes.
+    memory: u64,
     shim: Reading,
     backup: Reading,
     /// Epoch, records and bytes of the log.

@@ -22,6 +22,9 @@ pub(crate) struct Race {
     /// Takeovers for each kind and mitigation
     #[arg(long, default_value_t = 10)]
     takeovers: u32,
+    /// Number of the first of them: it chooses the moment of the loss
+    #[arg(long, default_value_t = 1)]
+    first: u64,
     /// One request in so many races
     #[arg(long, default_value_t = 200)]
     one_in: u32,
@@ -79,12 +82,12 @@ pub(crate) fn run(options: &Race) -> Result<ExitCode> {
     for kind in KINDS.iter().filter(|kind| wanted(&options.kinds, kind)) {
         for mitigation in MITIGATIONS.iter().filter(|m| wanted(&options.with, m.name)) {
             let mut tally = Tally::default();
-            for seed in 1..=options.takeovers {
+            for seed in (options.first..).take(options.takeovers as usize) {
                 let race = race::Race {
                     kind: (*kind).to_owned(),
                     one_in: options.one_in,
                     connections: options.connections,
-                    seed: u64::from(seed),
+                    seed,
                 };
                 let protection = Protection {
                     understudy: options.server.understudy()?,

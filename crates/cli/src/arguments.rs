@@ -134,6 +134,10 @@ pub(crate) struct RunArguments {
     /// A directory whose files the backup keeps, too. May be given more than once.
     #[arg(long, value_name = "DIR")]
     pub(crate) mirror: Vec<PathBuf>,
+    /// One thread of the container runs at a time: programs whose threads race, or have locks of their own, are
+    /// replayed, too.
+    #[arg(long)]
+    pub(crate) serial: bool,
     /// When output is released, and whether the backup replays meanwhile.
     #[arg(long, value_enum, default_value = "hybrid")]
     pub(crate) mode: ModeArgument,
@@ -189,6 +193,9 @@ pub(crate) struct RecordArguments {
     /// Where the recording goes.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
+    /// One thread runs at a time: programs whose threads race, or have locks of their own, are replayed, too.
+    #[arg(long)]
+    pub(crate) serial: bool,
     /// The command and its arguments.
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,

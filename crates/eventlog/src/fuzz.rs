@@ -84,7 +84,7 @@ pub fn fuzz_snapshot(data: &[u8]) {
         return;
     };
     assert!(comes_back(&mut merge));
-    for nr in 0..=kind::ONCE {
+    for nr in 0..=kind::BATON {
         let record = Record {
             header: Header {
                 kind: nr,

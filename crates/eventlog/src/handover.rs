@@ -55,6 +55,8 @@ pub struct GuestState {
     pub threads: Vec<ThreadState>,
     /// Connections, by entry.
     pub connections: Vec<ConnectionCut>,
+    /// Whether one thread runs at a time.
+    pub serial: bool,
 }
 
 /// A thread's ring at the cut.
@@ -185,6 +187,7 @@ mod tests {
             stdio: 9,
             threads: vec![thread],
             connections: vec![connection],
+            serial: true,
         };
         let words = |range: core::ops::RangeInclusive<u32>| {
             range.flat_map(u32::to_le_bytes).collect::<Vec<_>>()
@@ -200,6 +203,7 @@ mod tests {
             longs(&[5, 6, 1]),
             words(1..=9),
             longs(&[10, 11, 12, 13]),
+            vec![1],
         ];
         assert_eq!(encode(&state).unwrap(), bytes.concat());
         assert_eq!(

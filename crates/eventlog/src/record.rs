@@ -123,6 +123,9 @@ pub mod kind {
     pub const OPENING: u16 = 1037;
     /// The thread runs the function of a `pthread_once`. `hash`: the object.
     pub const ONCE: u16 = 1038;
+    /// The thread goes on behind others that have run, and has no other record of its own for that (`--serial`).
+    /// `result`: how many calls without a record it made since its last one.
+    pub const BATON: u16 = 1039;
 }
 
 /// A record's header, decoded.

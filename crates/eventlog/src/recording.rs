@@ -20,4 +20,6 @@ pub struct Meta {
     pub directory: Vec<u8>,
     /// The kernel's release, as `uname -r` says: replay on another one is refused.
     pub kernel: String,
+    /// Whether one thread ran at a time.
+    pub serial: bool,
 }

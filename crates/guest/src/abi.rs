@@ -159,6 +159,10 @@ pub struct Control {
     /// Replay: signals whose sending and getting do not balance so far. The host fills in those that are pending in the
     /// image.
     pub sent: [Sent; MAX_SENT],
+    /// How often a ring was taken.
+    pub claims: AtomicU32,
+    /// Recording: the thread that may run the program, with [`flag::SERIAL`].
+    pub baton: Baton,
 }
 
 /// An entry of [`Control::sent`]. The numbers are those inside the container.
@@ -252,6 +256,8 @@ pub mod flag {
     /// Replay: a thread takes its next record when the others have taken all of theirs that are older. The guest clears
     /// it when that leads nowhere.
     pub const TIMED: u32 = 4;
+    /// One thread runs at a time: see [`super::Baton`].
+    pub const SERIAL: u32 = 8;
 }
 
 /// A lock with a version, for an object that processes share.
@@ -263,6 +269,21 @@ pub struct Order {
     pub pad: AtomicU32,
     /// How many ordered calls were made.
     pub version: AtomicU64,
+}
+
+/// Which thread of the container runs the program, where one at a time does.
+#[repr(C)]
+pub struct Baton {
+    /// Its number, 0 while none does.
+    pub owner: AtomicU32,
+    /// The number of the one that had it last; 0 behind a checkpoint.
+    pub last: AtomicU32,
+    /// How often it was taken.
+    pub passed: AtomicU32,
+    /// How many wait for it, and how many of them sleep (futex at `owner`).
+    pub waiting: AtomicU32,
+    /// See `waiting`.
+    pub asleep: AtomicU32,
 }
 
 /// The first divergence that the guest met.

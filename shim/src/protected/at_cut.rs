@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use eventlog::handover::{ConnectionCut, GuestState, ThreadState};
-use guest::abi::{MAX_CONNS, MAX_SLOTS, conn, slot};
+use guest::abi::{MAX_CONNS, MAX_SLOTS, conn, flag, slot};
 use sys::arena::Arena;
 
 /// What is read from the arena while all processes stand still.
@@ -29,6 +29,7 @@ impl AtCut {
         cut.state.next_stream = control.next_stream.load(Acquire);
         cut.state.pids = control.pids.version.load(Acquire);
         cut.state.stdio = control.stdio.version.load(Acquire);
+        cut.state.serial = control.flags.load(Acquire) & flag::SERIAL != 0;
         for index in 0..MAX_SLOTS {
             let ring = arena.slot(index);
             if ring.state.load(Acquire) == slot::LIVE {

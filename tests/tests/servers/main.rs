@@ -16,7 +16,7 @@ use std::path::Path;
 use understudy_bench::bed::Bed;
 use understudy_bench::service::{Loss, Protection, Service};
 use understudy_tests::crowd::{Client, through_a_loss};
-use understudy_tests::{options, repeats, scratch, understudy};
+use understudy_tests::{options, scratch, seeds, understudy};
 
 /// Starts a server whose files `prepare` puts into a directory, and takes it through losses.
 fn survives<C: Client>(port: u16, prepare: impl Fn(&Path) -> Vec<String>) {
@@ -25,7 +25,7 @@ fn survives<C: Client>(port: u16, prepare: impl Fn(&Path) -> Vec<String>) {
 
 /// The same, and looks at the backup's copy of that directory, with which the server has gone on.
 fn leaves<C: Client>(port: u16, prepare: impl Fn(&Path) -> Vec<String>, look: impl Fn(&Path)) {
-    for seed in 1..=u64::from(repeats()) {
+    for seed in seeds() {
         let (bed, scratch) = (Bed::new().unwrap(), scratch().unwrap());
         let files = scratch.path().canonicalize().unwrap().join("files");
         std::fs::create_dir(&files).unwrap();

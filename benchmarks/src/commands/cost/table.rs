@@ -73,6 +73,8 @@ pub(super) struct Sample {
     pub(super) bytes: f64,
     /// Checkpoints that were committed meanwhile.
     pub(super) epochs: f64,
+    /// Memory of the server without a file behind it, MiB.
+    pub(super) memory: f64,
 }
 
 /// Of all turns: half of them lie between the quartiles.
@@ -146,6 +148,7 @@ fn middle(samples: &[Sample]) -> Sample {
         records: of(|s| s.records),
         bytes: of(|s| s.bytes),
         epochs: of(|s| s.epochs),
+        memory: of(|s| s.memory),
     }
 }
 
@@ -162,7 +165,7 @@ pub(super) fn json(server: &str, rows: &[Row]) -> Result<String> {
 /// Prints the rows in columns.
 pub(super) fn print(rows: &[Row]) {
     println!(
-        "{:<12}{:>8}{:>8}{:>18}{:>18}{:>8}{:>8}{:>8}{:>9}{:>7}{:>12}",
+        "{:<12}{:>8}{:>8}{:>18}{:>18}{:>8}{:>8}{:>8}{:>9}{:>7}{:>12}{:>8}",
         "",
         "req/s",
         "server",
@@ -173,7 +176,8 @@ pub(super) fn print(rows: &[Row]) {
         "backup",
         "records",
         "bytes",
-        "checkpoints"
+        "checkpoints",
+        "MiB"
     );
     for Row {
         way,
@@ -184,7 +188,7 @@ pub(super) fn print(rows: &[Row]) {
     {
         let spread = |s: &Spread| format!("{:.2} ({:.2}–{:.2})", s.median, s.lower, s.upper);
         println!(
-            "{:<12}{:>8.0}{:>8.2}{:>18}{:>18}{:>8.2}{:>8.2}{:>8.2}{:>9.2}{:>7.0}{:>12.0}",
+            "{:<12}{:>8.0}{:>8.2}{:>18}{:>18}{:>8.2}{:>8.2}{:>8.2}{:>9.2}{:>7.0}{:>12.0}{:>8.1}",
             way.name(),
             s.rate,
             s.server,
@@ -196,6 +200,7 @@ pub(super) fn print(rows: &[Row]) {
             s.records,
             s.bytes,
             s.epochs,
+            s.memory,
         );
     }
 }

@@ -34,6 +34,9 @@ pub(super) fn fill(arena: &Arena, checkpoint: &Checkpoint) -> Result<()> {
     control.next_stream.store(state.next_stream, Release);
     control.pids.version.store(state.pids, Release);
     control.stdio.version.store(state.stdio, Release);
+    if state.serial {
+        control.flags.fetch_or(flag::SERIAL, Release);
+    }
     for thread in &state.threads {
         let index = bounded(thread.slot, MAX_SLOTS, "rings that exist")?;
         fill_ring(arena, index, thread);

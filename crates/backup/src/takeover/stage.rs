@@ -190,7 +190,12 @@ fn does_something(records: &[u8]) -> bool {
         let kind = record.map(|record| record.header.kind);
         !matches!(
             kind,
-            Ok(kind::LOCK | kind::TRYLOCK | kind::CONDWAIT | kind::CLOCK | kind::GETCPU)
+            Ok(kind::LOCK
+                | kind::TRYLOCK
+                | kind::CONDWAIT
+                | kind::CLOCK
+                | kind::GETCPU
+                | kind::BATON)
         )
     })
 }

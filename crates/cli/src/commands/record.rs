@@ -4,7 +4,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use eventlog::recording::Meta;
-use guest::abi::{ARENA_FD, mode};
+use guest::abi::{ARENA_FD, flag, mode};
 use recorder::offline::Recording;
 use shim::container::{Container, Isolation, Program, Spec};
 use shim::preflight::RECORDING;
@@ -27,8 +27,12 @@ pub(crate) fn run(arguments: RecordArguments) -> Result<i32, Failure> {
             .collect(),
         directory: std::env::current_dir()?.as_os_str().as_bytes().to_vec(),
         kernel: kernel_release()?,
+        serial: arguments.serial,
     };
-    let arena = Arc::new(Arena::new(mode::RECORD, 0)?);
+    let arena = Arc::new(Arena::new(
+        mode::RECORD,
+        if arguments.serial { flag::SERIAL } else { 0 },
+    )?);
     let mut program = Program::new(command);
     program
         .descriptors

@@ -34,7 +34,8 @@ pub(crate) fn run(arguments: ReplayArguments) -> Result<i32, Failure> {
     log.check_kernel(&kernel_release()?)?;
     let text = |bytes: &Vec<u8>| OsString::from_vec(bytes.clone());
     std::env::set_current_dir(text(&log.meta.directory))?;
-    let arena = Arc::new(Arena::new(mode::REPLAY, flag::TIMED)?);
+    let serial = if log.meta.serial { flag::SERIAL } else { 0 };
+    let arena = Arc::new(Arena::new(mode::REPLAY, flag::TIMED | serial)?);
     let mut program = Program::new(log.meta.command.iter().map(text).collect());
     program.environment = Some(
         log.meta

@@ -48,6 +48,7 @@ fn options(arguments: RunArguments) -> Result<Options, Failure> {
                 LossArgument::Stall => OnBackupLoss::Stall,
                 LossArgument::Continue => OnBackupLoss::Continue,
             },
+            serial: arguments.serial,
             tap: arguments.tap == Switch::On,
         }),
     };

@@ -14,7 +14,9 @@ use crate::raw::{self, nr};
 use crate::shapes::Shape;
 use crate::signals::{self, Interrupted};
 use crate::thread::{self, control};
-use crate::{backlog, connections, debts, delivery, descriptors, pace, replayed_signals, starved};
+use crate::{
+    backlog, baton, connections, debts, delivery, descriptors, pace, replayed_signals, starved,
+};
 
 /// The entry code calls this with the saved registers; what it returns goes to rax.
 pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
@@ -22,9 +24,10 @@ pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
     const SIGPROCMASK: u64 = 14;
     let call = regs.rax;
     debts::before(t, call);
+    baton::leave(t);
     let result = match sysabi::lookup(call) {
         Some(row) => {
-            let unlogged = leaves_no_record(row);
+            let unlogged = leaves_no_record(regs, row);
             delivery::at_entry(t, regs, unlogged);
             if unlogged {
                 t.unlogged.fetch_add(1, Relaxed);
@@ -43,6 +46,7 @@ pub(crate) extern "C" fn on_syscall(regs: &mut Regs) -> i64 {
         delivery::at_exit_of_mask(t, regs);
     }
     regs.flags = starved::flags(t, regs.flags);
+    baton::go_on(t);
     result
 }
 
@@ -54,10 +58,21 @@ fn changes_the_process(call: u64) -> bool {
 }
 
 /// Calls that leave no record: they are counted, so that a signal between them finds its place again.
-fn leaves_no_record(row: &Syscall) -> bool {
+fn leaves_no_record(regs: &Regs, row: &Syscall) -> bool {
     // rt_sigaction, rt_sigprocmask, recvmmsg, sendmmsg, rseq
-    matches!(row.class, Class::Unlogged | Class::Refused)
+    matches!(row.class, Class::Unlogged | Class::Refused) && !is_logged(regs, row)
         || matches!(row.nr, 13 | 14 | 299 | 307 | 334)
+}
+
+/// Whether a call that leaves no record else does so where one thread runs at a time: futex. But not the wait for the end
+/// of a thread, whose word the kernel clears when it likes: how often that is looked at may differ.
+fn is_logged(regs: &Regs, row: &Syscall) -> bool {
+    const PRIVATE: u64 = 128;
+    const COMMAND: u64 = 127;
+    const WAIT: u64 = 0;
+    const WAIT_BITSET: u64 = 9;
+    let waits = matches!(regs.rsi & COMMAND, WAIT | WAIT_BITSET);
+    u64::from(row.nr) == nr::FUTEX && baton::is_asked_for() && (!waits || regs.rsi & PRIVATE != 0)
 }
 
 /// The host holds a thread here to take a checkpoint: its call is done and recorded.
@@ -73,6 +88,7 @@ pub(crate) fn hold_if_asked(t: &ThreadBlock) {
 /// rest of the system, and one of them may have something that the host waits for.
 #[cold]
 fn settle(t: &ThreadBlock) {
+    baton::leave_at_cut(t);
     t.why.store(trap::SETTLED, Release);
     let mut spins = 0;
     while t.stop.load(Acquire) != 0 {
@@ -99,6 +115,8 @@ fn route(t: &ThreadBlock, regs: &mut Regs, row: &'static Syscall) -> i64 {
         Class::Suppressed => output::suppressed(t, regs, row),
         Class::Ordered(Object::Memory) => memory::ordered(t, regs, row),
         Class::Executed | Class::Ordered(_) => executed(t, regs, row),
+        // Whom it wakes, and whether it sleeps at all, would be another in replay.
+        Class::Unlogged if is_logged(regs, row) => fed(t, regs, row),
         Class::Unlogged => unlogged(t, regs),
         Class::Filtered => fed(t, regs, row),
         Class::Refused => refuse(row),
@@ -126,6 +144,7 @@ fn unknown_command(row: &Syscall) -> i64 {
 /// Makes a call that may block. Our own stops are not seen; a signal that restarts it leaves the hook.
 pub(crate) fn perform(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]) -> i64 {
     loop {
+        baton::leave(t);
         let result = raw::call_blocking(regs.rax, args, &t.pending);
         if result == raw::NOT_MADE {
             delivery::deliver_before(t, regs);
@@ -301,14 +320,33 @@ pub(crate) fn record(t: &ThreadBlock, shape: &Shape, result: i64, version: u64) 
     w.commit(false);
 }
 
-/// Keeps a call's payload below the most that one record holds: a shorter transfer is always allowed.
+/// Keeps a call's payload below the most that one record holds: a shorter transfer is always allowed. Nothing that a call
+/// does not look at is left in its arguments.
 fn clamp(call: u16, args: &mut [u64; 6]) {
     const MOST: u64 = (eventlog::record::MAX_PAYLOAD - 4096) as u64;
     // read, pread64, recvfrom, getdents, getdents64, getrandom carry their length in a known place.
     match call {
         0 | 17 | 45 | 78 | 217 => args[2] = args[2].min(MOST),
         318 => args[1] = args[1].min(MOST),
+        202 => clear_unused(args),
         _ => {}
+    }
+}
+
+/// Clears what a futex call does not look at: whatever was in those registers (futex(2)).
+fn clear_unused(args: &mut [u64; 6]) {
+    const COMMAND: u64 = 127;
+    let unused: &[usize] = match args[1] & COMMAND {
+        // WAIT, WAKE, REQUEUE, WAIT_BITSET, WAKE_BITSET
+        0 => &[4, 5],
+        1 => &[3, 4, 5],
+        3 => &[5],
+        9 => &[4],
+        10 => &[3, 4],
+        _ => &[],
+    };
+    for &index in unused {
+        args[index] = 0;
     }
 }
 

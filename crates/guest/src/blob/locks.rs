@@ -19,7 +19,7 @@ use crate::dispatch::hold_if_asked;
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::robust::{self, Attempt};
-use crate::{delivery, order, pace, starved, thread, user, vdso};
+use crate::{baton, delivery, order, pace, starved, thread, user, vdso};
 
 /// A function of the C library that is replaced.
 pub(crate) struct Replacement {
@@ -109,6 +109,7 @@ pub(crate) fn inside<T>(body: impl FnOnce(&ThreadBlock) -> T) -> T {
     t.inside.store(0, Relaxed);
     hold_if_asked(t);
     starved::at_return(t);
+    baton::go_on(t);
     value
 }
 
@@ -133,6 +134,7 @@ pub(crate) fn sleep(t: &ThreadBlock, word: &AtomicU32, value: u32, until: Until)
         at = kernels.as_ptr() as u64;
     }
     let args = [word.as_ptr() as u64, op, u64::from(value), at, 0, ANY];
+    baton::leave(t);
     match raw::call_waiting(nr::FUTEX, &args, &t.pending) {
         result if result == -raw::ETIMEDOUT => raw::ETIMEDOUT,
         // The kernel takes no moment before 1970, which has passed for the C library.

@@ -2,12 +2,14 @@
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use eventlog::record::{Header, LONG_LEN, MAX_PAYLOAD, SHORT_LEN, cycles_of, stored_len, ticks_of};
+use eventlog::record::{
+    Header, LONG_LEN, MAX_PAYLOAD, SHORT_LEN, cycles_of, kind, stored_len, ticks_of,
+};
 use guest::abi::{ThreadBlock, failure, mode, slot};
 
 use crate::ring::Ring;
 use crate::thread::{control, slot_of};
-use crate::{holds, pace, raw, user};
+use crate::{baton, holds, pace, raw, user};
 
 /// What the guest does now.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -41,6 +43,7 @@ pub(crate) struct Writer<'a> {
 /// Starts a record: its header is in the ring, not yet committed. `header.payload_len` bytes of payload follow.
 #[inline(always)]
 pub(crate) fn begin<'a>(t: &'a ThreadBlock, mut header: Header) -> Writer<'a> {
+    baton::take(t);
     let last = t.tsc.load(Relaxed);
     header.ticks = ticks_of(raw::cycles().saturating_sub(last));
     // What the packing cuts off is in the next record's.
@@ -171,7 +174,7 @@ pub(crate) fn peek(t: &ThreadBlock) -> Option<Taken<'_>> {
 #[inline(always)]
 pub(crate) fn take(t: &ThreadBlock, kind: u16) -> Option<Taken<'_>> {
     pace::arrive(t);
-    match peek(t) {
+    match peek_behind(t) {
         Some(taken) => {
             if taken.header.kind != kind {
                 diverge(
@@ -186,6 +189,16 @@ pub(crate) fn take(t: &ThreadBlock, kind: u16) -> Option<Taken<'_>> {
         None => {
             await_end(t);
             None
+        }
+    }
+}
+
+/// Looks at the next record behind a place where the thread waited for others, which was to come before.
+fn peek_behind(t: &ThreadBlock) -> Option<Taken<'_>> {
+    loop {
+        match peek(t) {
+            Some(waited) if waited.header.kind == kind::BATON => waited.finish(),
+            other => return other,
         }
     }
 }

@@ -11,6 +11,7 @@
 
 mod backlog;
 mod barriers;
+mod baton;
 mod calls;
 mod connections;
 mod debts;

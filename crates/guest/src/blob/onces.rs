@@ -22,7 +22,7 @@ use crate::locks::{hash_of, inside, word};
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::symbols::Library;
-use crate::{delivery, order, pace, user};
+use crate::{baton, delivery, order, pace, user};
 
 const RUNS: u32 = 1;
 const DONE: u32 = 2;
@@ -125,6 +125,7 @@ impl Once {
                 // Private, as glibc's wake.
                 const WAIT: u64 = 128;
                 let value = u64::from(state);
+                baton::leave(t);
                 let _ = raw::call_waiting(nr::FUTEX, &[self.at, WAIT, value, 0, 0, 0], &t.pending);
             } else {
                 order::pause(&mut spins);

@@ -7,6 +7,7 @@ use core::sync::atomic::{
 
 use guest::abi::{BLOB_BASE, Order, ThreadBlock, mode, slot};
 
+use crate::baton;
 use crate::raw::{self, nr};
 use crate::thread::{control, slot_of};
 
@@ -149,9 +150,12 @@ pub(crate) fn pause(spins: &mut u32) {
     *spins += 1;
     if *spins < SPINS {
         core::hint::spin_loop();
-    } else {
-        raw::call(nr::SCHED_YIELD, [0; 6]);
+        return;
     }
+    if *spins == SPINS {
+        baton::leave_to_wait();
+    }
+    raw::call(nr::SCHED_YIELD, [0; 6]);
 }
 
 /// After a fork: a lock that another thread held has no owner in the child.

@@ -30,6 +30,8 @@ const PATIENCE: u64 = 300_000_000;
 const MOST: u64 = 2_000_000;
 /// Cycles that a thread is given in any case for what it does between two records.
 const START: u64 = 4_000_000;
+/// … and where it ran alone.
+const START_ALONE: u64 = 150_000_000;
 /// With a seed, one record of so many is taken later (a power of two), by less than so many cycles (another one).
 const DELAYED: u64 = 16;
 const DELAY: u64 = 1 << 18;
@@ -50,14 +52,14 @@ pub(crate) fn await_time(t: &ThreadBlock, time: u64) {
     let turn = turn_of(t.stream.load(Relaxed), t.position.load(Relaxed));
     let time = turn.map_or(time, |turn| turn.time.load(Relaxed));
     loop {
-        let made = control().next_stream.load(Acquire);
+        let made = control().claims.load(Acquire);
         for index in 0..control().slots.load(Acquire) {
             if index != own && standing(index, time, patient) != Standing::Done {
                 await_other(own, index, time, patient);
             }
         }
         // Threads that were made meanwhile may be older, too.
-        if control().next_stream.load(Acquire) == made {
+        if control().claims.load(Acquire) == made {
             return;
         }
     }
@@ -105,7 +107,11 @@ fn is_first_of_all(time: u64) -> bool {
     (0..control().slots.load(Acquire)).all(|index| {
         let ring = slot_of(index);
         match ring.state.load(SeqCst) {
-            slot::LIVE => ring.end.load(Acquire) != 0 && next_time(index, ring).is_none(),
+            slot::LIVE => match next_time(index, ring) {
+                None => true,
+                // It sleeps, or has come to its record.
+                Some(next) => next >= time && ring.taken_at.load(Acquire) == 0,
+            },
             slot::EARLY => next_time(index, ring).is_none_or(|next| next >= time),
             _ => true,
         }
@@ -127,6 +133,11 @@ enum Standing {
 fn standing(index: u32, time: u64, patient: bool) -> Standing {
     let ring = slot_of(index);
     match ring.state.load(Acquire) {
+        // It has come to its next record, and waits before it takes it: for one that is older still.
+        slot::WAITING if ring.taken_at.load(Acquire) == 0 => match next_time(index, ring) {
+            Some(next) if next < time => Standing::Behind,
+            _ => Standing::Done,
+        },
         slot::WAITING if ring.time.load(Acquire) < time => Standing::Waits,
         // One at its log's end, too, may be on its way to where it waits.
         slot::LIVE | slot::EARLY
@@ -150,7 +161,12 @@ fn is_under_way(slot: &Slot, time: u64) -> bool {
             .taken_at
             .compare_exchange(RESTORED, taken_at, AcqRel, Relaxed);
     }
-    taken_at != 0 && raw::cycles().saturating_sub(taken_at) < START + 2 * had
+    // Where one ran at a time, nobody else did anything meanwhile.
+    let start = match control().flags.load(Relaxed) & flag::SERIAL {
+        0 => START,
+        _ => START_ALONE,
+    };
+    taken_at != 0 && raw::cycles().saturating_sub(taken_at) < start + 2 * had
 }
 
 /// The turn of a record that the host gave one.

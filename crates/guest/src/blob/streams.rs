@@ -26,7 +26,7 @@ use crate::locks::{Replacement, emit, inside, take, version_word, word};
 use crate::log::{self, Mode};
 use crate::raw::{self, nr};
 use crate::symbols::Library;
-use crate::{delivery, order, user};
+use crate::{baton, delivery, order, user};
 
 use functions::{FUNCTIONS, Found, Of};
 
@@ -286,6 +286,7 @@ impl Stream {
             // Private, as glibc's wake.
             const WAIT: u64 = 128;
             let args = [self.lock, WAIT, 2, 0, 0, 0];
+            baton::leave(t);
             let _ = raw::call_waiting(nr::FUTEX, &args, &t.pending);
         }
         self.own(t);

@@ -73,6 +73,7 @@ pub(crate) fn claim_slot() -> Option<u32> {
             s.consumer_asleep.store(0, Relaxed);
             s.producer_asleep.store(0, Relaxed);
             control().slots.fetch_max(index + 1, AcqRel);
+            control().claims.fetch_add(1, AcqRel);
             return Some(index);
         }
     }

@@ -14,7 +14,9 @@ use crate::order::Held;
 use crate::raw::{self, nr};
 use crate::shapes::Shape;
 use crate::thread::{self, control, slot_of};
-use crate::{connections, heap, init, order, ring, signals, stacks, streams, tables, user, vdso};
+use crate::{
+    baton, connections, heap, init, order, ring, signals, stacks, streams, tables, user, vdso,
+};
 
 /// `execve`, `execveat`: the host attaches first, so that it can inject the guest into the next image.
 pub(crate) fn exec(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
@@ -95,6 +97,7 @@ pub(crate) fn exit(t: &ThreadBlock, regs: &Regs) -> i64 {
     heap::thread_exits(t);
     streams::thread_ends(t);
     leave(t, status, 0);
+    baton::leave(t);
     thread::exit_thread(status)
 }
 
@@ -108,6 +111,7 @@ pub(crate) fn exit_group(t: &ThreadBlock, status: u64) -> i64 {
         held.keep_for_good();
     }
     leave(t, status, 1);
+    baton::leave(t);
     raw::abort(status)
 }
 

@@ -17,7 +17,7 @@ use crate::shapes::{Run, Shape};
 use crate::signals::{self, Interrupted};
 use crate::tables::{self, Kind};
 use crate::thread::{control, slot_of};
-use crate::{connections, delivery, order};
+use crate::{baton, connections, delivery, order};
 
 /// Class `Suppressed`.
 pub(crate) fn suppressed(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
@@ -113,6 +113,7 @@ fn made(t: &ThreadBlock, regs: &Regs, row: &'static Syscall, part: Part, target:
 fn print_in_order(t: &ThreadBlock, regs: &Regs, args: &[u64; 6]) -> (i64, Held<'static>) {
     loop {
         let held = order::lock(t, &control().stdio);
+        baton::leave(t);
         let result = raw::call_blocking(regs.rax, args, &t.pending);
         let again = match result {
             raw::NOT_MADE => Interrupted::Restart,

@@ -8,11 +8,11 @@ use core::sync::atomic::Ordering::Relaxed;
 use guest::abi::ThreadBlock;
 use sysabi::Syscall;
 
-use crate::delivery;
 use crate::dispatch::{fed_by, hold_if_asked};
 use crate::entry::Regs;
 use crate::raw;
 use crate::signals::{self, Interrupted};
+use crate::{baton, delivery};
 
 /// A call with a flat buffer as argument 1, of which so much is done.
 #[derive(Clone, Copy)]
@@ -59,6 +59,7 @@ pub(crate) fn in_parts(
 /// Makes a part. A signal makes the call begin anew only as long as nothing is done.
 pub(crate) fn perform(t: &ThreadBlock, regs: &Regs, part: Part) -> i64 {
     loop {
+        baton::leave(t);
         let result = raw::call_blocking(regs.rax, &part.args, &t.pending);
         if result == raw::NOT_MADE {
             if part.done == 0 {

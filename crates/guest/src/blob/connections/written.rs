@@ -9,7 +9,7 @@ use super::{LOOK_AGAIN_NS, entry, mark, room};
 use crate::log::{self, Mode, Taken};
 use crate::raw::{self, nr};
 use crate::shapes::{Part, Run, Shape};
-use crate::{debts, epoll, order, user};
+use crate::{baton, debts, epoll, order, user};
 
 /// Bit 0 of an OUTPUT record's flags: more of the same call follows.
 const MORE: u32 = 1;
@@ -156,6 +156,7 @@ pub(super) fn is_nonblocking(fd: u64) -> bool {
 }
 
 pub(super) fn wait_for_room(c: &Conn) {
+    baton::leave_to_wait();
     c.full.store(1, SeqCst);
     if room(c) == 0 && c.error.load(Acquire) == 0 {
         raw::futex_wait_for(&c.full, 1, LOOK_AGAIN_NS);
