@@ -1,4 +1,8 @@
 //! Servers whose threads race survive, or are given up; none goes on from a past that its clients do not know.
+#![expect(
+    clippy::unwrap_used,
+    reason = "the helpers of a test fail as the test does"
+)]
 
 use tempfile::TempDir;
 use understudy_bench::bed::Bed;

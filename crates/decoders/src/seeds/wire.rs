@@ -129,6 +129,7 @@ fn file(log: &[u8]) -> Option<Vec<u8>> {
         environment: vec![(b"HOME".to_vec(), b"/".to_vec())],
         directory: b"/".to_vec(),
         kernel: "6.18".into(),
+        serial: true,
     };
     let mut bytes = Vec::new();
     let mut writer = Writer::begin(&meta, &mut bytes).ok()?;

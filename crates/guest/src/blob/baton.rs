@@ -23,7 +23,7 @@ use crate::{dispatch, pace, raw};
 const PATIENCE: u64 = 150_000_000;
 /// Looks before one sleeps that waits, and how long it sleeps before it looks again, nanoseconds.
 const LOOKS: u32 = 300;
-const NAP_NS: u64 = 200_000;
+const NAP_NS: u64 = 50_000;
 /// Cycles that the thread that had it last gives others who wait for it.
 const COURTESY: u64 = 5_000;
 

@@ -333,8 +333,10 @@ fn clamp(call: u16, args: &mut [u64; 6]) {
     }
 }
 
-/// Clears what a futex call does not look at: whatever was in those registers (futex(2)).
+/// Clears what a futex call does not look at: whatever was in those registers, and in the upper halves of those that hold
+/// 32 bits (futex(2)).
 fn clear_unused(args: &mut [u64; 6]) {
+    const NUMBERS: [usize; 3] = [1, 2, 5];
     const COMMAND: u64 = 127;
     let unused: &[usize] = match args[1] & COMMAND {
         // WAIT, WAKE, REQUEUE, WAIT_BITSET, WAKE_BITSET
@@ -347,6 +349,9 @@ fn clear_unused(args: &mut [u64; 6]) {
     };
     for &index in unused {
         args[index] = 0;
+    }
+    for index in NUMBERS {
+        args[index] = u64::from(args[index] as u32);
     }
 }
 

@@ -198,7 +198,7 @@ fn take_attempt(t: &ThreadBlock, object: u64, waits: bool) -> Logged {
     let expected = if waits { kind::LOCK } else { kind::TRYLOCK };
     pace::arrive(t);
     loop {
-        let Some(next) = log::peek(t) else {
+        let Some(next) = log::peek_behind(t) else {
             return take(t, expected, object).map_or(Logged::Live, logged);
         };
         let (event, result) = (next.header.kind, next.header.result);

@@ -194,7 +194,7 @@ pub(crate) fn take(t: &ThreadBlock, kind: u16) -> Option<Taken<'_>> {
 }
 
 /// Looks at the next record behind a place where the thread waited for others, which was to come before.
-fn peek_behind(t: &ThreadBlock) -> Option<Taken<'_>> {
+pub(crate) fn peek_behind(t: &ThreadBlock) -> Option<Taken<'_>> {
     loop {
         match peek(t) {
             Some(waited) if waited.header.kind == kind::BATON => waited.finish(),

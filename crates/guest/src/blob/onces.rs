@@ -146,7 +146,7 @@ impl Once {
     /// Whether the log says that this thread ran it.
     fn was_mine(&self, t: &ThreadBlock) -> bool {
         pace::arrive(t);
-        let Some(next) = log::peek(t) else {
+        let Some(next) = log::peek_behind(t) else {
             return false;
         };
         let mine = next.header.kind == kind::ONCE && next.header.hash == hash_of(self.at);

@@ -24,7 +24,7 @@ pub(crate) fn exec(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
         return -raw::EINVAL;
     };
     if log::now() == Mode::Replay {
-        let failed = match log::peek(t) {
+        let failed = match log::peek_behind(t) {
             Some(next) => next.header.kind != kind::EXEC,
             None => true,
         };

@@ -97,7 +97,7 @@ pub(crate) fn clone(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 
 /// What the log has of a call: an intent that names the child's stream, for whatever the child does may be seen
 /// before this thread goes on, and then the result. `None` when the log ends before the call.
 fn replay(t: &ThreadBlock, regs: &Regs, row: &'static Syscall, wanted: &Wanted) -> Option<i64> {
-    let announced = log::peek(t).is_some_and(|next| next.header.kind == kind::INTENT);
+    let announced = log::peek_behind(t).is_some_and(|next| next.header.kind == kind::INTENT);
     if !announced {
         // It failed before there was a child.
         let taken = log::take(t, row.nr)?;

@@ -36,7 +36,7 @@ pub(crate) fn made(t: &ThreadBlock, regs: &Regs, row: &'static Syscall) -> i64 {
 }
 
 fn replay_announcement(t: &ThreadBlock) -> Option<(u64, u32)> {
-    let next = log::peek(t)?;
+    let next = log::peek_behind(t)?;
     if next.header.kind != kind::CONNECTION {
         return None;
     }
