@@ -27,7 +27,7 @@ pub fn memcached() -> Vec<String> {
         .to_vec()
 }
 
-/// lighttpd, which is one process. It keeps connections for a million requests.
+/// lighttpd, which is one process. It keeps connections for a million requests, and tells why it ends one.
 ///
 /// # Errors
 /// If a file cannot be written.
@@ -35,7 +35,7 @@ pub fn lighttpd(directory: &Path) -> Result<Vec<String>> {
     let root = directory.display();
     let configuration = format!(
         "server.document-root = \"{root}/files\"\nserver.port = {LIGHTTPD_PORT}\n\
-         server.max-keep-alive-requests = 1000000\n"
+         server.max-keep-alive-requests = 1000000\ndebug.log-timeouts = \"enable\"\n"
     );
     prepare(directory, "lighttpd.conf", &configuration)?;
     Ok(command(

@@ -53,7 +53,8 @@ const NAP: Duration = Duration::from_micros(50);
 /// log's end, waits for a turn that does not come, or sleeps in a call of its own (or calculates for long) with its log
 /// consumed.
 /// `requests` hears of processes that are about to execute a program. `init` is the container's first process, in our
-/// numbering; `ended` tells whether the container is gone. A replay that makes no progress for `stall` is stopped.
+/// numbering; `ended` tells of one that stands still whether it is gone, or nobody needs it any more. A replay that makes
+/// no progress for `stall` is stopped.
 ///
 /// # Errors
 /// [`Incomplete`].

@@ -129,9 +129,10 @@ fn run(client: &mut impl Client, done: &AtomicU64, stop: &AtomicBool) -> Result<
     let mut longest = Duration::ZERO;
     while !stop.load(Relaxed) {
         let began = Instant::now();
-        client
-            .step()
-            .with_context(|| format!("after {} answers to all", done.load(Relaxed)))?;
+        client.step().with_context(|| {
+            let (all, took) = (done.load(Relaxed), began.elapsed());
+            format!("after {all} answers to all, {took:.0?} behind its last, whose longest took {longest:.0?}")
+        })?;
         longest = longest.max(began.elapsed());
         done.fetch_add(1, Relaxed);
     }

@@ -116,6 +116,24 @@ fn a_takeover_that_fails_is_called_off() {
     service.await_takeover(LIMIT).unwrap();
 }
 
+/// The primary is silent for long enough, is heard again, and dies while the backup puts away what it had begun.
+#[test]
+fn a_loss_while_a_takeover_is_called_off_is_noticed() {
+    let (bed, scratch) = (Bed::new().unwrap(), TempDir::new().unwrap());
+    let service = start(&bed, &scratch);
+    let shim = bed.host("primary").unwrap().processes_named("understudy");
+    let (report, line) = under_load(&bed, &service, 5, || {
+        signal(&shim, Signal::SIGSTOP);
+        said(&service, "the primary is lost");
+        signal(&shim, Signal::SIGCONT);
+        said(&service, "the primary was silent and is back");
+        service.lose(&bed, Loss::Host, &mut Rng::new(9, 0)).unwrap();
+        service.await_takeover(LIMIT).unwrap()
+    });
+    println!("{line}; the backup said: {}", service.said("backup"));
+    assert!(report.flawless() && report.resets == 0, "{report:#?}");
+}
+
 /// The link that a standby of the container has on the backup.
 const LINK: &str = "us-redis-server";
 

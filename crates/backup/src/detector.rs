@@ -124,9 +124,10 @@ impl Detector {
         }
     }
 
-    /// A takeover was called off: waits anew, a whole time-out from `now`, before it suspects again.
+    /// A takeover was called off: waits anew, a whole time-out from `now`, before it suspects again. A connection that has
+    /// ended since the last heartbeat stays as suspicious as it was: nobody looks at it any more.
     pub fn rearm(&mut self, now: Nanos) {
-        self.suspected = None;
+        self.suspected = self.suspected.filter(|s| s.cause == Cause::Lost);
         self.last = self.last.map(|last| last.max(now));
         self.begin_anew();
     }
@@ -134,6 +135,12 @@ impl Detector {
     fn begin_anew(&mut self) {
         self.postponed = None;
         self.times_postponed = 0;
+    }
+
+    /// What is suspected now.
+    #[must_use]
+    pub fn suspicion(&self) -> Option<Suspicion> {
+        self.suspected
     }
 
     /// Suspicions that a later heartbeat proved wrong.
@@ -265,6 +272,10 @@ mod tests {
         assert_eq!(d.lost(Nanos(1)), Status::Waiting, "it never spoke");
         d.heard(Nanos(1));
         assert!(matches!(d.lost(Nanos(2)), Status::Suspected(s) if s.cause == Cause::Lost));
+        d.rearm(Nanos(3));
+        assert!(d.suspicion().is_some(), "nobody else will notice");
+        assert!(d.heard(Nanos(4)), "over another connection");
+        assert_eq!(d.suspicion(), None);
     }
 
     proptest! {

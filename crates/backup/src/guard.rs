@@ -37,8 +37,8 @@ pub enum Event<I> {
     Connected(Arc<Guard<I>>),
     /// Its first checkpoint is committed: the container is protected.
     Protected(Arc<Guard<I>>),
-    /// The primary is taken for dead: time for [`Guard::take_over`].
-    Suspected(Arc<Guard<I>>, Suspicion),
+    /// The primary is taken for dead: time for [`Guard::take_over`], if [`Guard::suspicion`] still says so.
+    Suspected(Arc<Guard<I>>),
     /// A heartbeat came after all.
     FalseAlarm(Arc<Guard<I>>),
     /// The container has ended in order with this status; nothing is kept of it any more.
@@ -176,6 +176,12 @@ impl<I: Image> Guard<I> {
     #[must_use]
     pub fn last_beat(&self) -> u64 {
         locked(&self.watch).arbiter.last_beat()
+    }
+
+    /// Why the primary is taken for dead, if it is.
+    #[must_use]
+    pub fn suspicion(&self) -> Option<Suspicion> {
+        locked(&self.watch).detector.suspicion()
     }
 
     /// The primary's clocks as far as heartbeats told them.
@@ -503,11 +509,11 @@ impl<I: Image> Guard<I> {
         match status {
             Status::Waiting => self.hello.timing.detect,
             Status::Alive { deadline } => deadline.since(now),
-            Status::Suspected(suspicion) => {
+            Status::Suspected(_) => {
                 if !watch.reported {
                     watch.reported = true;
                     drop(watch);
-                    self.tell(Event::Suspected(Arc::clone(self), suspicion));
+                    self.tell(Event::Suspected(Arc::clone(self)));
                 }
                 self.hello.timing.detect
             }

@@ -1,14 +1,15 @@
 //! The gate on one interface: loading the eBPF program, attaching it, and the lease.
 
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use aya::maps::{HashMap, Map, MapData, Stack};
-use aya::programs::SchedClassifier;
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcAttachType, qdisc_add_clsact,
 };
+use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use sys::bpf::MappedArray;
 
@@ -113,6 +114,23 @@ fn program<'a>(
         .map_err(|_| object())
 }
 
+/// How often the kernel is asked to take a program: it puts the verification off (EAGAIN) where a signal comes, be it one
+/// that stops the thread for a moment (`bpf_check` of kernel/bpf/verifier.c; libbpf asks as often).
+const ADMISSIONS: u32 = 5;
+
+/// Has the kernel verify a program and take it.
+fn admit(program: &mut SchedClassifier) -> Result<(), ProgramError> {
+    let mut left = ADMISSIONS;
+    loop {
+        left -= 1;
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if left > 0 && io_error.kind() == ErrorKind::WouldBlock => {}
+            done => return done,
+        }
+    }
+}
+
 fn map(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, GateError> {
     ebpf.take_map(name).ok_or(GateError::Object { part: name })
 }
@@ -148,12 +166,10 @@ impl Gate {
             .map_err(|e| GateError::Load(Box::new(e)))?;
         // Before any map is taken out: until then the programs know their maps by descriptor.
         for name in PROGRAMS {
-            program(&mut ebpf, name)?
-                .load()
-                .map_err(|source| GateError::Refused {
-                    program: name,
-                    source: Box::new(source),
-                })?;
+            admit(program(&mut ebpf, name)?).map_err(|source| GateError::Refused {
+                program: name,
+                source: Box::new(source),
+            })?;
         }
         let wrong = |name| {
             move |e| GateError::MapAccess {

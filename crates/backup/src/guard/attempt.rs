@@ -82,8 +82,9 @@ impl<I: Image> Attempt<I> {
         }
     }
 
-    /// The last moment at which a takeover can be called off without a trace: before anything is sent. Fails
-    /// if the primary was heard since the takeover began, unless it said that it will not speak.
+    /// Fails if the primary was heard since the takeover began, unless it said that it will not speak. The last moment
+    /// at which a takeover can be called off without a trace is before anything is sent; the sooner it is, the sooner the
+    /// primary gets its lease again.
     ///
     /// # Errors
     /// [`Back`]: the attempt is to be dropped.

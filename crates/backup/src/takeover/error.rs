@@ -145,8 +145,12 @@ impl TakeoverError {
 
     /// Whether that other attempt can be made in the same container.
     pub(super) fn may_be_tried_here(&self) -> bool {
-        // With its program, a container has ended.
-        self.may_come_right() && !matches!(self, Self::Ended { .. } | Self::Container(_))
+        // With its program, a container has ended; and none is needed where the primary is back.
+        self.may_come_right()
+            && !matches!(
+                self,
+                Self::Ended { .. } | Self::Container(_) | Self::Back(_)
+            )
     }
 }
 

@@ -11,7 +11,7 @@ use super::error::Result;
 use super::log::Log;
 use super::process;
 use super::search::Search;
-use super::stage::Stage;
+use super::stage::{Director, Past, Stage};
 use super::waiting::Tell;
 use crate::guard::Guard;
 
@@ -50,10 +50,14 @@ fn once(guard: &Arc<Guard<Checkpoint>>, search: &mut Search, tell: &mut Tell) ->
     let log = Log::new(Arc::clone(guard));
     let merge = Merge::restore(checkpoint.fold()?)?;
     let files = process::files(merge.fold());
-    let mut between = |number, error: &_| {
-        tell(number, error);
-        Ok(())
+    let past = Past {
+        files: &files,
+        log: &log,
     };
-    stage.replay(checkpoint, &files, &log, search, &mut clock, &mut between)?;
+    let mut director = Director {
+        is_needed: &|| Ok(()),
+        tell,
+    };
+    stage.replay(checkpoint, &past, search, &mut clock, &mut director)?;
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! Where attempts replay: a container without a program, and processes that stand by for one.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use eventlog::record::{Records, kind};
@@ -24,8 +24,25 @@ use super::process::{OpenFiles, Processes, Shared};
 use super::search::Search;
 use super::timing::Timing;
 use super::{arena, late, names, spinning};
-use crate::guard::Guard;
+use crate::guard::{Back, Guard};
 use crate::store::StreamRange;
+
+/// Whether the container is needed here, where it is replayed: fails once its primary is back.
+pub(super) type IsNeeded<'a> = dyn Fn() -> std::result::Result<(), Back> + Sync + 'a;
+
+/// What is replayed behind a checkpoint.
+pub(super) struct Past<'a> {
+    /// Files that were open at the cut.
+    pub(super) files: &'a OpenFiles,
+    pub(super) log: &'a Log,
+}
+
+/// Whoever wants a container.
+pub(super) struct Director<'a> {
+    pub(super) is_needed: &'a IsNeeded<'a>,
+    /// Hears of each attempt that failed, by its number.
+    pub(super) tell: &'a mut dyn FnMut(u32, &TakeoverError),
+}
 
 /// A container without a program. Belongs to one thread, which traces.
 #[derive(Debug)]
@@ -51,24 +68,25 @@ impl Stage {
         self.ahead.step(&mut self.container, &self.shared, guard)
     }
 
-    /// Attempts, as `search` times them and as many as it allows, until one has replayed to the end of the log. `between`
-    /// hears of each that failed before there is another, and may call them off.
+    /// Attempts, as `search` times them and as many as it allows, until one has replayed to the end of the log. `director`
+    /// hears of each that failed before there is another.
     pub(super) fn replay(
         &mut self,
         checkpoint: &mut Checkpoint,
-        files: &OpenFiles,
-        log: &Log,
+        past: &Past<'_>,
         search: &mut Search,
         clock: &mut Clock,
-        between: &mut dyn FnMut(u32, &TakeoverError) -> Result<()>,
+        director: &mut Director<'_>,
     ) -> Result<Processes> {
         loop {
             let (timing, mut held) = (search.timing(), Vec::new());
-            match self.attempt(checkpoint, files, log, &timing, &mut held, clock) {
+            let needed = director.is_needed;
+            match self.attempt(checkpoint, past, &timing, &mut held, clock, needed) {
                 Err(error) if error.may_be_tried_here() && search.may_go_on() => {
                     clock.step("leave the log");
-                    between(search.number(), &error)?;
-                    search.failed(&error, &held, checkpoint, log);
+                    needed()?;
+                    (director.tell)(search.number(), &error);
+                    search.failed(&error, &held, checkpoint, past.log);
                     self.clear()?;
                     clock.step("clear");
                 }
@@ -96,12 +114,13 @@ impl Stage {
     fn attempt(
         &mut self,
         checkpoint: &mut Checkpoint,
-        files: &OpenFiles,
-        log: &Log,
+        &Past { files, log }: &Past<'_>,
         timing: &Timing,
         held: &mut Vec<Held>,
         clock: &mut Clock,
+        is_needed: &IsNeeded<'_>,
     ) -> Result<Processes> {
+        is_needed()?;
         arena::fill(&self.shared.arena, checkpoint)?;
         timing.set(&self.shared.arena);
         let init = self.container.init_pid();
@@ -113,7 +132,12 @@ impl Stage {
         let processes = ahead.finish(container, shared, checkpoint, files, &late)?;
         spinning::call(&spinning::expected(&shared.arena, log), init);
         clock.step("restore");
-        let ended = || has_ended(&self.container);
+        let called_off = OnceLock::new();
+        let ended = || match is_needed() {
+            Ok(()) => has_ended(&self.container),
+            Err(back) => called_off.set(back).is_ok(),
+        };
+        is_needed()?;
         let caller = Some(follower.caller());
         let arena = &*shared.arena;
         let to_end = || to_log_end(arena, log, caller, init, ended, timing.stall);
@@ -133,12 +157,13 @@ impl Stage {
         } else {
             to_end()
         };
-        let seen = match replayed {
-            Err(Incomplete::Ended) => {
+        let seen = match (replayed, called_off.into_inner()) {
+            (_, Some(back)) => return Err(back.into()),
+            (Err(Incomplete::Ended), None) => {
                 let ended = self.container.wait()?;
                 return Err(TakeoverError::Ended { ended });
             }
-            other => other?,
+            (other, None) => other?,
         };
         tracing::debug!(?seen, "replayed");
         complete(&self.shared.arena, log)?;

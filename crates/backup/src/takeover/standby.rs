@@ -38,7 +38,7 @@ use super::population::Population;
 use super::process::{self, Processes, Shared};
 use super::search::{Search, Use};
 use super::session::Session;
-use super::stage::Stage;
+use super::stage::{Director, Past, Stage};
 use super::waiting::Tell;
 use super::{backlog, children, options, place, privileges, resets, spinning, timers};
 use crate::detector::Suspicion;
@@ -182,14 +182,16 @@ impl Vacant {
         clock.step("prepare");
         let (processes, mut folded) = thread::scope(|scope| {
             let folding = scope.spawn(|| folding::fold(merge, &log));
-            let mut between = |number, error: &TakeoverError| {
-                attempt.confirm()?;
-                tell(number, error);
-                Ok(())
+            let mut director = Director {
+                is_needed: &|| attempt.confirm(),
+                tell,
             };
-            let replayed =
-                self.stage
-                    .replay(checkpoint, &files, &log, search, &mut clock, &mut between);
+            let past = Past {
+                files: &files,
+                log: &log,
+            };
+            let stage = &mut self.stage;
+            let replayed = stage.replay(checkpoint, &past, search, &mut clock, &mut director);
             let processes = replayed?;
             let folded = folding.join();
             let folded = folded.map_err(|_| TakeoverError::Panicked {

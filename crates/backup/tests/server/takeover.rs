@@ -25,10 +25,8 @@ fn a_lost_primary_is_taken_over_and_fenced_for_good() {
     p.acked(n);
     p.die();
 
-    let Event::Suspected(_, suspicion) = backup.event() else {
-        panic!()
-    };
-    assert_eq!(suspicion.cause, Cause::Lost);
+    assert!(matches!(backup.event(), Event::Suspected(_)));
+    assert_eq!(guard.suspicion().unwrap().cause, Cause::Lost);
     let attempt = guard.take_over().unwrap();
     assert!(matches!(
         guard.take_over(),
@@ -130,7 +128,21 @@ fn a_takeover_called_off_gives_everything_back() {
     p.wait_for_lease();
     assert_eq!(p.checkpoint(3, Some(1), b"y"), Commit::Done { id: 3 });
     assert_eq!((guard.generation(), guard.phase()), (1, Phase::Guarding));
+    assert_eq!(guard.suspicion(), None);
     p.die();
+}
+
+#[test]
+fn a_primary_lost_while_a_takeover_is_called_off_is_still_suspected() {
+    let backup = Backup::start(tls(), None);
+    let (p, guard) = protected(&backup);
+    let attempt = guard.take_over().unwrap();
+    p.pulse.beat().unwrap();
+    p.die();
+    assert!(matches!(backup.event(), Event::Suspected(_)));
+    drop(attempt);
+    assert_eq!(guard.suspicion().unwrap().cause, Cause::Lost);
+    assert!(guard.take_over().is_ok());
 }
 
 #[test]
@@ -138,10 +150,8 @@ fn a_primary_that_gives_up_need_not_be_waited_for() {
     let backup = Backup::start(Security::Insecure, None);
     let (p, guard) = protected(&backup);
     p.pulse.give_up().unwrap();
-    let Event::Suspected(_, suspicion) = backup.event() else {
-        panic!()
-    };
-    assert_eq!(suspicion.cause, Cause::Yielded);
+    assert!(matches!(backup.event(), Event::Suspected(_)));
+    assert_eq!(guard.suspicion().unwrap().cause, Cause::Yielded);
     let attempt = guard.take_over().unwrap();
     p.pulse.beat().unwrap();
     attempt.confirm().unwrap();

@@ -22,6 +22,8 @@ use crate::arguments::{FailureArgument, RetryArguments};
 const PAUSE: Duration = Duration::from_millis(10);
 /// Between two looks whether an end was asked for.
 const LOOK: Duration = Duration::from_millis(100);
+/// Between two looks at a takeover that may be called off.
+const SOON: Duration = Duration::from_millis(5);
 
 /// How containers are taken over.
 #[derive(Clone, Debug)]
@@ -75,7 +77,13 @@ impl Hosting {
 
     /// Acts on the next event, if one comes soon.
     pub(super) fn serve(&mut self, events: &Receiver<Event<Checkpoint>>) {
-        match events.recv_timeout(LOOK) {
+        let ends_soon = |host: &Host| host.guard.phase() != Phase::Live;
+        let pause = if self.hosts.values().any(ends_soon) {
+            SOON
+        } else {
+            LOOK
+        };
+        match events.recv_timeout(pause) {
             Ok(event) => self.act(event),
             Err(RecvTimeoutError::Timeout) => {}
             // The server holds the other end; it is about to be noticed.
@@ -96,7 +104,8 @@ impl Hosting {
         }
     }
 
-    /// A takeover that was called off has used up the standby: those who are heard again need another.
+    /// A takeover that was called off has used up the standby: those who are heard again need another. One that was lost
+    /// meanwhile is taken over now: nobody heard of it.
     fn welcome_back(&mut self) {
         let heard = |_: &String, (guard, last): &mut (Arc<Guard<Checkpoint>>, u64)| {
             guard.last_beat() != *last
@@ -105,6 +114,7 @@ impl Hosting {
         for (name, (guard, _)) in back {
             tracing::warn!(name, "the primary is back");
             self.prepare(&guard);
+            self.suspected(guard);
         }
     }
 
@@ -112,7 +122,7 @@ impl Hosting {
         match event {
             Event::Connected(guard) => self.prepare(&guard),
             Event::Protected(guard) => tracing::info!(name = guard.hello().name, "protected"),
-            Event::Suspected(guard, suspicion) => self.suspected(guard, suspicion),
+            Event::Suspected(guard) => self.suspected(guard),
             Event::FalseAlarm(guard) => {
                 let name = &guard.hello().name;
                 tracing::warn!(name, "the primary was silent and is back");
@@ -147,12 +157,16 @@ impl Hosting {
         }
     }
 
-    fn suspected(&mut self, guard: Arc<Guard<Checkpoint>>, suspicion: Suspicion) {
+    /// Takes over, if the primary is still taken for dead: it may have been heard since somebody said so.
+    fn suspected(&mut self, guard: Arc<Guard<Checkpoint>>) {
         let name = guard.hello().name.clone();
-        self.welcome_back();
         if self.hosts.contains_key(&name) || self.lost.contains_key(&name) {
+            // `welcome_back` asks again.
             return;
         }
+        let (last_beat, Some(suspicion)) = (guard.last_beat(), guard.suspicion()) else {
+            return;
+        };
         tracing::warn!(name, ?suspicion, "the primary is lost");
         if guard.phase() == Phase::Unprotected {
             // There is nothing to take over. A primary that is slow at its start goes on as it was; one that
@@ -163,7 +177,7 @@ impl Hosting {
         let prepared = self.standbys.remove(&name);
         let manner = self.manner.clone();
         let (stop, handle) = (Arc::clone(&self.stop), Arc::clone(&self.handle));
-        let (key, kept, last_beat) = (name.clone(), Arc::clone(&guard), guard.last_beat());
+        let (key, kept) = (name.clone(), Arc::clone(&guard));
         let thread = thread::Builder::new().name("host".into()).spawn(move || {
             let begin = (suspicion, last_beat);
             let Some(live) = take_over(&guard, prepared, &manner, begin) else {
@@ -285,7 +299,8 @@ fn try_until(
     search: &mut Search,
 ) -> Result<(Live, Report), Given> {
     loop {
-        match try_once(guard, prepared.take(), manner, suspicion, search) {
+        let begin = (suspicion, last_beat);
+        match try_once(guard, prepared.take(), manner, begin, search) {
             Ok(taken) => return Ok(taken),
             Err(Failed::CalledOff(back)) => return Err(Given::Back(back)),
             Err(Failed::Impossible) => return Err(Given::Up),
@@ -321,18 +336,22 @@ fn try_once(
     guard: &Arc<Guard<Checkpoint>>,
     prepared: Option<Standby>,
     manner: &Manner,
-    suspicion: Suspicion,
+    (suspicion, last_beat): (Suspicion, u64),
     search: &mut Search,
 ) -> Result<(Live, Report), Failed> {
     let name = guard.hello().name.clone();
-    let attempt = guard.take_over().map_err(|error| {
-        tell(&name, search.number(), &error);
-        Failed::Impossible
-    })?;
+    // Before the takeover begins: a primary that is alive has to be silent from then on.
     let standby = match prepared {
         Some(standby) => standby,
         None => standby(guard, manner).map_err(Failed::NotReady)?,
     };
+    guard
+        .is_silent_since(last_beat)
+        .map_err(Failed::CalledOff)?;
+    let attempt = guard.take_over().map_err(|error| {
+        tell(&name, search.number(), &error);
+        Failed::Impossible
+    })?;
     let told = Box::new(move |number, error: &TakeoverError| tell(&name, number, error));
     let taken = standby.take_over(attempt, suspicion, search, told);
     taken.map_err(|error| match error {
