@@ -183,7 +183,7 @@ pub(crate) fn run(options: &Options, protection: &Protection) -> Result<i32, Err
         membership.tell_end(ended.code());
         // Nobody goes on from a checkpoint any more.
         if let Some(held) = &shared.held
-            && let Err(e) = shared.egress().turn(&held.take())
+            && let Err(e) = shared.egress().turn(held.take())
         {
             eprintln!("understudy: sending failed: {e}");
         }
@@ -319,7 +319,7 @@ impl Releaser {
                 None => Released::default(),
             };
             let released = self.shared.acknowledged(released);
-            if let Err(e) = self.shared.egress().turn(&released) {
+            if let Err(e) = self.shared.egress().turn(released) {
                 eprintln!("understudy: sending failed: {e}");
             }
             self.shipper.go_on();

@@ -133,7 +133,7 @@ struct connection {
 };
 
 struct config {
-    __u64 lease_ns; // on boot time: from then on nothing leaves
+    __u64 lease_ns; // on boot time: from then on nothing leaves, and answers wait for the next lease in `openings`
     __u32 flags;
     __u8 mask[6];
     __u8 pad[6];
@@ -611,11 +611,15 @@ static __always_inline int may_answer(struct __sk_buff *skb, struct key *key, co
     return 0;
 }
 
-static __always_inline int gate_segment(struct __sk_buff *skb, struct key *key, const struct segment *s, __u32 flags)
+// `expired`: the lease is over.
+static __always_inline int gate_segment(struct __sk_buff *skb, struct key *key, const struct segment *s, __u32 flags,
+                                        int expired)
 {
     struct connection *c;
     struct options o;
 
+    if (expired && !(flags & FLAG_ANSWERS && s->syn && s->has_ack))
+        return TC_ACT_SHOT;
     if (s->syn && !s->rst) {
         if (!s->has_ack) {
             handshake_begins(skb, key, s, 1);
@@ -696,9 +700,11 @@ int from_container(struct __sk_buff *skb)
 
     if (!cfg)
         return TC_ACT_SHOT;
-    if (bpf_ktime_get_boot_ns() >= *(volatile __u64 *)&cfg->lease_ns) {
+    int expired = bpf_ktime_get_boot_ns() >= *(volatile __u64 *)&cfg->lease_ns;
+    if (expired) {
         count(COUNT_LEASE);
-        return TC_ACT_SHOT;
+        if (!(cfg->flags & FLAG_GATE) || skb->protocol != bpf_htons(ETH_P_IP))
+            return TC_ACT_SHOT;
     }
     if (cfg->flags & FLAG_GATE && skb->protocol != bpf_htons(ETH_P_ARP)) {
         if (skb->protocol != bpf_htons(ETH_P_IP)) {
@@ -710,11 +716,13 @@ int from_container(struct __sk_buff *skb)
             count(COUNT_MALFORMED);
             return TC_ACT_SHOT;
         case TCP:
-            verdict = gate_segment(skb, &key, &s, cfg->flags);
+            verdict = gate_segment(skb, &key, &s, cfg->flags, expired);
             break;
         case NOT_TCP:
             break;
         }
+        if (expired)
+            return TC_ACT_SHOT;
         if (verdict != TC_ACT_OK)
             return verdict;
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::primary::{listen, tuple_of};
 use common::{Bed, SERVICE, service, until};
-use gate::{Config, Gate, Injector};
+use gate::{Config, Gate, Injector, Opening, Openings};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 #[test]
@@ -29,14 +29,7 @@ fn an_answer_waits_for_the_log() {
     let listener = listen(&bed, 'p');
     std::thread::scope(|scope| {
         let client = scope.spawn(|| bed.inside('c', || TcpStream::connect(service()).unwrap()));
-        poll(
-            &mut [PollFd::new(openings.as_fd(), PollFlags::POLLIN)],
-            PollTimeout::from(5000_u16),
-        )
-        .unwrap();
-        let mut new = Vec::new();
-        openings.read(&mut new);
-        let opening = new.pop().unwrap();
+        let opening = next(&mut openings);
         let handshake = opening.handshake;
         assert_eq!(handshake.tuple.local, service());
         assert!(!handshake.active && handshake.timestamps && handshake.sack);
@@ -62,4 +55,44 @@ fn an_answer_waits_for_the_log() {
         assert_eq!(registered, handshake);
         drop(client);
     });
+}
+
+/// The container's kernel would answer again after a second.
+#[test]
+fn an_answer_waits_for_a_lease() {
+    let bed = Bed::new();
+    let config = Config {
+        gate: true,
+        answers: true,
+        ..Config::default()
+    };
+    let mut gate = bed.inside('b', || Gate::attach("vp", &config).unwrap());
+    let injector = bed.inside('p', || Injector::open().unwrap());
+    let mut openings = gate.openings().unwrap();
+    let _listener = listen(&bed, 'p');
+    let connect = || bed.inside('c', || TcpStream::connect(service()).unwrap());
+    std::thread::scope(|scope| {
+        // The second time the client knows the container's hardware address.
+        for lease in [u64::MAX, 0] {
+            gate.set_lease(lease);
+            let client = scope.spawn(connect);
+            let opening = next(&mut openings);
+            assert_eq!(gate.established(&opening.handshake.tuple), None);
+            let began = Instant::now();
+            gate.set_lease(u64::MAX);
+            gate.answer(&opening, &injector).unwrap();
+            client.join().unwrap();
+            assert!(began.elapsed() < Duration::from_millis(500));
+        }
+        assert_eq!(gate.counters().answers, 2);
+    });
+}
+
+/// Waits for the next answer that waits.
+fn next(openings: &mut Openings) -> Opening {
+    let mut wanted = [PollFd::new(openings.as_fd(), PollFlags::POLLIN)];
+    poll(&mut wanted, PollTimeout::from(5000_u16)).unwrap();
+    let mut new = Vec::new();
+    openings.read(&mut new);
+    new.pop().unwrap()
 }

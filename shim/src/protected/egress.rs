@@ -1,6 +1,7 @@
 //! What leaves the container: the gate, the output of each connection, and what is released when.
 
 use std::collections::BTreeMap;
+use std::mem::take;
 use std::net::SocketAddrV4;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::AtomicBool;
@@ -15,6 +16,7 @@ use gate::{
 use guest::abi::conn;
 use nix::sys::socket::{SockaddrIn, getpeername, getsockname};
 use sys::arena::{Arena, futex_wake};
+use sys::bpf::boot_ns;
 use sys::process::PidFd;
 use sys::threads::find_thread;
 
@@ -109,6 +111,8 @@ impl Touch {
 /// Gate and senders.
 pub(super) struct Egress {
     gate: Gate,
+    /// May leave as far as the backup is concerned, and waits for the gate to open.
+    waiting: Released,
     injector: Injector,
     sender: Sender<ArenaOutput>,
     known: BTreeMap<usize, Known>,
@@ -144,6 +148,7 @@ impl Egress {
         let (known, processes) = (BTreeMap::new(), BTreeMap::new());
         Ok(Self {
             gate,
+            waiting: Released::default(),
             injector,
             sender: Sender::new()?,
             known,
@@ -156,7 +161,7 @@ impl Egress {
 
     /// Something is on its way to a client.
     pub(super) fn is_busy(&self) -> bool {
-        self.sender.is_busy()
+        self.sender.is_busy() || !self.waiting.is_empty()
     }
 
     /// The record of an answer that waits.
@@ -226,8 +231,15 @@ impl Egress {
         Ok(socket)
     }
 
-    /// Releases what acknowledged drains cover, and moves output along.
-    pub(super) fn turn(&mut self, released: &Released) -> Result<(), GateError> {
+    /// Releases what acknowledged drains cover, and moves output along; without a lease, behind the next turn with one.
+    /// What the closed gate drops, the kernel sends again 0.2 s later, and an answer to a connection request after 1 s.
+    pub(super) fn turn(&mut self, released: Released) -> Result<(), GateError> {
+        self.waiting.append(released);
+        if self.gate.lease() <= boot_ns() {
+            self.waiting.condense();
+            return Ok(());
+        }
+        let released = take(&mut self.waiting);
         for opening in &released.openings {
             self.gate.answer(opening, &self.injector)?;
         }

@@ -263,7 +263,7 @@ impl Epochs {
         if !matches!(delivered, Ok(true)) {
             self.put_back(covered);
         } else if !covered.is_empty()
-            && let Err(e) = self.shared.egress().turn(&covered)
+            && let Err(e) = self.shared.egress().turn(covered)
         {
             eprintln!("understudy: sending failed: {e}");
         }

@@ -113,7 +113,7 @@ impl Membership {
                 if self.shared.stop.load(Acquire) {
                     return None;
                 }
-                if let Err(e) = self.shared.egress().turn(&Released::default()) {
+                if let Err(e) = self.shared.egress().turn(Released::default()) {
                     tracing::warn!(error = %e, "output that was released cannot be sent");
                 }
                 thread::sleep(TURN);
