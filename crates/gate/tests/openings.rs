@@ -16,12 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 #[test]
 fn an_answer_waits_for_the_log() {
     let bed = Bed::new();
-    let config = Config {
-        gate: true,
-        answers: true,
-        ..Config::default()
-    };
-    let mut gate = bed.inside('b', || Gate::attach("vp", &config).unwrap());
+    let mut gate = attach(&bed);
     gate.set_lease(u64::MAX);
     let injector = bed.inside('p', || Injector::open().unwrap());
     let mut openings = gate.openings().unwrap();
@@ -61,12 +56,7 @@ fn an_answer_waits_for_the_log() {
 #[test]
 fn an_answer_waits_for_a_lease() {
     let bed = Bed::new();
-    let config = Config {
-        gate: true,
-        answers: true,
-        ..Config::default()
-    };
-    let mut gate = bed.inside('b', || Gate::attach("vp", &config).unwrap());
+    let mut gate = attach(&bed);
     let injector = bed.inside('p', || Injector::open().unwrap());
     let mut openings = gate.openings().unwrap();
     let _listener = listen(&bed, 'p');
@@ -86,6 +76,16 @@ fn an_answer_waits_for_a_lease() {
         }
         assert_eq!(gate.counters().answers, 2);
     });
+}
+
+/// The gate of the host `p`, closed.
+fn attach(bed: &Bed) -> Gate {
+    let config = Config {
+        gate: true,
+        answers: true,
+        ..Config::default()
+    };
+    bed.inside('b', || Gate::attach("vp", &config).unwrap())
 }
 
 /// Waits for the next answer that waits.
