@@ -231,15 +231,16 @@ impl Egress {
         Ok(socket)
     }
 
-    /// Releases what acknowledged drains cover, and moves output along; without a lease, behind the next turn with one.
-    /// What the closed gate drops, the kernel sends again 0.2 s later, and an answer to a connection request after 1 s.
+    /// Releases what acknowledged drains cover, and moves output along. What is released while there is no lease waits for
+    /// one: what the closed gate drops, the kernel sends again 0.2 s later, and an answer to a connection request after 1 s.
     pub(super) fn turn(&mut self, released: Released) -> Result<(), GateError> {
         self.waiting.append(released);
-        if self.gate.lease() <= boot_ns() {
+        let mut released = Released::default();
+        if boot_ns() < self.gate.lease() {
+            released = take(&mut self.waiting);
+        } else {
             self.waiting.condense();
-            return Ok(());
         }
-        let released = take(&mut self.waiting);
         for opening in &released.openings {
             self.gate.answer(opening, &self.injector)?;
         }
